@@ -1,0 +1,1 @@
+"""jaxsteer: steer and read the residual stream of Llama models in JAX."""

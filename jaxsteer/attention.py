@@ -1,0 +1,104 @@
+"""Attention over the cache: one function signature, two implementations behind it.
+
+Swap in your own: a callable `(q, k, v, *, valid, start) -> out` with
+
+    q      [B, T, N, H]   queries of the T newest tokens
+    k, v   [B, S, K, H]   keys and values, K divides N
+    valid  bool [B, S]    slots that hold a real token of the row
+    start  int32 scalar   slot of the first query; slot `start + t` may see slots up to itself
+    out    [B, T, N, H]   rows of padding queries hold finite numbers that nobody reads
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+AttentionFn = Callable[..., jax.Array]
+
+_NEGATIVE = -1e30  # finite, so that a query that sees nothing gives numbers instead of NaN
+
+
+def visible(valid: jax.Array, start: jax.Array, n_queries: int) -> jax.Array:
+    """Which slots each query sees, bool `[B, T, S]`: real ones, up to its own.
+
+    ASCII picture of one row with one slot of padding, `start=2`, `T=2`, `S=5`:
+
+        slot       0 1 2 3 4
+        query 0    . x x . .
+        query 1    . x x x .
+    """
+    slot = jnp.arange(valid.shape[-1])
+    query_slot = start + jnp.arange(n_queries)
+    return valid[:, None, :] & (slot[None, :] <= query_slot[:, None])[None]
+
+
+def xla_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, valid: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Plain attention, softmax in float32; runs on every backend and is the reference."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
+    mask = visible(valid, start, T)[:, None, None]
+    scores = jnp.where(mask, scores * H**-0.5, _NEGATIVE)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probs, v).reshape(B, T, N, H)
+
+
+@jax.custom_batching.custom_vmap
+def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, start: jax.Array
+) -> jax.Array:
+    B, T = q.shape[:2]
+    if T == 1:
+        # One query: causality is a length, padding a bias that all heads share. A boolean mask
+        # would work too, at half as much time again.
+        bias = jnp.where(valid, 0.0, _NEGATIVE)[:, None, None, :]
+        lengths = jnp.full((B,), start + 1, jnp.int32)
+        queries = jnp.ones((B,), jnp.int32)
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            bias=bias.astype(q.dtype),
+            query_seq_lengths=queries,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
+    mask = visible(valid, start, T)
+    bias = jnp.where(mask, 0.0, _NEGATIVE)[:, None]  # [B, 1, T, S]: cuDNN wants T spelled out
+    return jax.nn.dot_product_attention(q, k, v, bias=bias.astype(q.dtype), implementation="cudnn")
+
+
+@_cudnn.def_vmap
+def _cudnn_over_cells(
+    axis_size: int, batched: list[bool], *args: jax.Array
+) -> tuple[jax.Array, bool]:
+    """Fold a vmapped axis into the rows: cuDNN refuses a shared bias under `vmap`."""
+    *rows, start = args
+    if batched[-1]:
+        raise NotImplementedError("cells of a sweep share one cursor; `start` was vmapped")
+    cells = [
+        x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, is_batched in zip(rows, batched[:-1], strict=True)
+    ]
+    folded = [x.reshape(-1, *x.shape[2:]) for x in cells]
+    out = _cudnn(*folded, start)
+    return out.reshape(axis_size, -1, *out.shape[1:]), True
+
+
+def cudnn_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, valid: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Flash attention of cuDNN: NVIDIA GPUs, bf16 or fp16, head width a multiple of 8."""
+    return _cudnn(q, k, v, valid, start)
+
+
+def default_attention(dtype: jnp.dtype, head_dim: int) -> AttentionFn:
+    """Choose cuDNN where it runs, the XLA path everywhere else."""
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if jax.default_backend() == "gpu" and half and head_dim % 8 == 0:
+        return cudnn_attention
+    return xla_attention

@@ -1,0 +1,43 @@
+"""The key/value cache of a batch of left-padded rows."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.config import LlamaConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, written left to right by all rows together.
+
+    Rows are left-padded to one prompt length, so one scalar cursor serves the whole batch and
+    `valid` says which slots of a row hold real tokens:
+
+        slot     0 1 2 3 4 5 6 7
+        row 0    . . x x x y y _     . padding   x prompt   y generated   _ not written yet
+        row 1    x x x x x y y _     cursor = 7
+    """
+
+    k: list[jax.Array]  # one a layer, each [B, S, K, H]
+    v: list[jax.Array]  # one a layer, each [B, S, K, H]
+    valid: jax.Array  # bool [B, S]: the slot holds a real token of this row
+    cursor: jax.Array  # int32 scalar: slots written so far
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row has, S."""
+        return self.valid.shape[-1]
+
+
+def empty_cache(config: LlamaConfig, *, rows: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+    """A cache of `rows` rows with room for `capacity` tokens each, padding included."""
+    shape = (rows, capacity, config.n_kv_heads, config.head_dim)
+    return KVCache(
+        k=[jnp.zeros(shape, dtype) for _ in range(config.n_layers)],
+        v=[jnp.zeros(shape, dtype) for _ in range(config.n_layers)],
+        valid=jnp.zeros((rows, capacity), bool),
+        cursor=jnp.zeros((), jnp.int32),
+    )

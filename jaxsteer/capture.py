@@ -1,0 +1,65 @@
+"""Read activations: which sites and layers come back, at which positions, reduced or raw."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.sites import SITES, site_index
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Capture:
+    """What `forward` brings back of the residual stream, as `{site: array}`.
+
+    `sites` and `layers` are static; `positions` and `weights` are data. With neither, every
+    position comes back; at most one of the two may be given. The arrays are
+
+        raw                 [len(layers), B, T, D]
+        with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row
+        with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
+
+    Sums never leave the device as activations: with one column of `weights` a group of tokens
+    (say, one offset before backtracking sentences), a pass over a trace costs L·G·D floats.
+    Positions count a row's real tokens from 0, whatever its padding.
+    """
+
+    sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
+    layers: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    positions: jax.Array | None = None  # int32 [B, P]
+    weights: jax.Array | None = None  # float [B, T, G]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
+        if self.positions is not None and self.weights is not None:
+            raise ValueError("capture: got both positions and weights, expected at most one")
+
+
+def check_capture(capture: Capture, config: LlamaConfig) -> None:
+    """Raise `ValueError` for a layer that the model does not have."""
+    for layer in capture.layers or ():
+        if not 0 <= layer < config.n_layers:
+            raise ValueError(
+                f"capture.layers: got {layer}, expected 0 to {config.n_layers - 1} "
+                "(layer l is the output of block l, counted from 0)"
+            )
+
+
+def wants(capture: Capture, site: str, layer: int) -> bool:
+    """Whether `capture` asks for this site of this layer (decided while tracing)."""
+    return site in capture.sites and (capture.layers is None or layer in capture.layers)
+
+
+def select(capture: Capture, x: jax.Array, padding: jax.Array) -> jax.Array:
+    """The part of `x` `[B, T, D]` that comes back; `padding` `[B]` counts a row's pad slots."""
+    if capture.weights is not None:
+        weights = capture.weights.astype(jnp.float32)
+        return jnp.einsum(
+            "BTG,BTD->GD", weights, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+        )
+    if capture.positions is not None:
+        slots = capture.positions + padding[:, None]
+        return jnp.take_along_axis(x, slots[..., None], axis=1)
+    return x

@@ -1,0 +1,317 @@
+"""A Llama in Flax NNX whose residual stream can be read and steered at named sites.
+
+Read `Block.__call__` first: the sites stand there in reading order. The modules are built inside
+traced code only; what callers hold is `Model`, a pytree of plain arrays, so that two models of
+one shape share one compiled program and `jax.tree.map` can mix them.
+
+Letters: B rows, T query tokens, S key slots, D width, F MLP width, N query heads, K key/value
+heads, H head width, V vocabulary, L layers.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxsteer import capture as capturing
+from jaxsteer import steering as steers
+from jaxsteer.attention import AttentionFn, default_attention
+from jaxsteer.cache import KVCache
+from jaxsteer.capture import Capture
+from jaxsteer.config import LlamaConfig
+from jaxsteer.steering import Steering
+
+Params = dict[Any, Any]  # nested dict of arrays, layers under their numbers
+# Called with a site's name and the stream there; returns the stream to go on with.
+Tap = Callable[[str, jax.Array], jax.Array]
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Angle per position of each rotary pair, float32 `[H / 2]`, scaling included."""
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    frequency = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency.astype(np.float32)
+    if scaling.kind == "linear":
+        return (frequency / scaling.factor).astype(np.float32)
+    # llama3: how often a pair turns over the original context decides how much it is stretched.
+    turns = scaling.original_max_positions * frequency / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # 1: fast pair, left as it is
+    return ((1 - keep) * frequency / scaling.factor + keep * frequency).astype(np.float32)
+
+
+def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
+    """Rotary embedding of `x` `[B, T, N, H]` by `angle` `[B, T, H / 2]`, halves paired as in HF."""
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.eps = config.norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        self.q_proj = _weight(rngs, (D, N, H), dtype)
+        self.k_proj = _weight(rngs, (D, K, H), dtype)
+        self.v_proj = _weight(rngs, (D, K, H), dtype)
+        self.o_proj = _weight(rngs, (N, H, D), dtype)
+
+    def __call__(self, x: jax.Array, context: "Context", layer: int) -> tuple[jax.Array, Any]:
+        q = rotate(jnp.einsum("BTD,DNH->BTNH", x, self.q_proj[...]), context.angle)
+        k = rotate(jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...]), context.angle)
+        v = jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+        if context.cache is not None:
+            # Every row writes at the same slot: one slice a layer, updated in place in a loop.
+            slot = (0, context.start, 0, 0)
+            k = jax.lax.dynamic_update_slice(context.cache.k[layer], k, slot)
+            v = jax.lax.dynamic_update_slice(context.cache.v[layer], v, slot)
+        out = context.attention(q, k, v, valid=context.valid, start=context.start)
+        return jnp.einsum("BTNH,NHD->BTD", out, self.o_proj[...]), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate_proj = _weight(rngs, (config.d_model, config.d_mlp), dtype)
+        self.up_proj = _weight(rngs, (config.d_model, config.d_mlp), dtype)
+        self.down_proj = _weight(rngs, (config.d_mlp, config.d_model), dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = jnp.einsum("BTD,DF->BTF", x, self.gate_proj[...])
+        up = jnp.einsum("BTD,DF->BTF", x, self.up_proj[...])
+        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down_proj[...])
+
+
+class Block(nnx.Module):
+    """One transformer block; `tap` sees the stream at each site and may change it."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attn_norm = RMSNorm(config, dtype=dtype)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(config, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, context: "Context", layer: int, tap: Tap
+    ) -> tuple[jax.Array, Any]:
+        x = tap("resid_pre", x)
+        attn_out, kv = self.attn(self.attn_norm(x), context, layer)
+        attn_out = tap("attn_out", attn_out)
+        x = tap("resid_mid", x + attn_out)
+        mlp_out = self.mlp(self.mlp_norm(x))
+        mlp_out = tap("mlp_out", mlp_out)
+        x = tap("resid_post", x + mlp_out)
+        return x, kv
+
+
+class Embedding(nnx.Module):
+    """Token embeddings, `[V, D]`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = _weight(rngs, (config.vocab_size, config.d_model), dtype)
+
+
+class Head(nnx.Module):
+    """The untied output projection, `[D, V]`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = _weight(rngs, (config.d_model, config.vocab_size), dtype)
+
+
+class Llama(nnx.Module):
+    """The whole network; layers are unrolled (a scan over them is 10 times slower in decode)."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embed = Embedding(config, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layers)]
+        )
+        self.final_norm = RMSNorm(config, dtype=dtype)
+        self.lm_head = None if config.tie_embeddings else Head(config, dtype=dtype, rngs=rngs)
+
+    def unembed(self, x: jax.Array) -> jax.Array:
+        """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`."""
+        x = self.final_norm(x)
+        if self.lm_head is None:
+            weight, spec = self.embed.embedding[...], "...D,VD->...V"
+        else:
+            weight, spec = self.lm_head.kernel[...], "...D,DV->...V"
+        return jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """Weights and shape of a model: a pytree whose leaves are the weights.
+
+    It goes through `jax.jit`, `jax.tree.map` and `jax.grad` as it is; config and attention are
+    static, so models of one shape share one compiled program.
+    """
+
+    params: Params
+    config: LlamaConfig = field(metadata={"static": True})
+    attention: AttentionFn = field(metadata={"static": True})
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The weights' dtype, which is also the residual stream's."""
+        return self.params["embed"]["embedding"].dtype
+
+    def with_attention(self, attention: AttentionFn) -> "Model":
+        """The same model computing attention with another function (see `attention`)."""
+        return replace(self, attention=attention)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share."""
+
+    angle: jax.Array  # float32 [B, T, H / 2], rotary
+    valid: jax.Array  # bool [B, S]
+    start: jax.Array  # int32 scalar, slot of the first query token
+    cache: KVCache | None
+    attention: AttentionFn
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives."""
+
+    logits: jax.Array  # float32 [B, T, V], or [B, 1, V] with `last_only`
+    cache: KVCache | None  # the cache with this pass's tokens written, if one was given
+    captured: dict[str, jax.Array]  # by site; see Capture for the shapes
+
+
+@functools.lru_cache(maxsize=16)
+def _structure(config: LlamaConfig, dtype_name: str) -> tuple[Any, Any]:
+    dtype = jnp.dtype(dtype_name)
+    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.split(module)
+
+
+def abstract_params(config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Shapes and dtypes of the parameters, as the nested dict that `Model.params` is."""
+    _, state = _structure(config, jnp.dtype(dtype).name)
+    return nnx.to_pure_dict(state)
+
+
+def from_params(params: Params, config: LlamaConfig) -> Model:
+    """A `Model` with the attention function that suits this machine."""
+    dtype = params["embed"]["embedding"].dtype
+    return Model(params, config, default_attention(dtype, config.head_dim))
+
+
+def init(config: LlamaConfig, *, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
+    """A model with random weights (normal, standard deviation 0.02)."""
+
+    def make() -> Params:
+        module = Llama(config, dtype=dtype, rngs=nnx.Rngs(seed))
+        return nnx.to_pure_dict(nnx.state(module))
+
+    return from_params(jax.jit(make)(), config)
+
+
+def bind(model: Model) -> Llama:
+    """The NNX module with the model's weights in it, for use inside traced code."""
+    graphdef, state = _structure(model.config, jnp.dtype(model.dtype).name)
+    leaves = jax.tree.leaves(model.params)
+    return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def forward(
+    model: Model,
+    tokens: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    cache: KVCache | None = None,
+    steering: Steering | Sequence[Steering] | None = None,
+    prompt_length: jax.Array | None = None,
+    capture: Capture | None = None,
+    last_only: bool = False,
+) -> Output:
+    """Run the model over `tokens` `[B, T]`; pure, to be called inside `jax.jit`.
+
+    Args:
+        model: the weights.
+        tokens: int32 `[B, T]`, left-padded.
+        mask: bool `[B, T]`, True on real tokens; all real if not given.
+        cache: earlier keys and values; the pass reads them and returns the cache with its own
+            tokens written at the cursor. The caller sees to it that they fit.
+        steering: one intervention or several, applied in order.
+        prompt_length: int32 `[B]`, real tokens of each row that are prompt, which anchors the
+            scopes of `steering`; by default all tokens of this pass are prompt.
+        capture: what to bring back of the stream, after steering at the same site.
+        last_only: unembed the last position only.
+    """
+    B, T = tokens.shape
+    config = model.config
+    module = bind(model)
+    mask = jnp.ones((B, T), bool) if mask is None else mask
+    if cache is None:
+        start, valid = jnp.zeros((), jnp.int32), mask
+    else:
+        start = cache.cursor
+        valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
+    padding = jnp.argmax(valid, axis=1).astype(jnp.int32)  # [B], rows are left-padded
+    position = start + jnp.arange(T) - padding[:, None]  # [B, T], negative on padding
+    angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * rope_frequencies(config)
+    context = Context(angle, valid, start, cache, model.attention)
+
+    steerings = _as_tuple(steering)
+    if prompt_length is None:
+        prompt_length = jnp.sum(valid, axis=1)
+    strengths = [steers.strength(s, position, prompt_length) for s in steerings]
+
+    x = module.embed.embedding[...][tokens]
+    captured: dict[str, list[jax.Array]] = {site: [] for site in (capture.sites if capture else ())}
+    kv = []
+    for layer, block in enumerate(module.layers):
+
+        def tap(site: str, x: jax.Array, layer: int = layer) -> jax.Array:
+            for s, strength in zip(steerings, strengths, strict=True):
+                x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
+            if capture is not None and capturing.wants(capture, site, layer):
+                captured[site].append(capturing.select(capture, x, padding))
+            return x
+
+        x, layer_kv = block(x, context, layer, tap)
+        kv.append(layer_kv)
+
+    if cache is not None:
+        cache = KVCache([k for k, _ in kv], [v for _, v in kv], valid, start + T)
+    logits = module.unembed(x[:, -1:] if last_only else x)
+    return Output(logits, cache, {site: jnp.stack(xs) for site, xs in captured.items()})
+
+
+def _as_tuple(steering: Steering | Sequence[Steering] | None) -> tuple[Steering, ...]:
+    if steering is None:
+        return ()
+    return (steering,) if isinstance(steering, Steering) else tuple(steering)
