@@ -285,7 +285,7 @@ def forward(
     angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * rope_frequencies(config)
     context = Context(angle, valid, start, cache, model.attention)
 
-    steerings = _as_tuple(steering)
+    steerings = steers.as_tuple(steering)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1)
     strengths = [steers.strength(s, position, prompt_length) for s in steerings]
@@ -309,9 +309,3 @@ def forward(
         cache = KVCache([k for k, _ in kv], [v for _, v in kv], valid, start + T)
     logits = module.unembed(x[:, -1:] if last_only else x)
     return Output(logits, cache, {site: jnp.stack(xs) for site, xs in captured.items()})
-
-
-def _as_tuple(steering: Steering | Sequence[Steering] | None) -> tuple[Steering, ...]:
-    if steering is None:
-        return ()
-    return (steering,) if isinstance(steering, Steering) else tuple(steering)

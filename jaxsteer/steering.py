@@ -142,3 +142,10 @@ def apply(
     amount = jnp.where(here[:, None], strengths, 0.0)[..., None]  # [B, T, 1]
     steered = x.astype(jnp.float32) + amount * steering.vector[:, None]
     return jnp.where(amount != 0, steered.astype(x.dtype), x)
+
+
+def as_tuple(steering: Steering | Sequence[Steering] | None) -> tuple[Steering, ...]:
+    """No, one or several interventions as a tuple, in the order in which they are applied."""
+    if steering is None:
+        return ()
+    return (steering,) if isinstance(steering, Steering) else tuple(steering)

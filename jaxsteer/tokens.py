@@ -1,0 +1,92 @@
+"""Batches of token rows, left-padded to a common bucket, with the padding explicit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsteer.config import LlamaConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token rows of unequal length, padded on the left.
+
+        tokens   0 0 5 8 9        mask   . . x x x
+                 4 2 7 1 3               x x x x x
+
+    The mask alone says what is padding: a pad token's id may also occur as a real token.
+    """
+
+    tokens: jax.Array  # int32 [B, T]
+    mask: jax.Array  # bool [B, T], True on real tokens
+
+    @property
+    def lengths(self) -> jax.Array:
+        """Real tokens of each row, int32 `[B]`."""
+        return jnp.sum(self.mask, axis=1, dtype=jnp.int32)
+
+
+def bucket(length: int, *, step: int = 64) -> int:
+    """Round a length up to a multiple of `step`, so that few shapes are ever compiled.
+
+    >>> bucket(1), bucket(64), bucket(65)
+    (64, 64, 128)
+    """
+    return -(-length // step) * step
+
+
+def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> TokenBatch:
+    """Pad token rows on the left to `length`, by default the bucket of the longest.
+
+    >>> left_pad([[5, 8], [7]], length=3).tokens.tolist()
+    [[0, 5, 8], [0, 0, 7]]
+
+    Raises:
+        ValueError: for no rows, an empty row, or one longer than `length`.
+    """
+    if len(rows) == 0:
+        raise ValueError("prompts: got none, expected at least one")
+    lengths = [len(row) for row in rows]
+    if min(lengths) == 0:
+        raise ValueError(f"prompts[{lengths.index(0)}]: got no tokens, expected at least one")
+    length = bucket(max(lengths)) if length is None else length
+    if max(lengths) > length:
+        worst = lengths.index(max(lengths))
+        raise ValueError(f"prompts[{worst}]: got {max(lengths)} tokens, expected at most {length}")
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return TokenBatch(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: int = 0) -> None:
+    """Check a batch against a model on the host, where JAX would clamp ids silently.
+
+    Raises:
+        ValueError: for an id outside the vocabulary, a mask that is not left padding, or rows
+            that outgrow the model's positions with `new_tokens` more.
+    """
+    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+    if tokens.ndim != 2 or tokens.shape != mask.shape:
+        raise ValueError(f"tokens and mask: got {tokens.shape} and {mask.shape}, expected [B, T]")
+    wrong = (tokens < 0) | (tokens >= config.vocab_size)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"tokens[{row}, {column}]: got id {tokens[row, column]}, "
+            f"expected 0 to {config.vocab_size - 1}"
+        )
+    if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
+        raise ValueError("mask: expected left padding, then at least one real token, in every row")
+    longest = int(mask.sum(axis=1).max())
+    if longest + new_tokens > config.max_positions:
+        raise ValueError(
+            f"prompt of {longest} tokens and {new_tokens} new ones: expected at most "
+            f"max_positions={config.max_positions} together"
+        )
