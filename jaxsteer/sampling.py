@@ -39,7 +39,7 @@ def sampling(
     seed: ArrayLike = 0,
     row: ArrayLike | None = None,
 ) -> Sampling:
-    """Settings for `rows` rows; each is one value, or one a row. `row` defaults to 0, 1, 2 …
+    """Settings for `rows` rows, each one value or one a row; `row` counts up if not given.
 
     Raises:
         ValueError: naming the setting that is out of range or has another number of rows.

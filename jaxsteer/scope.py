@@ -31,7 +31,7 @@ class Scope:
     excluded: jax.Array  # bool [B, W]: the window is cut out instead of added
 
     def covers(self, position: jax.Array, prompt_length: jax.Array) -> jax.Array:
-        """Whether each position `[B, T]` is in scope, for prompts of `[B]` tokens: bool `[B, T]`."""
+        """Whether each position `[B, T]` is in scope, given prompts of `[B]` tokens."""
         bounds = self.bounds + self.from_prompt_end * prompt_length[:, None, None]
         start, stop = bounds[:, None, :, 0], bounds[:, None, :, 1]  # [B, 1, W]
         inside = (position[:, :, None] >= start) & (position[:, :, None] < stop)  # [B, T, W]
@@ -92,6 +92,16 @@ def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     rows = max(part.excluded.shape[0] for part in parts)
     parts = [broadcast_rows(part, rows, "scope") for part in parts]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+
+
+def pad_windows(scope: Scope, windows: int) -> Scope:
+    """The same scope with empty windows added up to `windows`."""
+    missing = windows - scope.excluded.shape[1]
+
+    def pad(leaf: jax.Array) -> jax.Array:
+        return jnp.pad(leaf, ((0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 2))
+
+    return jax.tree.map(pad, scope)
 
 
 def broadcast_rows(tree: Tree, rows: int, name: str) -> Tree:

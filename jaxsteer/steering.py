@@ -9,7 +9,7 @@ coefficient and scope in each of its rows, and changing them never recompiles.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +149,28 @@ def as_tuple(steering: Steering | Sequence[Steering] | None) -> tuple[Steering, 
     if steering is None:
         return ()
     return (steering,) if isinstance(steering, Steering) else tuple(steering)
+
+
+def stack(steerings: Sequence[Steering]) -> Steering:
+    """Interventions of one row count as one with a leading cell axis, `[C, B, …]`.
+
+    Shorter schedules are continued and scopes with fewer windows get empty ones, which changes
+    neither.
+    """
+    if not steerings:
+        raise ValueError("steerings: got none, expected at least one")
+    sites = tuple(s for s in SITES if any(s in one.sites for one in steerings))
+    steps = max(one.schedule.shape[1] for one in steerings)
+    windows = max(one.scope.excluded.shape[1] for one in steerings)
+    padded = [
+        replace(
+            one,
+            sites=sites,
+            schedule=jnp.pad(
+                one.schedule, ((0, 0), (0, steps - one.schedule.shape[1])), mode="edge"
+            ),
+            scope=scopes.pad_windows(one.scope, windows),
+        )
+        for one in steerings
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
