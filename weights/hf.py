@@ -2,17 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-
-ParamPath = tuple[
-    str | int, ...
-]  # where a leaf stands in the parameters, as ("layers", 0, "attn", …)
+from jaxsteer.paths import ParamPath, dotted, flatten, nest
 
 # Hugging Face's name (a regular expression), our path, and how the axes move. Letters are those of
 # the whole library; (N H) is one axis that holds all heads, head by head.
@@ -155,6 +152,19 @@ def to_hf(params: Mapping[str, Any], config: LlamaConfig) -> dict[str, np.ndarra
     return {t.name: t.to_hf(np.asarray(leaves[t.path])) for t in tensors(config).values()}
 
 
+def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+    """`x` as `dtype`, rounded to nearest even; what does not fit becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x if x.dtype.name == dtype else x.astype(dtype)
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite."""
+    if x.dtype.name == "bfloat16":  # measured 3 times faster than numpy's isfinite
+        return bool(np.max(_bits(x) & 0x7FFF, initial=0) < 0x7F80)
+    return bool(np.isfinite(x).all())
+
+
 def check_tied(head: np.ndarray, embedding: np.ndarray) -> None:
     """Raise `ValueError` unless the head that a tied model came with is its embedding."""
     if head.dtype != embedding.dtype or not np.array_equal(_bits(head), _bits(embedding)):
@@ -162,35 +172,6 @@ def check_tied(head: np.ndarray, embedding: np.ndarray) -> None:
             f"{HEAD}: config.json says tie_word_embeddings=true, but the tensor differs from "
             f"{EMBEDDING}; expected it to be absent or equal"
         )
-
-
-def flatten(params: Mapping[str, Any], prefix: ParamPath = ()) -> Iterator[tuple[ParamPath, Any]]:
-    """Paths and leaves of nested dicts."""
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, (*prefix, key))
-        else:
-            yield (*prefix, key), value
-
-
-def nest(leaves: Iterable[tuple[ParamPath, Any]]) -> dict[str, Any]:
-    """Nested dicts from paths and leaves; the inverse of `flatten`."""
-    tree: dict[Any, Any] = {}
-    for path, leaf in leaves:
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
-
-
-def dotted(path: ParamPath) -> str:
-    """A path as people write it.
-
-    >>> dotted(("layers", 0, "attn", "q_proj"))
-    'layers.0.attn.q_proj'
-    """
-    return ".".join(map(str, path))
 
 
 def _tensor(row: tuple[str, str, str], layer: int | None, sizes: Mapping[str, int]) -> Tensor:
