@@ -1,0 +1,311 @@
+"""Models on disk: an Orbax checkpoint with the config, the tokenizer and its provenance inside.
+
+DIR/jaxsteer.json   format, config, dtype, provenance; size and CRC-32 of every other file
+DIR/params/         the weights, an Orbax checkpoint of the tree that `Model.params` is
+DIR/huggingface/    tokenizer files and Hugging Face configs, byte for byte as they came
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.files import write_atomic
+from jaxsteer.model import Model, abstract_params, from_params
+from jaxsteer.newdir import new_directory
+from jaxsteer.paths import ParamPath, dotted, flatten, nest
+
+MANIFEST = "jaxsteer.json"
+FORMAT = 1
+DTYPES = ("float32", "bfloat16")
+_PARAMS = "params"
+_HUGGINGFACE = "huggingface"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_BATCH_BYTES = 1 << 28  # arrays that are held in memory until they are written together
+
+PathLike = str | Path
+Leaves = Iterable[tuple[ParamPath, Any]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `jaxsteer.json` says about a checkpoint."""
+
+    config: LlamaConfig
+    dtype: str
+    provenance: dict[str, Any]
+    files: dict[str, list[int]]  # by name in the directory: size in bytes, CRC-32
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        data = {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "dtype": self.dtype,
+            "provenance": self.provenance,
+            "files": self.files,
+        }
+        return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
+def save(
+    path: PathLike,
+    model: Model,
+    *,
+    files: Iterable[PathLike] = (),
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model to a new directory, which appears when it is complete.
+
+    Args:
+        path: the directory.
+        model: the model.
+        files: tokenizer files and Hugging Face configs to carry along.
+        provenance: where the weights came from, JSON-ready.
+        overwrite: replace a checkpoint that is already there.
+
+    Raises:
+        FileExistsError: `path` exists (without `overwrite`, or it is no checkpoint).
+    """
+    write(
+        path,
+        model.config,
+        flatten(model.params),
+        dtype=model.dtype.name,
+        files=files,
+        provenance=provenance,
+        overwrite=overwrite,
+    )
+
+
+def write(
+    path: PathLike,
+    config: LlamaConfig,
+    leaves: Leaves,
+    *,
+    dtype: str,
+    files: Iterable[PathLike] = (),
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """`save` for weights that come one at a time and never stand in memory together.
+
+    Raises:
+        ValueError: naming the first leaf that the config has no place for, of another shape or
+            dtype, or all that did not come.
+        FileExistsError: as `save`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, expected {' or '.join(DTYPES)}")
+    with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
+        _write_params(folder / _PARAMS, _checked(leaves, config, dtype))
+        (folder / _HUGGINGFACE).mkdir()
+        for file in map(Path, files):
+            shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
+        manifest = Manifest(config, dtype, dict(provenance or {}), _summarise(folder))
+        write_atomic(folder / MANIFEST, manifest.to_json())
+
+
+def load(path: PathLike, *, dtype: Any = None, sharding: Any = None) -> tuple[Model, Any]:
+    """Read a model and its tokenizer.
+
+    Args:
+        path: a directory that `python -m weights.convert` or `save` wrote.
+        dtype: cast the weights to it on the way in (`"float32"`, `"bfloat16"`); as stored if
+            not given.
+        sharding: where the weights go: one `jax.sharding.Sharding` for all, or a tree of them
+            shaped like `Model.params`; the first device if not given.
+
+    Returns:
+        The model, and its tokenizer from `transformers` (None if none was saved with it).
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is no checkpoint, or files in it are missing or damaged (all named).
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest.files)
+    wanted = jnp.dtype(dtype or manifest.dtype)
+    if wanted.name not in DTYPES:
+        raise ValueError(f"dtype: got {wanted.name}, expected {' or '.join(DTYPES)}")
+    params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
+    return from_params(params, manifest.config), load_tokenizer(folder)
+
+
+def load_tokenizer(path: PathLike) -> Any:
+    """The tokenizer inside a checkpoint, or None if there is none."""
+    folder = Path(path) / _HUGGINGFACE
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return None
+    from transformers import AutoTokenizer  # here, because the import takes a second
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def read_manifest(path: PathLike) -> Manifest:
+    """Config, dtype and provenance of a checkpoint, without its weights.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is no checkpoint of this format.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such directory")
+    if not file.is_file():
+        if (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder}: is a Hugging Face folder, expected a converted one; "
+                f"convert it first: python -m weights.convert {folder} DST"
+            )
+        raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST})")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
+        config = LlamaConfig.from_dict(data["config"])
+        return Manifest(config, data["dtype"], data["provenance"], data["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged or of another version: {error}") from None
+
+
+def read_leaves(path: PathLike) -> Iterator[tuple[ParamPath, np.ndarray]]:
+    """The weights as stored, a layer at a time, so that a large model fits a small memory.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest.files)
+    cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
+    groups: dict[ParamPath, list[tuple[ParamPath, Any]]] = {}
+    for leaf_path, leaf in expected:
+        groups.setdefault(leaf_path[:2], []).append((leaf_path, leaf))
+    for group in groups.values():
+        for leaf_path, x in flatten(_restore(folder, nest(group), cpu)):
+            yield leaf_path, np.asarray(x)
+
+
+def companions(path: PathLike) -> tuple[Path, ...]:
+    """Tokenizer files and Hugging Face configs inside a checkpoint."""
+    return tuple(sorted((Path(path) / _HUGGINGFACE).iterdir()))
+
+
+def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:
+    """The same leaves; raises as soon as one does not fit, or at the end if some did not come."""
+    missing = dict(flatten(abstract_params(config, jnp.dtype(dtype))))
+    for path, x in leaves:
+        expected = missing.pop(path, None)
+        if expected is None:
+            raise ValueError(f"{dotted(path)}: unexpected, or given twice")
+        if tuple(x.shape) != expected.shape or x.dtype != expected.dtype:
+            raise ValueError(
+                f"{dotted(path)}: got {x.dtype} {list(x.shape)}, "
+                f"expected {expected.dtype} {list(expected.shape)}"
+            )
+        yield path, x
+    if missing:
+        raise ValueError(f"missing: {', '.join(dotted(path) for path in missing)}")
+
+
+def _write_params(path: Path, leaves: Leaves) -> None:
+    """Write leaves as they come, in batches: one is written while the next is made."""
+    context = v1.Context()
+    context.array.saving.use_compression = False  # weights hardly shrink, and zstd is slow
+    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
+    writing = None
+    with context:
+        for batch in _batches(leaves):
+            started = v1.partial.save_async(path, nest(batch))
+            if writing:
+                writing.result()
+            writing = started
+        if writing:
+            writing.result()
+        v1.partial.finalize(path)
+
+
+def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
+    batch: list[tuple[ParamPath, Any]] = []
+    size = 0
+    for path, x in leaves:
+        if batch and size + x.nbytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append((path, x))
+        size += x.nbytes
+    yield batch
+
+
+def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any, Any]:
+    """Read the leaves of `abstract`, which may be a part of the tree, straight into place."""
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _, one=sharding: one, abstract)
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, sharding
+    )
+    context = v1.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            return v1.load(folder / _PARAMS, placed)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise ValueError(f"{folder}: its weights cannot be read: {reason}") from error
+
+
+def _summarise(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:  # zlib lets go of the GIL
+        sums = pool.map(_crc32, files)
+        return {
+            file.relative_to(folder).as_posix(): [file.stat().st_size, crc]
+            for file, crc in zip(files, sums, strict=True)
+        }
+
+
+def _check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
+    """Raise `ValueError` that names every file that is missing or not as it was written."""
+    there = {name: folder / name for name in files if (folder / name).is_file()}
+    problems = [f"missing: {name}" for name in files if name not in there]
+    whole = {}
+    for name, file in there.items():
+        size = file.stat().st_size
+        if size != files[name][0]:
+            problems.append(f"cut short: {name}: {size:,} bytes, expected {files[name][0]:,}")
+        else:
+            whole[name] = file
+    with ThreadPoolExecutor() as pool:
+        for name, crc in zip(whole, pool.map(_crc32, whole.values()), strict=True):
+            if crc != files[name][1]:
+                problems.append(f"damaged: {name}: its content has changed")
+    if problems:
+        raise ValueError(
+            f"{folder}: damaged, convert or copy it again:\n  " + "\n  ".join(problems)
+        )
+
+
+def _crc32(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value

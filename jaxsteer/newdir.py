@@ -1,0 +1,86 @@
+"""Directories that appear when they are complete, or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_directory(
+    path: str | os.PathLike[str], *, marker: str, overwrite: bool = False
+) -> Iterator[Path]:
+    """Build a directory beside `path`; when the block ends well, it takes that name.
+
+    When the block raises, nothing is left. What a killed process left is cleared away by the
+    next one that builds the same directory. An existing one is replaced only with `overwrite`,
+    and only if the file `marker` in it says that it is of the kind that is written here.
+
+    Raises:
+        FileExistsError: `path` exists and may not be replaced, or another process builds it.
+    """
+    target = Path(path).absolute()
+    check_free(target, marker=marker, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}.building")
+    old = target.with_name(f".{target.name}.old")
+    lock = _lock(building, target)
+    try:
+        if old.exists() and not target.exists():
+            os.rename(old, target)  # killed between the two renames below
+            check_free(target, marker=marker, overwrite=overwrite)
+        _clear(building)
+        yield building
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(building, target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = False) -> None:
+    """Raise `FileExistsError` if `new_directory` would refuse this path."""
+    target = Path(path)
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target}: exists already; pass overwrite to replace it")
+    if not (target / marker).is_file():
+        raise FileExistsError(
+            f"{target}: exists and holds no {marker}, so it is not overwritten; "
+            "remove it yourself or choose another name"
+        )
+
+
+def _lock(building: Path, target: Path) -> int:
+    """Hold the directory for this process; the system lets go of it when the process ends."""
+    busy = FileExistsError(f"{target}: another process is writing it now")
+    building.mkdir(exist_ok=True)
+    try:
+        handle = os.open(building, os.O_RDONLY)
+    except FileNotFoundError:  # the other one has just finished
+        raise busy from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The name may have gone to another directory between opening and locking.
+        if os.stat(building).st_ino == os.fstat(handle).st_ino:
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)
+    raise busy
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
