@@ -1,0 +1,58 @@
+"""Where a model comes from: a folder on this machine, or a repository of the Hugging Face Hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, and what it is called when its place on this machine does not matter."""
+
+    folder: Path
+    name: str
+    revision: str | None  # commit on the hub
+
+
+def find_source(source: str | Path, *, revision: str | None = None) -> Source:
+    """The folder that `source` names; a hub id (`owner/name`) is downloaded, or resumed.
+
+    Raises:
+        FileNotFoundError: no such folder, and no hub id either.
+        ValueError: the hub has no such model, or does not give it to this user.
+    """
+    folder = Path(source)
+    if folder.exists():
+        return Source(folder, folder.resolve().name, None)
+    if not _HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(f"{source}: no such folder, and not a hub id like owner/name")
+    return _download(str(source), revision)
+
+
+def _download(repo: str, revision: str | None) -> Source:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{repo}"
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=["original/*"]
+        )
+    except GatedRepoError:
+        raise ValueError(
+            f"{repo}: gated, and you have no access yet. Ask for it at {page}, then log in "
+            "with: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{repo}: no such folder here, and no such model on the hub (or a private one; log "
+            f"in with: hf auth login). See {page}"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{repo}: download failed: {type(error).__name__}; see {page}") from error
+    # Snapshots live in a folder named after the commit.
+    path = Path(folder)
+    return Source(path, repo, path.name if path.parent.name == "snapshots" else revision)
