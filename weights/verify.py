@@ -1,0 +1,169 @@
+"""Check a converted checkpoint against the Hugging Face folder that it came from.
+
+    python -m weights.verify SRC DST [--tokens N]
+
+Every tensor is compared by its hash, then logits and every layer's output with those of
+transformers' `LlamaForCausalLM`, both in float32. Exit code 0: they agree; 1: they do not; 2: the
+check could not be made.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxsteer import checkpoint
+from jaxsteer.attention import xla_attention
+from jaxsteer.capture import Capture
+from jaxsteer.config import LlamaConfig
+from jaxsteer.model import Model, forward
+from jaxsteer.paths import dotted
+from weights import hf
+from weights.folder import Folder, open_folder
+from weights.source import find_source
+
+TOLERANCE = 1e-4  # float32 on both sides, sums in another order; wrong rotary angles give > 1e-2
+_NO_TORCH = (
+    "verify compares with transformers, which needs PyTorch; install its CPU build: "
+    "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+)
+
+
+def different_tensors(folder: Folder, path: Path, dtype: str) -> list[str]:
+    """Tensors of the checkpoint at `path` whose SHA-256 is not the source's, cast alike.
+
+    Both are hashed in Hugging Face's layout, a tensor at a time.
+    """
+    by_path = {t.path: t for t in hf.tensors(folder.config).values()}
+    different = []
+    for leaf_path, x in tqdm(checkpoint.read_leaves(path), total=len(by_path), unit="tensor"):
+        tensor = by_path[leaf_path]
+        source = hf.cast(folder.read(tensor.name), dtype)
+        if _sha256(source) != _sha256(tensor.to_hf(x)):
+            different.append(f"{tensor.name} ({dotted(leaf_path)})")
+    return different
+
+
+def layer_errors(folder: Folder, path: Path, dtype: str, *, tokens: int) -> dict[str, float]:
+    """Largest relative error of each layer's output and of the logits over `batteries`.
+
+    The error at one position is |ours - theirs| / |theirs|, Euclidean over the width.
+    """
+    model, _ = checkpoint.load(path, dtype="float32")
+    model = model.with_attention(xla_attention)  # the exact one, on whatever machine
+    theirs = _torch_model(folder, dtype)
+    worst: dict[str, float] = {}
+    for row in batteries(folder.config, tokens):
+        for name, ours, reference in _outputs(model, theirs, row):
+            error = np.linalg.norm(ours - reference, axis=-1) / np.linalg.norm(reference, axis=-1)
+            # NaN must not pass as small, and max() would let it.
+            largest = float(np.max(np.nan_to_num(error, nan=np.inf)))
+            worst[name] = max(worst.get(name, 0.0), largest)
+    return worst
+
+
+def batteries(config: LlamaConfig, tokens: int) -> list[np.ndarray]:
+    """Token sequences `[1, T]`: one token, a short one, and one that reaches `tokens` positions."""
+    rng = np.random.default_rng(0)
+    length = min(tokens, config.max_positions)
+    rows = [rng.integers(config.vocab_size, size=(1, n)) for n in {1, min(17, length), length}]
+    return [row.astype(np.int32) for row in rows]
+
+
+def _outputs(
+    model: Model, theirs: Any, row: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, ours and transformers' of each layer's output and the logits, `[T, D or V]`."""
+    import torch
+
+    with jax.default_matmul_precision("highest"):
+        capture = Capture(sites=("resid_post",))
+        out = jax.jit(lambda m, t: forward(m, t, capture=capture))(model, jnp.asarray(row))
+    seen: list[np.ndarray] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        seen.append(hidden[0].numpy())
+
+    handles = [layer.register_forward_hook(keep) for layer in theirs.model.layers]
+    try:
+        with torch.no_grad():
+            logits = theirs(torch.from_numpy(row.astype(np.int64))).logits[0].numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+    ours = np.asarray(out.captured["resid_post"])
+    for layer, reference in enumerate(seen):
+        yield f"layer {layer}", ours[layer, 0], reference
+    yield "logits", np.asarray(out.logits)[0], logits
+
+
+def _torch_model(folder: Folder, dtype: str) -> Any:
+    """Transformers' model in float32, its weights rounded to the checkpoint's dtype first."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(
+        str(folder.path), dtype=torch.float32, attn_implementation="eager"
+    )
+    for parameter in model.parameters():  # not the rotary frequencies, which stay float32
+        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
+    return model.eval()
+
+
+def _sha256(x: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(x).view(np.uint8).data).hexdigest()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m weights.verify", description="Compare a checkpoint with its source."
+    )
+    parser.add_argument("src", help="Hugging Face folder or hub id")
+    parser.add_argument("dst", help="what weights.convert made of it")
+    parser.add_argument("--tokens", type=int, default=2048, help="longest sequence (default 2048)")
+    args = parser.parse_args(argv)
+    if args.tokens < 1:
+        parser.error(f"--tokens: got {args.tokens}, expected at least 1")
+    if importlib.util.find_spec("torch") is None:
+        print(f"verify: {_NO_TORCH}", file=sys.stderr)
+        return 2
+    try:
+        return _report(Path(args.dst), str(args.src), args.tokens)
+    except (ValueError, OSError) as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
+
+
+def _report(path: Path, src: str, tokens: int) -> int:
+    manifest = checkpoint.read_manifest(path)
+    folder = open_folder(find_source(src, revision=manifest.provenance.get("revision")).folder)
+    if folder.config != manifest.config:
+        print(f"FAIL: the configs differ:\n  {folder.config}\n  {manifest.config}")
+        return 1
+    different = different_tensors(folder, path, manifest.dtype)
+    count = len(hf.tensors(folder.config))
+    print(f"tensors: {count - len(different)} of {count} are the source's as {manifest.dtype}")
+    for name in different:
+        print(f"  differs: {name}")
+    errors = layer_errors(folder, path, manifest.dtype, tokens=tokens)
+    for name, error in errors.items():
+        print(f"{name}: largest relative error {error:.1e}")
+    worst = max(errors.values())
+    passed = not different and worst <= TOLERANCE
+    verdict = "PASS" if passed else "FAIL"
+    print(f"{verdict}: largest error {worst:.1e}, allowed {TOLERANCE:.0e}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
