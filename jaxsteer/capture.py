@@ -20,14 +20,16 @@ class Capture:
         raw                 [len(layers), B, T, D]
         with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row
         with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
+        and `squares`       [len(layers), 2, G, D]   those, and the same sums of x²
 
-    Sums never leave the device as activations: with one column of `weights` a group of tokens
-    (say, one offset before backtracking sentences), a pass over a trace costs L·G·D floats.
+    Activations that are summed never leave the device: with one column of `weights` for each group of tokens (say, one
+    offset before backtracking sentences), a pass brings back L·G·D floats.
     Positions count a row's real tokens from 0, whatever its padding.
     """
 
     sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
     layers: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    squares: bool = field(default=False, metadata={"static": True})
     positions: jax.Array | None = None  # int32 [B, P]
     weights: jax.Array | None = None  # float [B, T, G]
 
@@ -35,6 +37,8 @@ class Capture:
         object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
         if self.positions is not None and self.weights is not None:
             raise ValueError("capture: got both positions and weights, expected at most one")
+        if self.squares and self.weights is None:
+            raise ValueError("capture: got squares without weights, which say what is summed")
 
 
 def check_capture(capture: Capture, config: LlamaConfig) -> None:
@@ -55,10 +59,13 @@ def wants(capture: Capture, site: str, layer: int) -> bool:
 def select(capture: Capture, x: jax.Array, padding: jax.Array) -> jax.Array:
     """The part of `x` `[B, T, D]` that comes back; `padding` `[B]` counts a row's pad slots."""
     if capture.weights is not None:
+        wide = x.astype(jnp.float32)
+        powers = [wide, wide**2] if capture.squares else [wide]
         weights = capture.weights.astype(jnp.float32)
-        return jnp.einsum(
-            "BTG,BTD->GD", weights, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-        )
+        # HIGHEST: sums over many tokens, on hardware whose float32 products are not float32.
+        highest = jax.lax.Precision.HIGHEST
+        sums = [jnp.einsum("BTG,BTD->GD", weights, p, precision=highest) for p in powers]
+        return jnp.stack(sums) if capture.squares else sums[0]
     if capture.positions is not None:
         slots = capture.positions + padding[:, None]
         return jnp.take_along_axis(x, slots[..., None], axis=1)
