@@ -1,0 +1,1 @@
+"""The paper's experiments: commands that run from a checkout, on jaxsteer and weights."""

@@ -1,0 +1,220 @@
+"""Check jaxsteer's metrics, directions and sentences against a published replication's data.
+
+    python -m experiments.replication FOLDER
+
+FOLDER holds the files of an independent PyTorch replication of the paper: `prompts.json`,
+`traces.json.gz`, `steering_results.json.gz` and `dom_layer10.safetensors`. Every keyword rate in
+it must come out of our metric as the same float, its directions must load and have the cosine it
+reports, and its traces must split into sentences whose spans cover them. Exits with 1 if anything
+does not hold.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsteer.annotate import keyword_labels, split_sentences
+from jaxsteer.metrics import keyword_counts, keyword_rate, mean_se, repetition
+from jaxsteer.vectors import cosine, load_replication
+
+FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
+CELL = ("target", "source", "magnitude")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one check says, and what did not hold."""
+
+    lines: list[str]
+    failures: list[str]
+
+
+def check_rates(rows: Sequence[Row], *, expected: int) -> Report:
+    """Recompute the keyword rate of each row (Eq. 1) and compare floats and counts exactly.
+
+    The replication writes 0 for an empty generation, which has no rate.
+    """
+    wrong = []
+    for i, row in enumerate(rows):
+        n_keywords, n_words = keyword_counts(row["text"])
+        rate = keyword_rate(row["text"]) if n_words else 0.0
+        if (n_keywords, n_words, rate) != (row["wait_count"], row["n_words"], row["keyword_rate"]):
+            where = ", ".join(str(row[field]) for field in (*CELL, "prompt_id"))
+            wrong.append(
+                f"row {i} ({where}): {row['wait_count']} / {row['n_words']} = "
+                f"{row['keyword_rate']!r}, recomputed {n_keywords} / {n_words} = {rate!r}"
+            )
+    lines = [f"keyword rates: {len(rows) - len(wrong)}/{len(rows)} exact"]
+    columns = [{row[field] for row in rows} for field in (*CELL, "prompt_id")]
+    distinct = {tuple(row[field] for field in (*CELL, "prompt_id")) for row in rows}
+    grid = math.prod(len(column) for column in columns)
+    if not len(rows) == len(distinct) == grid == expected:
+        wrong.append(
+            f"steering results: {len(rows)} rows, {len(distinct)} of them distinct, in a grid of "
+            f"{' x '.join(str(len(column)) for column in columns)}; expected {expected}"
+        )
+    return Report(lines, wrong)
+
+
+def mean_rates(rows: Sequence[Row]) -> list[str]:
+    """Tabulate the keyword rate of each cell: with empty generations as 0, and without them.
+
+    Beside the rate stands the share of repeated word 4-grams: at high magnitudes the text
+    collapses, and the rate then measures the collapse.
+    """
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[field] for field in CELL), []).append(row)
+    lines = [
+        f"{'':41}{'empty as 0':>10}  {'without the empty':>17}",
+        f"{'target':10}{'source':24}{'coeff':>6} {'mean':>10}  {'mean':>8} {'SE':>8}"
+        f" {'n':>4} {'empty':>6} {'repetition':>11}",
+    ]
+    for (target, source, magnitude), group in cells.items():
+        rates = [keyword_rate(row["text"]) for row in group]
+        rate, all_rows = mean_se(rates), mean_se(np.nan_to_num(rates))
+        repeated = mean_se([repetition(row["text"]) for row in group])
+        lines.append(
+            f"{target:10}{source:24}{magnitude:6g} {all_rows.mean:10.4f}  {rate.mean:8.4f} "
+            f"{rate.se:8.4f} {rate.n:4} {rate.n_empty:6} {repeated.mean:11.3f}"
+        )
+    return lines
+
+
+def check_directions(path: Path, *, expected: float) -> Report:
+    """Load the replication's directions and compare the cosine of the unions to four decimals."""
+    directions = load_replication(path)
+    if missing := {"base.union", "reasoning.union"} - set(directions):
+        return Report([], [f"{path.name}: no {sorted(missing)[0]}"])
+    base, reasoning = directions["base.union"], directions["reasoning.union"]
+    found = cosine(base, reasoning)
+    lines = [
+        f"directions: {len(directions)}, layer {base.layer}, {base.site}, width {base.width}; "
+        f"norms of the unions: base {base.norm:.3f}, reasoning {reasoning.norm:.3f}",
+        f"cosine of base.union and reasoning.union: {found:.4f}",
+    ]
+    if abs(found - expected) > 5e-5:
+        return Report(lines, [f"{path.name}: cosine {found:.6f}, expected {expected}"])
+    return Report(lines, [])
+
+
+def check_sentences(traces: Sequence[Row], prompts: Sequence[Row], *, expected: int) -> Report:
+    """Split each trace and see that the spans cover it and that each trace has its prompt."""
+    counts, flagged, failures = [], 0, []
+    for trace in traces:
+        text = trace["full_response"]
+        sentences = split_sentences(text)
+        held = all(text[s.start : s.stop] == s.text for s in sentences)
+        ordered = all(a.stop <= b.start for a, b in itertools.pairwise(sentences))
+        visible = sum(not c.isspace() for c in text)
+        covered = sum(not c.isspace() for s in sentences for c in s.text)
+        if not (held and ordered and covered == visible):
+            failures.append(f"trace {trace['question_id']}: the sentences do not cover the text")
+        counts.append(len(sentences))
+        flagged += sum(keyword_labels(sentences))
+    if len(traces) != expected:
+        failures.append(f"traces: {len(traces)}, expected {expected}")
+    if {trace["question_id"] for trace in traces} != {prompt["id"] for prompt in prompts}:
+        failures.append("traces: not one for each prompt")
+    closed = sum("</think>" in trace["full_response"] for trace in traces)
+    lines = [
+        f"prompts: {len(prompts)} in {len({p['category'] for p in prompts})} categories, "
+        + ", ".join(f"{n} {split}" for split, n in Counter(p["split"] for p in prompts).items()),
+        f"traces: {len(traces)}, {closed} of them with </think>",
+    ]
+    if counts:
+        lines.append(
+            f"sentences: {sum(counts)}, {min(counts)} to {max(counts)} a trace, median "
+            f"{np.median(counts):g}; {flagged} hold a keyword"
+        )
+    return Report(lines, failures)
+
+
+def check(folder: Path, *, rows: int, traces: int, cosine: float) -> list[Report]:
+    """Run every check on the folder's files; see `main` for the numbers expected.
+
+    Raises FileNotFoundError, naming all the files that are missing, or ValueError.
+    """
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder}: missing {', '.join(missing)}")
+    results = read_json(folder / "steering_results.json.gz")
+    if not isinstance(results, dict) or "rows" not in results:
+        raise ValueError("steering_results.json.gz: expected an object with rows")
+    keys = (*CELL, "prompt_id", "keyword_rate", "n_words", "wait_count", "text")
+    steered = records(results["rows"], keys, "steering_results.json.gz")
+    told = records(
+        read_json(folder / "traces.json.gz"), ("question_id", "full_response"), "traces.json.gz"
+    )
+    prompts = records(
+        read_json(folder / "prompts.json"), ("id", "category", "split"), "prompts.json"
+    )
+    return [
+        check_rates(steered, expected=rows),
+        Report(mean_rates(steered), []),
+        check_directions(folder / "dom_layer10.safetensors", expected=cosine),
+        check_sentences(told, prompts, expected=traces),
+    ]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, compressed or not; ValueError names a file that is not JSON."""
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path.name}: not JSON ({error})") from None
+
+
+def records(content: Any, keys: Sequence[str], name: str) -> list[Row]:
+    """Return `content` if it is a list of objects with these keys; ValueError otherwise."""
+    if not isinstance(content, list):
+        raise ValueError(f"{name}: expected a list, found {type(content).__name__}")
+    for i, row in enumerate(content):
+        if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
+            raise ValueError(f"{name}: record {i} has no {missing[0]!r}")
+    return content
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.replication",
+        description="Check jaxsteer against the data of a PyTorch replication of the paper.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the replication's files")
+    parser.add_argument("--rows", type=int, default=640, help="steered texts expected (640)")
+    parser.add_argument("--traces", type=int, default=300, help="traces expected (300)")
+    parser.add_argument(
+        "--cosine", type=float, default=0.7941, help="cosine of the unions expected (0.7941)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        reports = check(
+            options.folder, rows=options.rows, traces=options.traces, cosine=options.cosine
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for report in reports:
+        print("\n".join(report.lines))
+    failures = [failure for report in reports for failure in report.failures]
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    print(f"{len(failures)} failed" if failures else "all checks hold")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
