@@ -4,4 +4,54 @@
     batch = jaxsteer.left_pad([tokenizer.encode("1 + 1 =")])
     steering = jaxsteer.add(v, layer=10, coeff=8.0)
     out = jaxsteer.generate(model, batch, max_new_tokens=100, steering=steering)
+
+Read `model`, `steering` and `generate` first, in this order.
 """
+
+from jaxsteer.capture import Capture
+from jaxsteer.checkpoint import load, save
+from jaxsteer.config import LlamaConfig
+from jaxsteer.generate import decode_step, generate, prefill, stream
+from jaxsteer.model import Model, forward, init
+from jaxsteer.sampling import sampling
+from jaxsteer.scope import everywhere, from_last_prompt_token, generated, prompt, union, window
+from jaxsteer.sites import SITES
+from jaxsteer.steering import Steering, add
+from jaxsteer.sweep import Cell, grid, sweep
+from jaxsteer.tokens import TokenBatch, left_pad
+from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SITES",
+    "Capture",
+    "Cell",
+    "Direction",
+    "LlamaConfig",
+    "Model",
+    "Steering",
+    "TokenBatch",
+    "add",
+    "cosine",
+    "decode_step",
+    "everywhere",
+    "forward",
+    "from_last_prompt_token",
+    "generate",
+    "generated",
+    "grid",
+    "init",
+    "left_pad",
+    "load",
+    "load_directions",
+    "prefill",
+    "prompt",
+    "sampling",
+    "save",
+    "save_directions",
+    "stream",
+    "sweep",
+    "union",
+    "window",
+]
