@@ -1,9 +1,8 @@
 """Sentences of a reasoning trace, where they lie in characters and tokens, and their labels.
 
 The paper labels the *sentences* of a trace (its taxonomy is that of Venhoff et al.,
-arXiv 2506.18167) and reads activations at token offsets before a sentence starts, so everything
-here carries spans: half-open character spans into the trace, and token spans made from the
-tokenizer's own offset mapping.
+arXiv 2506.18167) and reads activations at token offsets before a sentence starts. Spans are
+half-open: characters of the trace, and tokens by the tokenizer's own offset mapping.
 """
 
 import bisect
@@ -71,6 +70,7 @@ _EQUATION_GOES_ON = re.compile(r"[=≈≤≥→⇒]")
 _STOP = re.compile(r"(?<![.!?…])(?P<stop>[.!?…]++)(?P<closers>[\"')\]”’»*_]*+)(?=\s|\Z)|[。！？]+")
 _NEXT = re.compile(r"\s*(?P<openers>[\"'“‘«(\[*_]*)(?P<first>\S?)")
 _FACTORIAL = re.compile(r"(?:[\d)]|\b[A-Za-z])\Z")
+_LONE_QUOTE = re.compile(r"\s+\"\s")
 _OPERATOR = re.compile(r"\s*[*-]\s")
 _CONTINUES = frozenset("=+/<>,;:)]}%^&|≤≥≠×÷·.!?…")
 _VISIBLE = re.compile(r"\S")
@@ -117,9 +117,7 @@ def token_spans(
 
     A token belongs to a sentence when it overlaps its characters: byte-level tokens carry the space
     before a word, so the first token of a sentence usually starts before it. When no token overlaps
-    (the tokens were cut short) the span is empty: `first == stop`.
-
-    Raises ValueError when the non-empty offsets are not in order.
+    (the tokens were cut short) the span is empty. Raises ValueError for offsets out of order.
 
     >>> token_spans([(0, 0), (0, 2), (2, 3), (3, 8)], split_sentences("So. Wait"))
     [(1, 3), (3, 4)]
@@ -275,6 +273,8 @@ def _ends_sentence(text: str, match: re.Match[str], begin: int) -> bool:
         return False
     if closers and first.islower():
         return False  # "Blake is lying." means that ...
+    if _LONE_QUOTE.match(text, match.end()) and text.count('"', begin, match.start()) % 2:
+        return False  # " is that so ? " asked kai .
     if set(stop) <= {".", "…"} and (len(stop) > 1 or stop == "…"):
         return first.isupper()
     if stop[-1] in "!?":

@@ -39,6 +39,7 @@ SPLITS = {
     ],
     "code": ["Call `f. G` here.", "Then go.", "```\nx. Y\n\nprint(1)\n```"],
     "stops of their own": ["= 9 .", "wait , let me try 1 , 2 , ... , 5 ?", "no !", "s is 4 ."],
+    "quotes of their own": ['" is it so ? " asked kai .', "it is .", '" yes . " she said .'],
     "tags": ["So 5.", "</think>", "The answer is 5."],
     "chinese": ["等等。", "这不对！", "Wait."],
 }
