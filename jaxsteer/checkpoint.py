@@ -230,13 +230,14 @@ def _write_params(path: Path, leaves: Leaves) -> None:
     context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     writing = None
     with context:
-        for batch in _batches(leaves):
-            started = v1.partial.save_async(path, nest(batch))
+        try:
+            for batch in _batches(leaves):
+                if writing:
+                    writing.result()  # two at a time would write into one temporary directory
+                writing = v1.partial.save_async(path, nest(batch))
+        finally:
             if writing:
                 writing.result()
-            writing = started
-        if writing:
-            writing.result()
         v1.partial.finalize(path)
 
 
