@@ -1,0 +1,127 @@
+"""A run: its settings, its models and its folder, checked before any work starts."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.settings import Settings, load_settings
+from experiments.stages import locked, run_stage
+from experiments.text import Prompt, load_prompts
+from jaxsteer import checkpoint
+from jaxsteer.config import LlamaConfig
+from jaxsteer.files import sha256
+from jaxsteer.model import Model
+from weights.convert import convert
+
+DEFAULT_SETTINGS = Path(__file__).parent / "configs" / "small.toml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages share."""
+
+    out: Path
+    settings: Settings
+    sources: dict[str, Path]  # role -> Hugging Face folder, or checkpoint of weights.convert
+    derive_prompts: list[Prompt]
+    evaluate_prompts: list[Prompt]
+    finished: dict[str, Path] = field(default_factory=dict)  # stages seen valid by this process
+
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> Path:
+        """The folder of a stage, made if it is not there; see `run_stage`."""
+        if name not in self.finished:
+            self.finished[name] = run_stage(self.out, name, inputs, work)
+        return self.finished[name]
+
+    def checkpoint(self, role: str) -> Path:
+        """A checkpoint of a model: the source itself, or what a first stage converts it to."""
+        source = self.sources[role]
+        if (source / checkpoint.MANIFEST).is_file():
+            return source
+        files = {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in source.iterdir()}
+        folder = self.stage(
+            f"model-{role}",
+            {"source": str(source), "files": files},
+            lambda folder: convert(source, folder / "checkpoint", overwrite=True),
+        )
+        return folder / "checkpoint"
+
+    def model_print(self, role: str) -> str:
+        """A hash that names a model in the inputs of a stage, with the dtype that it runs in."""
+        return f"{sha256(self.checkpoint(role) / checkpoint.MANIFEST)} {self.settings.models.dtype}"
+
+    def load(self, role: str) -> tuple[Model, Any]:
+        """A model and its tokenizer."""
+        return checkpoint.load(self.checkpoint(role), dtype=self.settings.models.dtype)
+
+    def tokenizer(self, role: str) -> Any:
+        """A model's tokenizer alone."""
+        return checkpoint.load_tokenizer(self.checkpoint(role))
+
+
+def open_run(out: Path, settings_file: Path) -> Run:
+    """Read the settings and check everything that they name.
+
+    Raises:
+        FileNotFoundError, ValueError: for whatever would stop the run later.
+    """
+    settings = load_settings(settings_file)
+    models = settings.models
+    named = {"base": models.base, "reasoning": models.reasoning, "control": models.control}
+    sources = {role: Path(path) for role, path in named.items() if path is not None}
+    configs = {role: _read_config(role, path) for role, path in sources.items()}
+    first = configs["base"]
+    for role, config in configs.items():
+        if (config.d_model, config.n_layers) != (first.d_model, first.n_layers):
+            raise ValueError(
+                f"models.{role}: {config.n_layers} layers of width {config.d_model}, but the base "
+                f"model has {first.n_layers} of {first.d_model}"
+            )
+    if settings.direction.layer >= first.n_layers:
+        raise ValueError(
+            f"direction.layer: got {settings.direction.layer}, expected 0 to {first.n_layers - 1}"
+        )
+    prompts = settings.prompts
+    return Run(
+        out=out,
+        settings=settings,
+        sources=sources,
+        derive_prompts=load_prompts(prompts, prompts.derive_split, prompts.derive_limit),
+        evaluate_prompts=load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit),
+    )
+
+
+def _read_config(role: str, path: Path) -> LlamaConfig:
+    if (path / checkpoint.MANIFEST).is_file():
+        return checkpoint.read_manifest(path).config
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"models.{role}: {path}: neither a Hugging Face folder (no config.json) nor a "
+            "checkpoint of weights.convert"
+        )
+    return LlamaConfig.from_hf(json.loads(file.read_text()))
+
+
+def command(
+    module: str, summary: str, work: Callable[[Run], object], argv: list[str] | None = None
+) -> int:
+    """The command line that all stages share; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{module}", description=summary)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run's results")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        run = open_run(args.out, args.config)
+        with locked(args.out):
+            work(run)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

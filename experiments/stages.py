@@ -1,0 +1,142 @@
+"""Stages of a run: each a folder that appears when it is complete, skipped while it is valid.
+
+runs/small/rollouts/            made by one stage, read by the next
+    traces.jsonl
+    stage.json                  what went in, what came out (hashes), how long it took
+runs/small/.rollouts.partial/   a stage at work; a kill leaves it, the next run goes on in it
+runs/small/superseded/          results of other settings, moved here and never deleted
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jaxsteer
+from jaxsteer.files import sha256, write_atomic
+
+_RECORD = "stage.json"
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Raises:
+        FileExistsError: if another process works in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"{out}: another process is working in this folder") from None
+        yield
+
+
+def run_stage(
+    out: Path,
+    name: str,
+    inputs: dict[str, Any],
+    work: Callable[[Path], None],
+    *,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """The folder `out/name`, made by `work(folder)` unless it was made from the same inputs.
+
+    Args:
+        out: the run's folder.
+        name: the stage.
+        inputs: everything that decides the outcome, as JSON: settings, and `fingerprint`s of the
+            stages before.
+        work: writes the stage's files into the folder that it is given. After a kill it is called
+            again with the same folder, and goes on with what it finds there.
+        say: where progress goes.
+    """
+    folder, partial = out / name, out / f".{name}.partial"
+    inputs = json.loads(json.dumps({**inputs, "jaxsteer": jaxsteer.__version__}))
+    if _record(folder).get("inputs") == inputs and _outputs(folder) == _record(folder)["outputs"]:
+        say(f"[{name}] unchanged, skipped")
+        return folder
+    _set_aside(folder, out)
+    if _record(partial).get("inputs") != inputs:
+        _set_aside(partial, out)
+        partial.mkdir(parents=True)
+        write_atomic(partial / _RECORD, json.dumps({"inputs": inputs}).encode())
+    else:
+        say(f"[{name}] goes on where it was interrupted")
+    started = time.monotonic()
+    work(partial)
+    record = {
+        "inputs": inputs,
+        "outputs": _outputs(partial),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_atomic(partial / _RECORD, json.dumps(record, indent=1).encode())
+    os.replace(partial, folder)
+    say(f"[{name}] done in {record['seconds']} s")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of what a finished stage wrote, to name it in the inputs of the next."""
+    outputs = json.dumps(_record(folder)["outputs"], sort_keys=True)
+    return hashlib.sha256(outputs.encode()).hexdigest()
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with open(path, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON lines file; none if it does not exist.
+
+    A last line that a kill cut short is removed from the file, so that the next row starts a line
+    of its own.
+
+    Raises:
+        ValueError: naming the line, if another one is not JSON.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    file = folder / _RECORD
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    """Hash of every file under the folder, the record apart."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / _RECORD)
+    return {str(f.relative_to(folder)): sha256(f) for f in files}
+
+
+def _set_aside(folder: Path, out: Path) -> None:
+    if not folder.exists():
+        return
+    attic = out / "superseded"
+    attic.mkdir(exist_ok=True)
+    number = sum(1 for _ in attic.iterdir()) + 1
+    os.replace(folder, attic / f"{number:03d}-{folder.name.removeprefix('.')}")

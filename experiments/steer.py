@@ -1,0 +1,186 @@
+"""Stage 4: the steered sweep of Figure 3, and its baselines."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import derive
+from experiments.run import Run, command
+from experiments.settings import Decoding, Steering
+from experiments.stages import append_rows, fingerprint, read_rows
+from experiments.text import decode, encode_prompts, stop_tokens
+from jaxsteer.directions import random_directions, rescale
+from jaxsteer.model import Model
+from jaxsteer.sampling import sampling
+from jaxsteer.steering import add
+from jaxsteer.sweep import Cell, count_chunks, rows_that_fit, sweep
+from jaxsteer.tokens import bucket, left_pad
+from jaxsteer.vectors import load_directions
+
+FILE = "sweep.jsonl"
+
+
+def make_cells(
+    vectors: dict[str, np.ndarray],
+    *,
+    layer: int,
+    site: str,
+    residual_norm: float,
+    steering: Steering,
+    sources: Sequence[str] = ("base", "reasoning"),
+    baselines: bool = True,
+) -> list[Cell]:
+    """The cells for one target: unsteered, each source at each coefficient, random directions.
+
+    Labels are `source` (`none`, `base`, `reasoning`, `random-0` …), `coeff` and `length`, the
+    length of what was added. With the unit "residual" a coefficient counts root-mean-square
+    lengths of the reasoning model's stream at the layer; with "vector", lengths of the direction.
+    Random directions have the base-derived direction's length.
+    """
+
+    def cell(source: str, vector: np.ndarray, coeff: float) -> Cell:
+        if steering.unit == "residual":
+            vector = rescale(vector, residual_norm)
+        length = abs(coeff) * float(np.linalg.norm(vector))
+        labels = {"source": source, "coeff": coeff, "length": length}
+        return Cell(labels, add(vector, layer=layer, coeff=coeff, site=site))
+
+    cells = [cell("none", vectors["base"], 0.0)]
+    cells += [
+        cell(source, vectors[source], coeff) for source in sources for coeff in steering.coeffs
+    ]
+    if baselines:
+        norm = float(np.linalg.norm(vectors["base"]))
+        drawn = random_directions(steering.random_directions, len(vectors["base"]))
+        cells += [
+            cell(f"random-{i}", rescale(vector, norm), coeff)
+            for i, vector in enumerate(drawn)
+            for coeff in steering.baseline_coeffs
+        ]
+    return cells
+
+
+def write_sweep(
+    folder: Path,
+    model: Model,
+    tokenizer: Any,
+    *,
+    target: str,
+    cells: Sequence[Cell],
+    prompt_ids: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    decoding: Decoding,
+) -> None:
+    """Run the cells on one target and append a row for each cell and prompt to `sweep.jsonl`.
+
+    A row: `target`, the cell's labels, `prompt` (its id), `text`, `tokens`, `stopped`, `logprob`
+    (mean over the tokens, under the steered model). Rows that are there already are not run again.
+    """
+    stops = stop_tokens(tokenizer)
+    written = {
+        (row["source"], row["coeff"], row["prompt"])
+        for row in read_rows(folder / FILE)
+        if row["target"] == target
+    }
+
+    def done(cell: Cell, prompt: int) -> bool:
+        return (cell.labels["source"], cell.labels["coeff"], prompt_ids[prompt]) in written
+
+    rows = decoding.rows_per_chunk or rows_that_fit(
+        model.config, length=length + decoding.max_new_tokens, dtype=model.dtype
+    )
+    chunks = sweep(
+        model,
+        left_pad(prompts, length=length),
+        cells,
+        max_new_tokens=decoding.max_new_tokens,
+        sampling_params=sampling(
+            len(prompts),
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed,
+        ),
+        stop_tokens=stops,
+        rows_per_chunk=rows,
+        done=done,
+    )
+    total = count_chunks(len(cells), len(prompts), rows)
+    for chunk in tqdm(chunks, total=total, desc=f"steering {target}", unit="chunk"):
+        append_rows(
+            folder / FILE,
+            [
+                {
+                    "target": target,
+                    **result.cell.labels,
+                    "prompt": prompt_ids[result.prompt],
+                    "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops),
+                    "tokens": len(result.tokens),
+                    "stopped": bool(result.tokens) and result.tokens[-1] in stops,
+                    "logprob": float(np.mean(result.logprobs)) if result.logprobs else None,
+                }
+                for result in chunk
+            ],
+        )
+
+
+def stage(run: Run) -> dict[str, Path]:
+    """The folders with `sweep.jsonl`, by target."""
+    directions = derive.stage(run)
+    return {target: _target_stage(run, target, directions) for target in run.sources}
+
+
+def _target_stage(run: Run, target: str, directions: Path) -> Path:
+    settings = run.settings
+    layer, site = settings.direction.layer, settings.direction.site
+
+    def work(folder: Path) -> None:
+        facts = json.loads((directions / derive.FACTS).read_text())
+        saved = load_directions(directions / derive.FILE)
+        model, tokenizer = run.load(target)
+        prompts = encode_prompts(
+            tokenizer,
+            run.evaluate_prompts,
+            role=target,
+            base_template=settings.prompts.base_template,
+        )
+        cells = make_cells(
+            {source: saved[f"{source}.{layer}.union"].vector for source in ("base", "reasoning")},
+            layer=layer,
+            site=site,
+            residual_norm=facts["residual_norm"]["reasoning"][layer],
+            steering=settings.steering,
+            sources=("base",) if target == "control" else ("base", "reasoning"),
+            baselines=target == "reasoning",
+        )
+        write_sweep(
+            folder,
+            model,
+            tokenizer,
+            target=target,
+            cells=cells,
+            prompt_ids=[prompt.id for prompt in run.evaluate_prompts],
+            prompts=prompts,
+            length=bucket(max(map(len, prompts)), step=16),
+            decoding=settings.decoding,
+        )
+
+    inputs = {
+        "model": run.model_print(target),
+        "directions": fingerprint(directions),
+        "prompts": [asdict(prompt) for prompt in run.evaluate_prompts],
+        "base_template": settings.prompts.base_template,
+        "steering": asdict(settings.steering),
+        "decoding": asdict(settings.decoding),
+    }
+    return run.stage(f"sweep-{target}", inputs, work)
+
+
+if __name__ == "__main__":
+    sys.exit(command("steer", "Stage 4: the steered sweep.", stage))
