@@ -140,7 +140,7 @@ def _check_room(dst: Path, needed: int) -> None:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if free < needed * 1.01:
-        raise OSError(f"{dst}: needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB free")
+        raise OSError(f"{dst}: needs {needed:,} bytes, {parent} has {free:,} free")
 
 
 def _provenance(source: Source, folder: Folder) -> dict[str, Any]:
@@ -176,8 +176,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity")
     parser.add_argument("--no-tokenizer", action="store_true", help="weights and config alone")
     args = parser.parse_args(argv)
-    # Ending like this instead of at once lets the half-built directory be removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         convert(
             args.src,
@@ -197,4 +195,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Ending like this instead of at once lets the half-built directory be removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

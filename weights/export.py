@@ -120,7 +120,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dst", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder at dst")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave nothing half-built behind
     try:
         export(args.src, args.dst, overwrite=args.overwrite, progress=True)
     except (ValueError, OSError) as error:
@@ -131,4 +130,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Ending like this instead of at once lets the half-built directory be removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -49,7 +49,7 @@ def check_tokenizer(tokenizer: Any, config: LlamaConfig, hf_config: Mapping[str,
     if plain is not None and json.loads(plain.to_str())["model"]["type"] == "WordLevel":
         texts = list(_word_texts(tokenizer, plain, problems))
     else:
-        texts = [*TEXTS, *_chat_texts(tokenizer)]
+        texts = [*TEXTS, *_chat_texts(tokenizer, problems)]
     for text in texts:
         problems += _text_problems(tokenizer, plain, text)
     if problems:
@@ -90,11 +90,15 @@ def _word_texts(tokenizer: Any, plain: Tokenizer, problems: list[str]) -> Iterat
             yield text
 
 
-def _chat_texts(tokenizer: Any) -> list[str]:
-    """A conversation in the tokenizer's own format, if it has one."""
+def _chat_texts(tokenizer: Any, problems: list[str]) -> list[str]:
+    """A conversation in the tokenizer's own format, if it has one; notes why it cannot be told."""
     if not tokenizer.chat_template:
         return []
-    return [tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)]
+    try:
+        return [tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)]
+    except Exception as error:  # a template is a program, and may raise anything
+        problems.append(f"chat template: {type(error).__name__}: {error}")
+        return []
 
 
 def _text_problems(tokenizer: Any, plain: Tokenizer | None, text: str) -> list[str]:

@@ -74,8 +74,8 @@ def batteries(config: LlamaConfig, tokens: int) -> list[np.ndarray]:
     """Token sequences `[1, T]`: one token, a short one, and one that reaches `tokens` positions."""
     rng = np.random.default_rng(0)
     length = min(tokens, config.max_positions)
-    rows = [rng.integers(config.vocab_size, size=(1, n)) for n in {1, min(17, length), length}]
-    return [row.astype(np.int32) for row in rows]
+    lengths = sorted({1, min(17, length), length})
+    return [rng.integers(config.vocab_size, size=(1, n), dtype=np.int32) for n in lengths]
 
 
 def _outputs(
