@@ -147,7 +147,7 @@ def statistics(texts: Iterable[Document], *, length: int, chat: bool) -> Statist
     )
 
 
-def matched_hazard(reasoning: TextSettings, *, length: int, n: int = 20_000) -> float:
+def matched_hazard(reasoning: TextSettings, *, length: int, n: int = 10_000) -> float:
     """The hazard at which a bare coin gives as much backtracking as `reasoning` has.
 
     Every backtracking sentence brings the redone step with it, where no other one may start. So a

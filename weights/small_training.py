@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +174,15 @@ def train(
         the call's steps) and held-out loss.
     """
     calls = phase.steps // phase.steps_per_call
-    tuner = optimizer(phase)
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
-        "opt": jax.vmap(tuner.init)(params),
+        "opt": jax.vmap(optimizer(phase).init)(params),
         "curve": jnp.zeros((calls, len(seeds), 2), jnp.float32),
     }
-    state = _restore(folder, state)
-    call = jax.jit(
-        _call(phase, tuner, seeds=seeds, which=which, config=config, dtype=dtype),
-        donate_argnums=0,
-    )
+    # Committed to the device as a restored one is, so that both run the same compiled program.
+    state = jax.device_put(_restore(folder, state), jax.devices()[0])
+    call = _program(phase, tuple(seeds), tuple(which), config, dtype)
     saved = time.monotonic()
     done = int(state["step"])
     with tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step") as progress:
@@ -203,16 +200,12 @@ def train(
     return state["params"], np.asarray(state["curve"])
 
 
-def _call(
-    phase: Phase,
-    tuner: optax.GradientTransformation,
-    *,
-    seeds: Sequence[int],
-    which: Sequence[int],
-    config: LlamaConfig,
-    dtype: Any,
+@cache  # so that a run of the same shape in one process does not compile again
+def _program(
+    phase: Phase, seeds: tuple[int, ...], which: tuple[int, ...], config: LlamaConfig, dtype: Any
 ) -> Callable[[Tree, Texts, Texts], Tree]:
-    """One call of the program: `steps_per_call` steps, then one point of the curve."""
+    """The compiled program: `steps_per_call` steps, then one point of the curve."""
+    tuner = optimizer(phase)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     corpus = jnp.asarray(which)
     loss = partial(nll, config=config, dtype=dtype)
@@ -247,7 +240,7 @@ def _call(
             "curve": state["curve"].at[state["step"] // phase.steps_per_call].set(point),
         }
 
-    return call
+    return jax.jit(call, donate_argnums=0)
 
 
 def _save(folder: Path, state: Tree, step: int) -> None:
