@@ -350,6 +350,7 @@ def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
     tensors = load_file(src / SINGLE)
     save_file({**tensors, UP: tensors[UP].astype(np.float16)}, src / SINGLE)
     refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with --dtype")
+    refused(src, "dtype: got 'float16', expected keep or float32 or", dtype="float16")
     convert(src, tmp_path / "dst", dtype="float32")
     up = checkpoint.load(tmp_path / "dst")[0].params["layers"][1]["mlp"]["up_proj"]
     assert np.array_equal(up, tensors[UP].astype(np.float16).astype(np.float32).T)
@@ -359,10 +360,14 @@ def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
 
 
 def test_no_tokenizer(src, tmp_path):
-    (src / "tokenizer.json").unlink()
-    refused(src, "no tokenizer.*--no-tokenizer", FileNotFoundError)
     convert(src, tmp_path / "dst", tokenizer=False)
     assert checkpoint.load_tokenizer(tmp_path / "dst") is None
+    assert [file.name for file in checkpoint.companions(tmp_path / "dst")] == [
+        "config.json",
+        "generation_config.json",
+    ]
+    (src / "tokenizer.json").unlink()
+    refused(src, "no tokenizer.*--no-tokenizer", FileNotFoundError)
 
 
 def test_tokenizer_that_does_not_load(src):

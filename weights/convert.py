@@ -11,7 +11,7 @@ import argparse
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxsteer.files import sha256
 from jaxsteer.newdir import check_free
 from jaxsteer.paths import ParamPath, dotted
 from weights import hf
-from weights.folder import Folder, n_bytes, open_folder
+from weights.folder import CONFIGS, Folder, n_bytes, open_folder
 from weights.source import Source, find_source
 from weights.tokenizer_check import check_tokenizer
 
@@ -68,15 +68,18 @@ def convert(
     _check_room(Path(dst), n_bytes(folder.config, target))
     if folder.config.tie_embeddings and hf.HEAD in folder.headers:
         hf.check_tied(folder.read(hf.HEAD), folder.read(hf.EMBEDDING))
+    files = folder.companions
     if tokenizer:
         _prove_tokenizer(folder)
+    else:  # what was not proved is not carried along
+        files = tuple(file for file in files if file.name in CONFIGS)
     checkpoint.write(
         dst,
         folder.config,
         _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
         dtype=target,
-        files=folder.companions,
-        provenance=_provenance(source, folder),
+        files=files,
+        provenance=_provenance(source, folder, folder.shards + files),
         overwrite=overwrite,
     )
 
@@ -103,8 +106,10 @@ def _leaves(
 
 
 def _target_dtype(folder: Folder, dtype: str) -> str:
-    if dtype != "keep":
+    if dtype in checkpoint.DTYPES:
         return dtype
+    if dtype != "keep":
+        raise ValueError(f"dtype: got {dtype!r}, expected keep or {' or '.join(checkpoint.DTYPES)}")
     found = folder.dtypes
     if len(found) > 1 or not set(found) <= set(checkpoint.DTYPES):
         counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
@@ -143,8 +148,7 @@ def _check_room(dst: Path, needed: int) -> None:
         raise OSError(f"{dst}: needs {needed:,} bytes, {parent} has {free:,} free")
 
 
-def _provenance(source: Source, folder: Folder) -> dict[str, Any]:
-    files = folder.shards + folder.companions
+def _provenance(source: Source, folder: Folder, files: Sequence[Path]) -> dict[str, Any]:
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256, files))
     return {

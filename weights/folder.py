@@ -18,9 +18,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What is carried along beside the weights, byte for byte: AutoTokenizer reads these.
+CONFIGS = ("config.json", "generation_config.json")
 COMPANIONS = (
-    "config.json",
-    "generation_config.json",
+    *CONFIGS,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
