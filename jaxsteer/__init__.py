@@ -8,13 +8,13 @@
 Read `model`, `steering` and `generate` first, in this order.
 """
 
+from jaxsteer import scope
 from jaxsteer.capture import Capture
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import decode_step, generate, prefill, stream
 from jaxsteer.model import Model, forward, init
 from jaxsteer.sampling import sampling
-from jaxsteer.scope import everywhere, from_last_prompt_token, generated, prompt, union, window
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, add
 from jaxsteer.sweep import Cell, grid, sweep
@@ -35,23 +35,18 @@ __all__ = [
     "add",
     "cosine",
     "decode_step",
-    "everywhere",
     "forward",
-    "from_last_prompt_token",
     "generate",
-    "generated",
     "grid",
     "init",
     "left_pad",
     "load",
     "load_directions",
     "prefill",
-    "prompt",
     "sampling",
     "save",
     "save_directions",
+    "scope",
     "stream",
     "sweep",
-    "union",
-    "window",
 ]

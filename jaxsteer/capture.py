@@ -22,8 +22,8 @@ class Capture:
         with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
         and `squares`       [len(layers), 2, G, D]   those, and the same sums of x²
 
-    Activations that are summed never leave the device: with one column of `weights` for each group of tokens (say, one
-    offset before backtracking sentences), a pass brings back L·G·D floats.
+    Activations that are summed never leave the device. A column of `weights` stands for a group
+    of tokens, say those at one offset before sentences; a pass brings back L·G·D floats.
     Positions count a row's real tokens from 0, whatever its padding.
     """
 

@@ -266,7 +266,7 @@ def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any,
     context.pytree.loading.partial_load = True
     try:
         with context:
-            return v1.load(folder / _PARAMS, placed)
+            return v1.load(folder.absolute() / _PARAMS, placed)  # Orbax asks for that
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0][:300]
         raise ValueError(f"{folder}: its weights cannot be read: {reason}") from error

@@ -1,0 +1,339 @@
+"""Judge the small pairs of several training seeds.
+
+    python -m weights.train_small --out runs/pairs
+    python -m experiments.small_pair --models runs/pairs --out runs/judged
+
+For each seed: traces of the reasoning model, directions at every layer, then layer and
+coefficient chosen on one prompt split (`select`) and everything judged on another (`eval`),
+against baselines of the same length, in the reasoning, base and control models. Writes
+`judged.json` and `judged.md`. Meant for an accelerator; it takes hours on a small CPU.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import derive, label, rollouts, steer
+from experiments.outcome import CellOutcome, outcomes
+from experiments.report import small_pair_grammar
+from experiments.settings import Decoding, Labels
+from experiments.stages import read_rows
+from experiments.text import Prompt, encode_prompts
+from jaxsteer import checkpoint
+from jaxsteer import directions as dirs
+from jaxsteer.annotate import KEYWORDS, split_sentences
+from jaxsteer.files import write_atomic
+from jaxsteer.model import Model
+from jaxsteer.steering import add
+from jaxsteer.sweep import Cell
+from jaxsteer.tokens import bucket
+from weights.convert import convert
+from weights.small_grammar import KINDS
+from weights.small_parser import parse_sentence
+from weights.small_problems import prompts
+
+BASE_TEMPLATE = " question : {prompt} solution :"
+OTHER_KINDS = tuple(kind for kind in KINDS if kind not in ("backtracking", "narrative"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run; the defaults are what the data sheet of the pair reports."""
+
+    offsets: tuple[int, ...] = tuple(range(-13, -7))
+    coeffs: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)  # in residual norms
+    margin: float = 0.02  # coherence that may be lost when choosing; .03 is allowed when judged
+    traces: int = 1024
+    select: int = 512
+    evaluate: int = 1024
+    random: int = 6
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One model of a pair."""
+
+    role: str
+    model: Model
+    tokenizer: Any
+
+
+def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
+    """Choose and judge for one seed; `models` holds base, reasoning and control."""
+    loaded = {}
+    for role in ("base", "reasoning", "control"):
+        folder = out / f"checkpoint-{role}"
+        if not folder.exists():
+            convert(models / role, folder)
+        loaded[role] = Loaded(role, *checkpoint.load(folder, dtype="float32"))
+    vectors, facts = _directions(loaded, out, plan)
+    layers = range(loaded["base"].model.config.n_layers)
+    norms = facts["residual_norm"]
+
+    def cell(source: str, layer: int, coeff: float) -> Cell:
+        vector = dirs.rescale(vectors[source][layer], norms[layer])
+        labels = {"source": f"{source}@{layer}", "coeff": coeff, "length": abs(coeff)}
+        return Cell(labels, add(vector, layer=layer, coeff=coeff))
+
+    unsteered = Cell({"source": "none", "coeff": 0.0, "length": 0.0}, cell("base", 0, 0.0).steering)
+    grid = [cell("base", layer, coeff) for layer in layers for coeff in plan.coeffs]
+    table = _sweep(loaded["reasoning"], [unsteered, *grid], "select", plan.select, out, plan)
+    layer, coeff = choose(table, plan.margin)
+
+    baselines = ["mean", *OTHER_KINDS, *(f"random-{i}" for i in range(plan.random))]
+    signed = [(source, c) for source in ("base", "reasoning") for c in (coeff, -coeff)]
+    cells = [unsteered, *(cell(source, layer, c) for source, c in signed)]
+    cells += [cell(source, layer, coeff) for source in baselines]
+    curve = [cell("base", layer, c) for c in plan.coeffs if c != coeff]
+    judged = {
+        role: _sweep(loaded[role], chosen, "eval", plan.evaluate, out, plan)
+        for role, chosen in (
+            ("reasoning", cells + curve),
+            ("base", cells[:5]),
+            ("control", cells[:5] + curve),
+        )
+    }
+    return {
+        "plan": asdict(plan),
+        "layer": layer,
+        "coeff": coeff,
+        "facts": facts,
+        "selection": [asdict(one) for one in table],
+        "judged": {role: [asdict(one) for one in found] for role, found in judged.items()},
+        "verdicts": verdicts(judged, layer, coeff),
+    }
+
+
+def choose(table: Sequence[CellOutcome], margin: float) -> tuple[int, float]:
+    """Layer and coefficient with the most backtracking at a coherence within the margin.
+
+    Raises:
+        ValueError: if no cell is that coherent.
+    """
+    floor = next(c for c in table if c.source == "none").coherence.mean - margin
+    able = [c for c in table if c.source != "none" and c.coherence.mean >= floor]
+    if not able:
+        raise ValueError(f"no cell has a coherence of {floor:.3f} or more")
+    best = max(able, key=lambda c: c.backtracking_rate.mean)
+    return int(best.source.split("@")[1]), best.coeff
+
+
+def verdicts(
+    judged: dict[str, list[CellOutcome]], layer: int, coeff: float
+) -> dict[str, dict[str, Any]]:
+    """The aims of the pair, each with its figures."""
+
+    def rate(role: str, source: str, c: float) -> CellOutcome:
+        name = source if source == "none" else f"{source}@{layer}"
+        return next(x for x in judged[role] if (x.source, x.coeff) == (name, c))
+
+    def apart(a: CellOutcome, b: CellOutcome) -> float:
+        spread = np.hypot(a.backtracking_rate.se, b.backtracking_rate.se)
+        return float((a.backtracking_rate.mean - b.backtracking_rate.mean) / max(spread, 1e-12))
+
+    plain, steered = rate("reasoning", "none", 0.0), rate("reasoning", "base", coeff)
+    reverse = rate("reasoning", "base", -coeff)
+    main = (f"base@{layer}", f"reasoning@{layer}", "none")
+    baselines = [x for x in judged["reasoning"] if x.source not in main]
+    top = max(baselines, key=lambda x: x.backtracking_rate.mean)
+    base_top = max(x.backtracking_rate.mean for x in judged["base"])
+    control = rate("control", "base", coeff), rate("control", "none", 0.0)
+    ratio = steered.backtracking_rate.mean / plain.backtracking_rate.mean
+    lost = plain.coherence.mean - steered.coherence.mean
+    back = reverse.backtracking_rate.mean / plain.backtracking_rate.mean
+    return {
+        "at least doubled": {"holds": ratio >= 2, "ratio": ratio},
+        "coherence within .03": {"holds": lost <= 0.03, "lost": lost},
+        "beats every baseline by 4 SE": {
+            "holds": apart(steered, top) >= 4,
+            "standard errors": apart(steered, top),
+            "strongest": top.source,
+        },
+        "negative at least halves": {"holds": back <= 0.5, "ratio": back},
+        "base model at most .001": {"holds": base_top <= 0.001, "highest": base_top},
+        "control within 2 SE": {
+            "holds": abs(apart(*control)) <= 2,
+            "standard errors": apart(*control),
+        },
+    }
+
+
+def _directions(
+    loaded: dict[str, Loaded], out: Path, plan: Plan
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Directions by source, each `[L, D]`, and what is known of them."""
+    reasoning = loaded["reasoning"]
+    problems = _prompts("dom", plan.traces)
+    decoding = Decoding(max_new_tokens=plan.max_new_tokens, temperature=plan.temperature, seed=1)
+    rollouts.write_rollouts(out, reasoning.model, reasoning.tokenizer, problems, decoding=decoding)
+    counts = label.write_labels(out, out / rollouts.FILE, Labels())
+    traces = derive.read_traces(reasoning.tokenizer, out / rollouts.FILE, out / label.FILE)
+
+    def sums(role: str, marked: list[dirs.Trace]) -> dirs.Sums:
+        return derive.sums_over(
+            loaded[role].model, marked, offsets=plan.offsets, site="resid_post", rows=256
+        )
+
+    by_role = {role: sums(role, traces) for role in ("base", "reasoning")}
+    vectors = {role: dirs.window_direction(one) for role, one in by_role.items()}
+    vectors["mean"] = dirs.mean_activation(by_role["base"])
+    kinds = [
+        [parse_sentence(s.text) for s in split_sentences(row["text"])]
+        for row in read_rows(out / rollouts.FILE)
+    ]
+    for kind in OTHER_KINDS:
+        marked = [
+            dirs.Trace(t.tokens, t.prompt_length, t.starts, [k == kind for k in found])
+            for t, found in zip(traces, kinds, strict=True)
+        ]
+        vectors[kind] = dirs.window_direction(sums("base", marked))
+    layers, width = vectors["base"].shape
+    for i, vector in enumerate(dirs.random_directions(plan.random, width)):
+        vectors[f"random-{i}"] = np.tile(vector, (layers, 1))
+    cosines = np.sum(vectors["base"] * vectors["reasoning"], axis=1) / (
+        np.linalg.norm(vectors["base"], axis=1) * np.linalg.norm(vectors["reasoning"], axis=1)
+    )
+    facts = {
+        "counts": counts,
+        "natural": natural_rates(kinds, read_rows(out / rollouts.FILE)),
+        "residual_norm": dirs.residual_norm(by_role["reasoning"]).tolist(),
+        "cosine": cosines.tolist(),
+    }
+    return vectors, facts
+
+
+def natural_rates(
+    kinds: Sequence[Sequence[str | None]], rows: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """Backtracking right after a sentence with a hedge and after a confident one, unsteered."""
+    from weights.small_grammar import SLOTS
+
+    hedges = {p for slot in SLOTS.values() for p in slot.hedges}
+    confident = {p for slot in SLOTS.values() for p in slot.confident}
+    counts = {"hedged": [0, 0], "confident": [0, 0]}
+    for found, row in zip(kinds, rows, strict=True):
+        texts = [f" {s.text} " for s in split_sentences(row["text"])]
+        for before, kind in zip(texts, found[1:], strict=False):
+            has = [any(f" {p} " in before for p in phrases) for phrases in (hedges, confident)]
+            if has[0] == has[1]:
+                continue
+            counted = counts["hedged" if has[0] else "confident"]
+            counted[0] += kind == "backtracking"
+            counted[1] += 1
+    return {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
+
+
+def _prompts(split: str, count: int) -> list[Prompt]:
+    return [Prompt(p.id, p.text) for p in prompts(count, 0, split)]  # type: ignore[arg-type]
+
+
+def _sweep(
+    target: Loaded, cells: Sequence[Cell], split: str, count: int, out: Path, plan: Plan
+) -> list[CellOutcome]:
+    problems = _prompts(split, count)
+    ids = encode_prompts(target.tokenizer, problems, role=target.role, base_template=BASE_TEMPLATE)
+    folder = out / f"{split}-{target.role}"
+    folder.mkdir(parents=True, exist_ok=True)
+    steer.write_sweep(
+        folder,
+        target.model,
+        target.tokenizer,
+        target=target.role,
+        cells=cells,
+        prompt_ids=[p.id for p in problems],
+        prompts=ids,
+        length=bucket(max(map(len, ids)), step=16),
+        decoding=Decoding(
+            max_new_tokens=plan.max_new_tokens,
+            temperature=plan.temperature,
+            seed=2,
+            rows_per_chunk=plan.evaluate * 8,
+        ),
+    )
+    return _score(read_rows(folder / steer.FILE))
+
+
+def _score(rows: list[dict[str, Any]]) -> list[CellOutcome]:
+    """`outcomes`, a process for each cell: judging text is slow Python."""
+    plain = [row for row in rows if row["source"] == "none"]
+    cells = {(row["source"], row["coeff"]) for row in rows} - {("none", 0.0)}
+    parts = [
+        plain + [row for row in rows if (row["source"], row["coeff"]) == cell]
+        for cell in sorted(cells)
+    ]
+    # Spawned, because a fork would copy JAX's threads in an unknown state.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        tables = list(pool.map(_outcomes, parts))
+    return [tables[0][0], *(table[1] for table in tables)]
+
+
+def _outcomes(rows: list[dict[str, Any]]) -> list[CellOutcome]:
+    return outcomes(rows, keywords=KEYWORDS, grammar=small_pair_grammar)
+
+
+def to_markdown(judged: dict[str, dict[str, Any]]) -> str:
+    """A table of verdicts by seed, and the judged cells of each."""
+    names = list(next(iter(judged.values()))["verdicts"])
+    lines = ["| seed | layer | coefficient | " + " | ".join(names) + " |"]
+    lines += ["| --- " * (len(names) + 3) + "|"]
+    for seed, one in judged.items():
+        cells = []
+        for verdict in one["verdicts"].values():
+            figures = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in verdict.values()]
+            cells.append(("yes: " if verdict["holds"] else "NO: ") + ", ".join(figures[1:]))
+        lines.append(f"| {seed} | {one['layer']} | {one['coeff']} | " + " | ".join(cells) + " |")
+    for seed, one in judged.items():
+        lines += ["", f"Seed {seed}, backtracking sentences per sentence ± SE (coherence):", ""]
+        for role, cells in one["judged"].items():
+            figures = [
+                f"{c['source']} {c['coeff']:+g}: {c['backtracking_rate']['mean']:.4f} ± "
+                f"{c['backtracking_rate']['se']:.4f} ({c['coherence']['mean']:.3f})"
+                for c in cells
+            ]
+            lines.append(f"- {role}: " + "; ".join(figures))
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.small_pair")
+    parser.add_argument("--models", type=Path, required=True, help="folder of weights.train_small")
+    parser.add_argument("--out", type=Path, required=True)
+    for name in ("traces", "select", "evaluate", "max_new_tokens"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Plan(), name))
+    parser.add_argument("--offsets", type=int, nargs="+", default=Plan().offsets)
+    args = parser.parse_args(argv)
+    plan = Plan(
+        offsets=tuple(args.offsets),
+        traces=args.traces,
+        select=args.select,
+        evaluate=args.evaluate,
+        max_new_tokens=args.max_new_tokens,
+    )
+    seeds = sorted(args.models.glob("seed*"))
+    if not seeds:
+        print(f"error: {args.models}: no seed folders of weights.train_small", file=sys.stderr)
+        return 1
+    judged = {}
+    for models in seeds:
+        out = args.out / models.name
+        out.mkdir(parents=True, exist_ok=True)
+        judged[models.name.removeprefix("seed")] = judge(models, out, plan)
+        print(to_markdown(judged), flush=True)
+    write_atomic(args.out / "judged.json", json.dumps(judged, indent=1).encode())
+    write_atomic(args.out / "judged.md", to_markdown(judged).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
