@@ -68,7 +68,7 @@ class Header:
 
 
 def tensors(config: LlamaConfig) -> dict[str, Tensor]:
-    """Every tensor that a model of this config has, by its Hugging Face name, in reading order.
+    """Every tensor that a model of this config has, by its Hugging Face name.
 
     >>> tensors(LlamaConfig.tiny())["model.layers.2.self_attn.k_proj.weight"]
     Tensor(name='model.layers.2.self_attn.k_proj.weight', path=('layers', 2, 'attn', 'k_proj'), \
@@ -82,12 +82,9 @@ hf_shape=(16, 32), shape=(32, 2, 8), transposed=True)
         "K": config.n_kv_heads,
         "H": config.head_dim,
     }
-    per_layer = [row for row in _TABLE if "{}" in row[1]]
-    first = _TABLE.index(per_layer[0])
-    rows: list[tuple[tuple[str, str, str], int | None]] = [(row, None) for row in _TABLE[:first]]
-    rows += [(row, layer) for layer in range(config.n_layers) for row in per_layer]
-    rows += [(row, None) for row in _TABLE[first + len(per_layer) :]]
-    found = [_tensor(row, layer, sizes) for row, layer in rows]
+    found = [_tensor(row, None, sizes) for row in _TABLE if "{}" not in row[1]]
+    for layer in range(config.n_layers):
+        found += [_tensor(row, layer, sizes) for row in _TABLE if "{}" in row[1]]
     return {t.name: t for t in found if not (config.tie_embeddings and t.name == HEAD)}
 
 
