@@ -318,8 +318,8 @@ def test_weights_that_are_not_finite_are_all_named(src, tmp_path):
     save_file(tensors, src / SINGLE)
     message = refused(src, "NaN or infinite as float32")
     assert message.splitlines()[1:] == [
-        f"  {UP} (layers.1.mlp.up_proj)",
         "  model.norm.weight (final_norm.scale)",
+        f"  {UP} (layers.1.mlp.up_proj)",
     ]
     convert(src, tmp_path / "dst", allow_nonfinite=True)
     model, _ = checkpoint.load(tmp_path / "dst")
@@ -359,15 +359,16 @@ def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
 # Tokenizers that cannot be trusted.
 
 
-def test_no_tokenizer(src, tmp_path):
-    convert(src, tmp_path / "dst", tokenizer=False)
-    assert checkpoint.load_tokenizer(tmp_path / "dst") is None
-    assert [file.name for file in checkpoint.companions(tmp_path / "dst")] == [
-        "config.json",
-        "generation_config.json",
-    ]
+def test_no_tokenizer(src):
     (src / "tokenizer.json").unlink()
     refused(src, "no tokenizer.*--no-tokenizer", FileNotFoundError)
+
+
+def test_without_tokenizer_none_is_carried_along(src, tmp_path):
+    convert(src, tmp_path / "dst", tokenizer=False)
+    assert checkpoint.load_tokenizer(tmp_path / "dst") is None
+    files = [file.name for file in checkpoint.companions(tmp_path / "dst")]
+    assert files == ["config.json", "generation_config.json"]
 
 
 def test_tokenizer_that_does_not_load(src):

@@ -121,6 +121,6 @@ def test_params_that_do_not_fit_are_named(config):
     with pytest.raises(ValueError) as caught:
         hf.to_hf(params, config)
     assert str(caught.value).splitlines()[1:] == [
-        "  missing: layers.1.mlp.gate_proj (model.layers.1.mlp.gate_proj.weight) [32, 48]",
         "  final_norm.scale (model.norm.weight): got [31], expected [32]",
+        "  missing: layers.1.mlp.gate_proj (model.layers.1.mlp.gate_proj.weight) [32, 48]",
     ]
