@@ -90,7 +90,7 @@ def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
     table = _sweep(loaded["reasoning"], [unsteered, *grid], "select", plan.select, out, plan)
     layer, coeff = choose(table, plan.margin)
 
-    baselines = ["mean", *OTHER_KINDS, *(f"random-{i}" for i in range(plan.random))]
+    baselines = [name for name in vectors if name not in ("base", "reasoning")]
     signed = [(source, c) for source in ("base", "reasoning") for c in (coeff, -coeff)]
     cells = [unsteered, *(cell(source, layer, c) for source, c in signed)]
     cells += [cell(source, layer, coeff) for source in baselines]
@@ -196,7 +196,9 @@ def _directions(
             dirs.Trace(t.tokens, t.prompt_length, t.starts, [k == kind for k in found])
             for t, found in zip(traces, kinds, strict=True)
         ]
-        vectors[kind] = dirs.window_direction(sums("base", marked))
+        found_sums = sums("base", marked)
+        if found_sums.n_positive.all():  # a kind that only opens a text has no window before it
+            vectors[kind] = dirs.window_direction(found_sums)
     layers, width = vectors["base"].shape
     for i, vector in enumerate(dirs.random_directions(plan.random, width)):
         vectors[f"random-{i}"] = np.tile(vector, (layers, 1))
