@@ -135,8 +135,7 @@ def load(path: PathLike, *, dtype: Any = None, sharding: Any = None) -> tuple[Mo
         ValueError: it is no checkpoint, or files in it are missing or damaged (all named).
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest.files)
+    manifest = _open(folder)
     wanted = jnp.dtype(dtype or manifest.dtype)
     if wanted.name not in DTYPES:
         raise ValueError(f"dtype: got {wanted.name}, expected {' or '.join(DTYPES)}")
@@ -189,8 +188,7 @@ def read_leaves(path: PathLike) -> Iterator[tuple[ParamPath, np.ndarray]]:
         FileNotFoundError, ValueError: as `load`.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest.files)
+    manifest = _open(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
     groups: dict[ParamPath, list[tuple[ParamPath, Any]]] = {}
@@ -251,6 +249,22 @@ def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
         batch.append((path, x))
         size += x.nbytes
     yield batch
+
+
+def _open(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are whole and whose weights fit its config."""
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest.files)
+    stored = {dotted(p): x.shape for p, x in flatten(v1.metadata(folder / _PARAMS).metadata)}
+    expected = {dotted(p): x.shape for p, x in flatten(abstract_params(manifest.config))}
+    problems = [
+        f"{name}: got {stored.get(name, 'none')}, expected {expected.get(name, 'none')}"
+        for name in sorted(stored.keys() | expected.keys())
+        if stored.get(name) != expected.get(name)
+    ]
+    if problems:
+        raise ValueError(f"{folder}: weights and config differ:\n  " + "\n  ".join(problems))
+    return manifest
 
 
 def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any, Any]:

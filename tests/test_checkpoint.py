@@ -249,15 +249,21 @@ def test_every_damaged_file_is_named(saved):
         assert path.relative_to(saved).as_posix() in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # inside Orbax
 def test_weights_of_another_model_in_the_directory(saved, config, tmp_path):
     # A manifest whose checksums hold but whose config is not that of the weights.
     wide = LlamaConfig.from_dict({**config.to_dict(), "d_mlp": 64})
     data = json.loads((saved / checkpoint.MANIFEST).read_text())
     data["config"] = wide.to_dict()
     (saved / checkpoint.MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="its weights cannot be read"):
+    with pytest.raises(ValueError, match="weights and config differ") as caught:
         checkpoint.load(saved)
+    assert "layers.0.mlp.up_proj: got (32, 48), expected (32, 64)" in str(caught.value)
+    data["config"] = {**config.to_dict(), "tie_embeddings": True, "n_layers": 4}
+    (saved / checkpoint.MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="weights and config differ") as caught:
+        checkpoint.load(saved)
+    assert "lm_head.kernel: got (32, 97), expected none" in str(caught.value)
+    assert "layers.3.attn.k_proj: got none, expected (32, 2, 8)" in str(caught.value)
 
 
 def test_files_are_carried_along(tmp_path, config):
