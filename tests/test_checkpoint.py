@@ -151,11 +151,18 @@ def test_interrupted_while_writing_leaves_nothing_behind(tmp_path, config, monke
     assert listing(tmp_path) == []
 
 
-def test_leftovers_of_a_killed_process_are_cleared_away(saved, config):
-    building = saved.with_name(f".{saved.name}.building")
+def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path, config):
+    building = tmp_path / ".m.building"
     (building / "params").mkdir(parents=True)
     (building / "params" / "half").write_text("half")
-    # Killed between its two renames: the old checkpoint waits beside its place.
+    (building / "half").write_text("half")
+    checkpoint.save(tmp_path / "m", make(config))
+    assert listing(tmp_path) == ["m"]
+    assert listing(tmp_path / "m") == ["huggingface", "jaxsteer.json", "params"]
+
+
+def test_killed_between_its_two_renames(saved, config):
+    # The old checkpoint waits beside its place, and the next writer puts it back.
     saved.rename(saved.with_name(f".{saved.name}.old"))
     with pytest.raises(FileExistsError, match="exists already"):
         checkpoint.save(saved, make(config, seed=2))

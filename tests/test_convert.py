@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import huggingface_hub
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -348,6 +349,8 @@ def test_head_of_a_tied_model(folders, tmp_path):
 
 def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
     tensors = load_file(src / SINGLE)
+    save_file({**tensors, UP: tensors[UP].astype(ml_dtypes.bfloat16)}, src / SINGLE)
+    refused(src, r"weights are bfloat16 \(1 tensors\), float32 \(20 tensors\)")
     save_file({**tensors, UP: tensors[UP].astype(np.float16)}, src / SINGLE)
     refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with --dtype")
     refused(src, "dtype: got 'float16', expected keep or float32 or", dtype="float16")
