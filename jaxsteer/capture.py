@@ -18,13 +18,15 @@ class Capture:
     position comes back; at most one of the two may be given. The arrays are
 
         raw                 [len(layers), B, T, D]
-        with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row
+        with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row,
+                                                     NaN where the pass has no such token
         with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
         and `squares`       [len(layers), 2, G, D]   those, and the same sums of x²
 
     Activations that are summed never leave the device. A column of `weights` stands for a group
     of tokens, say those at one offset before sentences; a pass brings back L·G·D floats.
-    Positions count a row's real tokens from 0, whatever its padding.
+    Layers come in the order of `layers`. Positions count a row's real tokens from 0, whatever its
+    padding and whatever earlier passes wrote to the cache.
     """
 
     sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
@@ -35,6 +37,8 @@ class Capture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
         if self.positions is not None and self.weights is not None:
             raise ValueError("capture: got both positions and weights, expected at most one")
         if self.squares and self.weights is None:
@@ -42,7 +46,9 @@ class Capture:
 
 
 def check_capture(capture: Capture, config: LlamaConfig) -> None:
-    """Raise `ValueError` for a layer that the model does not have."""
+    """Raise `ValueError` for no layers, or a layer that the model does not have."""
+    if capture.layers == ():
+        raise ValueError("capture.layers: got none, expected at least one, or None for all")
     for layer in capture.layers or ():
         if not 0 <= layer < config.n_layers:
             raise ValueError(
@@ -56,8 +62,11 @@ def wants(capture: Capture, site: str, layer: int) -> bool:
     return site in capture.sites and (capture.layers is None or layer in capture.layers)
 
 
-def select(capture: Capture, x: jax.Array, padding: jax.Array) -> jax.Array:
-    """The part of `x` `[B, T, D]` that comes back; `padding` `[B]` counts a row's pad slots."""
+def select(capture: Capture, x: jax.Array, first: jax.Array) -> jax.Array:
+    """The part of `x` `[B, T, D]` that comes back; `first` `[B]` is the slot of position 0 in it.
+
+    (Negative when an earlier pass held position 0.)
+    """
     if capture.weights is not None:
         wide = x.astype(jnp.float32)
         powers = [wide, wide**2] if capture.squares else [wide]
@@ -67,6 +76,19 @@ def select(capture: Capture, x: jax.Array, padding: jax.Array) -> jax.Array:
         sums = [jnp.einsum("BTG,BTD->GD", weights, p, precision=highest) for p in powers]
         return jnp.stack(sums) if capture.squares else sums[0]
     if capture.positions is not None:
-        slots = capture.positions + padding[:, None]
-        return jnp.take_along_axis(x, slots[..., None], axis=1)
+        T = x.shape[1]
+        slots = capture.positions + first[:, None]
+        here = (capture.positions >= 0) & (slots >= 0) & (slots < T)
+        tokens = jnp.take_along_axis(x, jnp.clip(slots, 0, T - 1)[..., None], axis=1)
+        return jnp.where(here[..., None], tokens, jnp.nan)
     return x
+
+
+def collect(
+    capture: Capture | None, selected: dict[tuple[str, int], jax.Array], config: LlamaConfig
+) -> dict[str, jax.Array]:
+    """What `select` gave for each site and layer, stacked by site in the order asked for."""
+    if capture is None:
+        return {}
+    layers = range(config.n_layers) if capture.layers is None else capture.layers
+    return {site: jnp.stack([selected[site, layer] for layer in layers]) for site in capture.sites}

@@ -273,6 +273,8 @@ def forward(
     """
     B, T = tokens.shape
     config = model.config
+    if capture is not None:
+        capturing.check_capture(capture, config)
     module = bind(model)
     mask = jnp.ones((B, T), bool) if mask is None else mask
     if cache is None:
@@ -291,7 +293,7 @@ def forward(
     strengths = [steers.strength(s, position, prompt_length) for s in steerings]
 
     x = module.embed.embedding[...][tokens]
-    captured: dict[str, list[jax.Array]] = {site: [] for site in (capture.sites if capture else ())}
+    captured: dict[tuple[str, int], jax.Array] = {}
     kv = []
     for layer, block in enumerate(module.layers):
 
@@ -299,7 +301,7 @@ def forward(
             for s, strength in zip(steerings, strengths, strict=True):
                 x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
             if capture is not None and capturing.wants(capture, site, layer):
-                captured[site].append(capturing.select(capture, x, padding))
+                captured[site, layer] = capturing.select(capture, x, padding - start)
             return x
 
         x, layer_kv = block(x, context, layer, tap)
@@ -308,4 +310,4 @@ def forward(
     if cache is not None:
         cache = KVCache([k for k, _ in kv], [v for _, v in kv], valid, start + T)
     logits = module.unembed(x[:, -1:] if last_only else x)
-    return Output(logits, cache, {site: jnp.stack(xs) for site, xs in captured.items()})
+    return Output(logits, cache, capturing.collect(capture, captured, config))

@@ -1,0 +1,31 @@
+"""Products in full float32, and the small model and prompts that most tests share."""
+
+import jax
+import pytest
+from oracle import SMALL, random_model, random_rows
+
+from jaxsteer.model import Model
+from jaxsteer.tokens import TokenBatch, left_pad
+
+
+def pytest_configure() -> None:
+    # Tolerances of the tests are those of float32; some backends multiply in less by default.
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def small() -> Model:
+    """Three layers, width 16; see `oracle.random_model` for its weights."""
+    return random_model(SMALL)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Three prompts of unequal length."""
+    return random_rows((3, 8, 5), SMALL.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def batch(prompts: list[list[int]]) -> TokenBatch:
+    """`prompts`, left-padded to 9: even the longest has a slot of padding."""
+    return left_pad(prompts, length=9)

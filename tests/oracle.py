@@ -1,0 +1,113 @@
+"""What tests measure against: numpy, transformers, and decoding step by step with captures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from jaxsteer.cache import empty_cache
+from jaxsteer.capture import Capture
+from jaxsteer.config import LlamaConfig
+from jaxsteer.model import Model, Output, abstract_params, forward, from_params
+from jaxsteer.paths import flatten, nest
+from jaxsteer.steering import Steering
+from jaxsteer.tokens import TokenBatch
+from weights import hf
+
+SMALL = LlamaConfig(
+    vocab_size=61,
+    d_model=16,
+    d_mlp=24,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+    rope_theta=100.0,
+)
+
+run = jax.jit(forward, static_argnames="last_only")  # shared, so that a shape compiles once
+
+
+def random_model(config: LlamaConfig, *, seed: int = 0) -> Model:
+    """Random weights that let errors show.
+
+    Queries and keys are large, so that attention is far from flat and rotary angles matter;
+    embeddings are small, so that the norm's epsilon matters; no norm's scale is 1.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[str | int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        if path[-1] == "scale":
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        std = {"embedding": 0.02, "q_proj": 0.5, "k_proj": 0.5}.get(str(path[-1]), 0.2)
+        return (std * rng.standard_normal(shape)).astype(np.float32)
+
+    shapes = flatten(abstract_params(config))
+    params = nest((path, jnp.asarray(draw(path, leaf.shape))) for path, leaf in shapes)
+    return from_params(params, config)
+
+
+def random_rows(lengths: Sequence[int], vocab_size: int, *, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(vocab_size, size=n).tolist() for n in lengths]
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest absolute error over the largest absolute value."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def alone(x, row: int):
+    """One row of a batch, of a steering or of anything else whose arrays have a row axis."""
+    return jax.tree.map(lambda leaf: leaf[row : row + 1], x)
+
+
+def torch_twin(model: Model) -> transformers.LlamaForCausalLM:
+    """transformers' model of the same config and weights, in float32."""
+    config = transformers.LlamaConfig(
+        **model.config.to_hf(), attn_implementation="eager", eos_token_id=None, pad_token_id=0
+    )
+    twin = transformers.LlamaForCausalLM(config)
+    weights = {k: torch.tensor(x) for k, x in hf.to_hf(model.params, model.config).items()}
+    left = twin.load_state_dict(weights, strict=False)
+    assert not left.unexpected_keys
+    assert left.missing_keys == ([hf.HEAD] if model.config.tie_embeddings else [])
+    twin.tie_weights()
+    return twin.eval()
+
+
+def steps(
+    model: Model,
+    batch: TokenBatch,
+    new_tokens: np.ndarray,
+    *,
+    steering: Steering | Sequence[Steering] | None = None,
+    capture: Capture | None = None,
+) -> Iterator[tuple[np.ndarray, Output]]:
+    """Prefill `batch`, then run `new_tokens` `[B, G]` one by one through the cache.
+
+    Yields for each pass the absolute positions of its tokens, `[B, T]` (negative on padding), and
+    the output.
+    """
+    B, T = batch.tokens.shape
+    config = model.config
+    cache = empty_cache(config, rows=B, capacity=T + new_tokens.shape[1], dtype=model.dtype)
+    lengths = np.asarray(batch.lengths)[:, None]
+    options = {"steering": steering, "prompt_length": batch.lengths, "capture": capture}
+    out = run(model, batch.tokens, mask=batch.mask, cache=cache, **options)
+    yield np.arange(T) - (T - lengths), replace(out, cache=None)
+    for g in range(new_tokens.shape[1]):
+        out = run(model, new_tokens[:, g : g + 1], cache=out.cache, **options)
+        yield lengths + g, replace(out, cache=None)
+
+
+def last_logits(model: Model, batch: TokenBatch, new_tokens: np.ndarray, **options) -> np.ndarray:
+    """Logits behind the prompt and behind each of `new_tokens`, `[B, 1 + G, V]`."""
+    passes = steps(model, batch, new_tokens, **options)
+    return np.stack([np.asarray(out.logits[:, -1]) for _, out in passes], axis=1)
