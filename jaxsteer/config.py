@@ -19,6 +19,17 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope_scaling.kind: got {self.kind!r}, expected linear or llama3")
+        if not self.factor > 0:
+            raise ValueError(f"rope_scaling.factor: got {self.factor}, expected more than 0")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"rope_scaling: got low_freq_factor={self.low_freq_factor} and high_freq_factor="
+                f"{self.high_freq_factor}, expected 0 < low < high"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -239,8 +250,10 @@ def _read_rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None, list[str]
     where = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
     rope = dict(hf.get(where) or {})
     theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
-    kind = rope.pop("rope_type", None)
-    kind = rope.pop("type", None) or kind or "default"  # `type` is the older spelling
+    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None}  # `type` is older
+    if len(kinds) > 1:
+        return theta, None, [f"{where}: rope_type and type differ: {sorted(kinds)}"]
+    kind = kinds.pop() if kinds else "default"
     partial = rope.pop("partial_rotary_factor", 1.0)
     if kind not in _ROPE_KEYS:
         known = ", ".join(_ROPE_KEYS)
