@@ -55,21 +55,25 @@ def _cudnn(
     if T == 1:
         # One query: causality is a length, padding a bias that all heads share. A boolean mask
         # would work too, at half as much time again.
-        bias = jnp.where(valid, 0.0, _NEGATIVE)[:, None, None, :]
+        bias = _bias(valid, q.dtype)[:, None, None, :]
         lengths = jnp.full((B,), start + 1, jnp.int32)
         queries = jnp.ones((B,), jnp.int32)
         return jax.nn.dot_product_attention(
             q,
             k,
             v,
-            bias=bias.astype(q.dtype),
+            bias=bias,
             query_seq_lengths=queries,
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
-    mask = visible(valid, start, T)
-    bias = jnp.where(mask, 0.0, _NEGATIVE)[:, None]  # [B, 1, T, S]: cuDNN wants T spelled out
-    return jax.nn.dot_product_attention(q, k, v, bias=bias.astype(q.dtype), implementation="cudnn")
+    bias = _bias(visible(valid, start, T), q.dtype)[:, None]  # T spelled out, for cuDNN
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+
+
+def _bias(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """0 where `mask` holds, the most negative finite number that will do elsewhere."""
+    return jnp.where(mask, 0.0, max(_NEGATIVE, float(jnp.finfo(dtype).min))).astype(dtype)
 
 
 @_cudnn.def_vmap
