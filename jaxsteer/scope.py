@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _END = 2**30  # past any position
 
@@ -84,9 +85,15 @@ def window(start: int, stop: int | None = None) -> Scope:
 
 
 def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
-    """Positions that lie in any of `scopes` and in none of `exclude`."""
+    """Positions that lie in any of `scopes` and in none of `exclude`.
+
+    Raises:
+        ValueError: for no scope, or an excluded scope that itself excludes something.
+    """
     if not scopes:
         raise ValueError("union: got no scope, expected at least one")
+    if any(np.any(np.asarray(scope.excluded)) for scope in exclude):
+        raise ValueError("union: got exclude=… with an exclusion of its own, expected windows only")
     cut = [replace(scope, excluded=jnp.ones_like(scope.excluded)) for scope in exclude]
     parts = [*scopes, *cut]
     rows = max(part.excluded.shape[0] for part in parts)
