@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from jaxsteer.attention import xla_attention
 from jaxsteer.config import LlamaConfig
-from jaxsteer.model import Model, forward, init
+from jaxsteer.model import Model, abstract_params, forward
 from weights import small_training, train_small
 from weights.hf import from_hf
 from weights.small_corpus import corpus
@@ -51,11 +52,11 @@ def texts(*settings, n=64) -> Texts:
     return Texts(jnp.stack([r.tokens for r in rows]), jnp.stack([r.first for r in rows]))
 
 
-def run(folder, seeds=(0, 1), which=(0, 1), **kwargs):
+def run(folder, seeds=(0, 1), which=(0, 1), phase=PHASE, **kwargs):
     corpora = texts(BASE, REASONING)
     return train(
-        PHASE,
-        initial_members(CONFIG, seeds),
+        phase,
+        jax.tree.map(lambda x: x[jnp.array(seeds)], members()),
         seeds=seeds,
         which=which,
         texts=corpora,
@@ -65,6 +66,11 @@ def run(folder, seeds=(0, 1), which=(0, 1), **kwargs):
         folder=folder,
         **kwargs,
     )
+
+
+@cache
+def members():
+    return initial_members(CONFIG, (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +88,15 @@ def assert_trees_equal(a, b, **kwargs):
 
 
 def test_stacking_layers_and_back():
-    params = init(replace(CONFIG, n_layers=3)).params
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(replace(CONFIG, n_layers=3))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), shapes)
     assert_trees_equal(unstack_layers(stack_layers(params)), params, rtol=0)
 
 
 def test_nll_is_the_plain_loss_of_the_counted_tokens_and_so_is_its_gradient():
     """Against a loss written the obvious way, with the embedding looked up as it is."""
-    params = jax.tree.map(lambda x: 5 * x, init(CONFIG).params)
+    params = unstack_layers(jax.tree.map(lambda x: 5 * x[0], members()))
     rows = texts(REASONING)
     tokens, first = rows.tokens[0, :8], rows.first[0, :8]
 
@@ -144,8 +152,7 @@ def test_phase_wants_whole_calls():
 
 def test_full_preset_fits_the_budget():
     config = train_small.PRESETS["full"].config
-    shapes = jax.eval_shape(lambda: init(config).params)
-    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
     assert n_parameters <= 6.1e6
     assert 3 * 2 * n_parameters < 40e6  # bytes of three models in bf16
 
@@ -182,13 +189,21 @@ def test_a_member_does_not_depend_on_the_others(tmp_path, whole):
     assert abs(curve[-1, 0] - curve[-1, 1]).max() > 1e-3
 
 
+def test_every_call_sees_other_documents(tmp_path):
+    still = replace(PHASE, muon_lr=0.0, adam_lr=0.0)
+    params, curve = run(tmp_path, seeds=(0,), which=(0,), phase=still)
+    assert len(set(curve[:, 0, 0].tolist())) == len(curve)
+    assert len(set(curve[:, 0, 1].tolist())) == 1
+    assert_trees_equal(params, jax.tree.map(lambda x: x[:1], members()), rtol=0)
+
+
 # --- the command ---
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("small") / "run"
-    flags = "--layers 1 --width 32 --mlp 48 --length 96 --base-documents 1000 --tuned-documents 500"
+    flags = "--layers 1 --width 32 --mlp 48 --length 96 --base-documents 500 --tuned-documents 500"
     steps = "--base-steps 30 --tuned-steps 20 --base-muon-lr 0.03 --base-adam-lr 0.005"
     arguments = f"--out {out} --preset tiny --seeds 3 {flags} {steps}".split()
     train_small.main(arguments)
