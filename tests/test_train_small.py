@@ -205,7 +205,7 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("small") / "run"
     flags = "--layers 1 --width 32 --mlp 48 --length 96 --base-documents 500 --tuned-documents 500"
     steps = "--base-steps 30 --tuned-steps 20 --base-muon-lr 0.03 --base-adam-lr 0.005"
-    arguments = f"--out {out} --preset tiny --seeds 3 {flags} {steps}".split()
+    arguments = f"--out {out} --preset tiny --seeds 3 4 {flags} {steps}".split()
     train_small.main(arguments)
     return out, arguments
 
@@ -224,6 +224,17 @@ def test_loss_goes_down_and_is_written(trained):
             curve = [float(row[loss]) for row in rows if row["model"] == model]
             assert curve[0] - curve[-1] > least, (model, loss)
     assert (out / "seed3" / "training.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fine_tunes_start_from_the_base_model_of_their_seed(trained):
+    def weights(seed, model):
+        with safe_open(trained[0] / f"seed{seed}" / model / "model.safetensors", "np") as file:
+            return file.get_tensor("model.layers.0.mlp.up_proj.weight").astype(np.float32)
+
+    for seed, other in ((3, 4), (4, 3)):
+        for model in ("reasoning", "control"):
+            moved = np.linalg.norm(weights(seed, model) - weights(seed, "base"))
+            assert 0 < moved < 0.7 * np.linalg.norm(weights(seed, model) - weights(other, "base"))
 
 
 def test_heldout_losses_are_written_for_every_model_and_text(trained):

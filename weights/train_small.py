@@ -34,7 +34,6 @@ from weights.small_training import (
     Tree,
     evaluate,
     initial_members,
-    stack_layers,
     train,
     unstack_layers,
 )
@@ -167,28 +166,43 @@ def run(out: Path, seeds: Sequence[int], settings: Settings) -> None:
         folder=out / "checkpoints" / "tuned",
         **common,
     )
+    # The weights as they are written: all base models, then the fine-tunes seed by seed.
+    models = jax.tree.map(
+        lambda b, t: jnp.concatenate([b, t]).astype(jnp.bfloat16).astype(jnp.float32), base, tuned
+    )
+    losses = evaluate(models, _texts(*heldout.values()), **common)
+    curves = [*((base_phase, c) for c in np.moveaxis(base_curve, 1, 0))]
+    curves += [(tuned_phase, c) for c in np.moveaxis(tuned_curve, 1, 0)]
     for i, seed in enumerate(seeds):
-        folder = out / f"seed{seed}"
-        members = {"base": _member(base, i)}
-        curves = {"base": (base_phase, base_curve[:, i])}
-        for j, name in enumerate(TUNED):
-            member = i * len(TUNED) + j
-            members[name] = _member(tuned, member)
-            curves[name] = (tuned_phase, tuned_curve[:, member])
-        for name, params in members.items():
-            write_model(folder / name, params, config, chat=name != "base")
-        write_curves(
-            folder,
-            {
-                name: (np.arange(1, len(points) + 1) * phase.steps_per_call, points)
-                for name, (phase, points) in curves.items()
-            },
+        first = len(seeds) + i * len(TUNED)
+        index = {"base": i} | {name: first + j for j, name in enumerate(TUNED)}
+        table = {
+            name: dict(zip(heldout, np.round(losses[m], 5).tolist(), strict=True))
+            for name, m in index.items()
+        }
+        print(f"seed {seed}: held-out loss, nats a token\n{_table(table)}")
+        _write_seed(
+            out / f"seed{seed}",
+            {name: _member(models, m) for name, m in index.items()},
+            {name: _points(*curves[m]) for name, m in index.items()},
+            table,
+            config,
         )
-        losses = _heldout_losses(members, heldout, **common)
-        write_json(folder / "heldout.json", losses)  # last: it says that the seed is complete
-        print(f"seed {seed}: held-out loss, nats a token\n{_table(losses)}")
     shutil.rmtree(out / "checkpoints")
     print(f"models: {out}/seed*/{{base,{','.join(TUNED)}}}")
+
+
+def _write_seed(
+    folder: Path,
+    models: dict[str, Tree],
+    curves: dict[str, tuple[np.ndarray, np.ndarray]],
+    losses: dict[str, dict[str, float]],
+    config: LlamaConfig,
+) -> None:
+    for name, params in models.items():
+        write_model(folder / name, params, config, chat=name != "base")
+    write_curves(folder, curves)
+    write_json(folder / "heldout.json", losses)  # last: it says that the seed is complete
 
 
 def tuned_texts(settings: Settings) -> dict[str, TextSettings]:
@@ -238,6 +252,11 @@ def _member(params: Tree, i: int) -> Tree:
     return unstack_layers(jax.tree.map(lambda x: np.asarray(x[i]), params))
 
 
+def _points(phase: Phase, curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve with the steps that its points stand at."""
+    return np.arange(1, len(curve) + 1) * phase.steps_per_call, curve
+
+
 def _write_statistics(path: Path, texts: dict[str, TextSettings], settings: Settings) -> None:
     n = min(settings.tuned_documents, 20_000)
     write_json(
@@ -253,21 +272,6 @@ def _write_statistics(path: Path, texts: dict[str, TextSettings], settings: Sett
             if name != "stories"  # they have no solutions to measure
         },
     )
-
-
-def _heldout_losses(
-    members: dict[str, Tree], heldout: dict[str, Corpus], **common: Any
-) -> dict[str, dict[str, float]]:
-    """Losses by model and text of the weights as they are written, in bf16."""
-    stacked = jax.tree.map(
-        lambda *x: jnp.stack(x).astype(jnp.bfloat16).astype(jnp.float32),
-        *(stack_layers(params) for params in members.values()),
-    )
-    losses = evaluate(stacked, _texts(*heldout.values()), **common)
-    return {
-        model: {text: round(float(loss), 5) for text, loss in zip(heldout, row, strict=True)}
-        for model, row in zip(members, losses, strict=True)
-    }
 
 
 def _table(losses: dict[str, dict[str, float]]) -> str:
