@@ -37,7 +37,7 @@ from jaxsteer.tokens import TokenBatch, check_batch
 # What a cell has of its own and what all share: the cell axis of each part of the state.
 _SHARED: Any = None
 _STATE_AXES = DecodeState(
-    **{name: 0 for name in ("token", "tokens", "logprobs", "length", "done")},  # type: ignore[arg-type]
+    **dict.fromkeys(("token", "tokens", "logprobs", "length", "done"), 0),  # type: ignore[arg-type]
     step=_SHARED,
     cache=KVCache(k=0, v=0, valid=_SHARED, cursor=_SHARED),  # type: ignore[arg-type]
 )
@@ -194,11 +194,15 @@ def sweep(
     for cell in cells:
         check_steering(cell.steering, model.config, rows=1)
     params = sampling(prompts) if sampling_params is None else sampling_params
+    if params.seed.shape != (prompts,):
+        raise ValueError(
+            f"sampling_params: got {params.seed.shape[0]} rows, expected one a prompt, {prompts}"
+        )
+    if rows_per_chunk is not None and rows_per_chunk < 1:
+        raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
     rows = rows_per_chunk or rows_that_fit(
         model.config, length=batch.tokens.shape[1] + max_new_tokens, dtype=model.dtype
     )
-    if rows < 1:
-        raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     B = _even_share(prompts, rows)
     C = _even_share(len(cells), rows // B)
     stacked = stack([cell.steering for cell in cells])
