@@ -1,6 +1,7 @@
 """A run: its settings, its models and its folder, checked before any work starts."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -51,8 +52,13 @@ class Run:
         return folder / "checkpoint"
 
     def model_print(self, role: str) -> str:
-        """A hash that names a model in the inputs of a stage, with the dtype that it runs in."""
-        return f"{sha256(self.checkpoint(role) / checkpoint.MANIFEST)} {self.settings.models.dtype}"
+        """A hash that names a model in the inputs of a stage: its source and its dtype here."""
+        path = self.checkpoint(role)
+        manifest = checkpoint.read_manifest(path)
+        # Orbax names its files at random, so two conversions of one source differ in their bytes.
+        source = manifest.provenance.get("source_sha256") or sha256(path / checkpoint.MANIFEST)
+        named = [source, manifest.dtype, self.settings.models.dtype]
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def load(self, role: str) -> tuple[Model, Any]:
         """A model and its tokenizer."""

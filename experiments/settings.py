@@ -92,7 +92,7 @@ class Settings:
     models: Models
     prompts: Prompts
     rollouts: Decoding
-    labels: Labels
+    labels: Labels = field(default_factory=Labels)
     direction: Direction
     steering: Steering
     decoding: Decoding

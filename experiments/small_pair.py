@@ -49,7 +49,7 @@ class Plan:
     """How much is run; the defaults are what the data sheet of the pair reports."""
 
     offsets: tuple[int, ...] = tuple(range(-13, -7))
-    coeffs: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)  # in residual norms
+    coeffs: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # in residual norms
     margin: float = 0.02  # coherence that may be lost when choosing; .03 is allowed when judged
     traces: int = 1024
     select: int = 512
@@ -89,9 +89,13 @@ def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
     grid = [cell("base", layer, coeff) for layer in layers for coeff in plan.coeffs]
     table = _sweep(loaded["reasoning"], [unsteered, *grid], "select", plan.select, out, plan)
     layer, coeff = choose(table, plan.margin)
+    # Its opposite, chosen on the same split: the cells are added to the sweep's file.
+    grid += [cell("base", layer, -c) for c in plan.coeffs]
+    table = _sweep(loaded["reasoning"], [unsteered, *grid], "select", plan.select, out, plan)
+    negative = choose_negative(table, layer, plan.margin)
 
     baselines = [name for name in vectors if name not in ("base", "reasoning")]
-    signed = [(source, c) for source in ("base", "reasoning") for c in (coeff, -coeff)]
+    signed = [(source, c) for source in ("base", "reasoning") for c in (coeff, negative)]
     cells = [unsteered, *(cell(source, layer, c) for source, c in signed)]
     cells += [cell(source, layer, coeff) for source in baselines]
     curve = [cell("base", layer, c) for c in plan.coeffs if c != coeff]
@@ -107,10 +111,11 @@ def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
         "plan": asdict(plan),
         "layer": layer,
         "coeff": coeff,
+        "negative": negative,
         "facts": facts,
         "selection": [asdict(one) for one in table],
         "judged": {role: [asdict(one) for one in found] for role, found in judged.items()},
-        "verdicts": verdicts(judged, layer, coeff),
+        "verdicts": verdicts(judged, layer, coeff, negative),
     }
 
 
@@ -120,16 +125,32 @@ def choose(table: Sequence[CellOutcome], margin: float) -> tuple[int, float]:
     Raises:
         ValueError: if no cell is that coherent.
     """
-    floor = next(c for c in table if c.source == "none").coherence.mean - margin
-    able = [c for c in table if c.source != "none" and c.coherence.mean >= floor]
+    able = [c for c in _coherent(table, margin) if c.coeff > 0]
     if not able:
-        raise ValueError(f"no cell has a coherence of {floor:.3f} or more")
+        raise ValueError(f"no positive coefficient keeps coherence within {margin} of unsteered")
     best = max(able, key=lambda c: c.backtracking_rate.mean)
     return int(best.source.split("@")[1]), best.coeff
 
 
+def choose_negative(table: Sequence[CellOutcome], layer: int, margin: float) -> float:
+    """The negative coefficient at a layer with the least backtracking, within the margin.
+
+    Raises:
+        ValueError: if no cell is that coherent.
+    """
+    able = [c for c in _coherent(table, margin) if c.coeff < 0 and c.source == f"base@{layer}"]
+    if not able:
+        raise ValueError(f"no negative coefficient keeps coherence within {margin} of unsteered")
+    return min(able, key=lambda c: c.backtracking_rate.mean).coeff
+
+
+def _coherent(table: Sequence[CellOutcome], margin: float) -> list[CellOutcome]:
+    floor = next(c for c in table if c.source == "none").coherence.mean - margin
+    return [c for c in table if c.source != "none" and c.coherence.mean >= floor]
+
+
 def verdicts(
-    judged: dict[str, list[CellOutcome]], layer: int, coeff: float
+    judged: dict[str, list[CellOutcome]], layer: int, coeff: float, negative: float
 ) -> dict[str, dict[str, Any]]:
     """The aims of the pair, each with its figures."""
 
@@ -142,7 +163,7 @@ def verdicts(
         return float((a.backtracking_rate.mean - b.backtracking_rate.mean) / max(spread, 1e-12))
 
     plain, steered = rate("reasoning", "none", 0.0), rate("reasoning", "base", coeff)
-    reverse = rate("reasoning", "base", -coeff)
+    reverse = rate("reasoning", "base", negative)
     main = (f"base@{layer}", f"reasoning@{layer}", "none")
     baselines = [x for x in judged["reasoning"] if x.source not in main]
     top = max(baselines, key=lambda x: x.backtracking_rate.mean)
@@ -150,6 +171,7 @@ def verdicts(
     control = rate("control", "base", coeff), rate("control", "none", 0.0)
     ratio = steered.backtracking_rate.mean / plain.backtracking_rate.mean
     lost = plain.coherence.mean - steered.coherence.mean
+    back_lost = plain.coherence.mean - reverse.coherence.mean
     back = reverse.backtracking_rate.mean / plain.backtracking_rate.mean
     return {
         "at least doubled": {"holds": ratio >= 2, "ratio": ratio},
@@ -159,7 +181,11 @@ def verdicts(
             "standard errors": apart(steered, top),
             "strongest": top.source,
         },
-        "negative at least halves": {"holds": back <= 0.5, "ratio": back},
+        "negative at least halves": {
+            "holds": back <= 0.5 and back_lost <= 0.03,
+            "ratio": back,
+            "coefficient": negative,
+        },
         "base model at most .001": {"holds": base_top <= 0.001, "highest": base_top},
         "control within 2 SE": {
             "holds": abs(apart(*control)) <= 2,

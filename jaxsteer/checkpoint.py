@@ -134,7 +134,7 @@ def load(path: PathLike, *, dtype: Any = None, sharding: Any = None) -> tuple[Mo
         FileNotFoundError: there is no such directory.
         ValueError: it is no checkpoint, or files in it are missing or damaged (all named).
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # Orbax takes no other
     manifest = _open(folder)
     wanted = jnp.dtype(dtype or manifest.dtype)
     if wanted.name not in DTYPES:
@@ -160,7 +160,7 @@ def read_manifest(path: PathLike) -> Manifest:
         FileNotFoundError: there is no such directory.
         ValueError: it is no checkpoint of this format.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # Orbax takes no other
     file = folder / MANIFEST
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such directory")
@@ -187,7 +187,7 @@ def read_leaves(path: PathLike) -> Iterator[tuple[ParamPath, np.ndarray]]:
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # Orbax takes no other
     manifest = _open(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
@@ -280,7 +280,7 @@ def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any,
     context.pytree.loading.partial_load = True
     try:
         with context:
-            return v1.load(folder.absolute() / _PARAMS, placed)  # Orbax asks for that
+            return v1.load(folder / _PARAMS, placed)
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0][:300]
         raise ValueError(f"{folder}: its weights cannot be read: {reason}") from error

@@ -231,12 +231,8 @@ def from_params(params: Params, config: LlamaConfig) -> Model:
 
 def init(config: LlamaConfig, *, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
     """A model with random weights (normal, standard deviation 0.02)."""
-
-    def make() -> Params:
-        module = Llama(config, dtype=dtype, rngs=nnx.Rngs(seed))
-        return nnx.to_pure_dict(nnx.state(module))
-
-    return from_params(jax.jit(make)(), config)
+    module = Llama(config, dtype=dtype, rngs=nnx.Rngs(seed))
+    return from_params(nnx.to_pure_dict(nnx.state(module)), config)
 
 
 def bind(model: Model) -> Llama:

@@ -1,11 +1,15 @@
 """The small pair's problem statements, and the splits that say who may see which."""
 
+import argparse
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
+from jaxsteer.files import write_atomic
 from weights.small_grammar import NAMES, OBJECTS, PLACES, pick
 
 Split = Literal["train", "dom", "select", "eval"]
@@ -140,3 +144,29 @@ def prompts(n: int, seed: int, split: Split) -> list[Prompt]:
     return [
         Prompt(f"{split}-{seed}-{i}", p.text, p.answer) for i, p in enumerate(distinct.values())
     ]
+
+
+def prompts_file(counts: Mapping[Split, int], seed: int = 0) -> str:
+    """The JSON list of {id, prompt, answer, split} that `experiments` reads."""
+    rows = [
+        {"id": prompt.id, "prompt": prompt.text, "answer": prompt.answer, "split": split}
+        for split, count in counts.items()
+        for prompt in prompts(count, seed, split)
+    ]
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the small pair's prompts (the default counts are those of weights/small)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m weights.small_problems", description=main.__doc__
+    )
+    parser.add_argument("file", help="where to write them")
+    parser.add_argument("--dom", type=int, default=1024, help="for the direction")
+    parser.add_argument("--eval", type=int, default=256, help="held out, for the figure")
+    args = parser.parse_args(arguments)
+    write_atomic(args.file, prompts_file({"dom": args.dom, "eval": args.eval}).encode())
+
+
+if __name__ == "__main__":
+    main()

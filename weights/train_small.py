@@ -56,7 +56,7 @@ class Settings:
     base_documents: int = 160_000
     tuned_documents: int = 60_000
     heldout_documents: int = 512
-    base_steps: int = 3_000
+    base_steps: int = 3_500
     base_rows: int = 256
     base_muon_lr: float = 0.02
     base_adam_lr: float = 1.5e-3
