@@ -1,0 +1,1 @@
+"""Measurements that need an accelerator or long minutes; results are in RESULTS.md."""
