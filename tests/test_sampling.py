@@ -121,10 +121,11 @@ def test_a_row_draws_the_same_alone_and_in_any_batch_and_order():
     moved = jax.tree.map(lambda x: x[shuffled], params)
     found = draw_kept(logits[shuffled], keys(moved, 7), moved)
     np.testing.assert_array_equal(found, together[shuffled])
+    jitted = {sample: draw_all, truncated_sample: draw_kept, greedy: greedy}
     for row in range(n):
         one = sampling(1, **{k: v[row] for k, v in settings.items()})
         # By the sampler that would be chosen for the row alone, too.
-        for sampler in (truncated_sample, choose_sampler(one)):
+        for sampler in (draw_kept, jitted[choose_sampler(one)]):
             found = sampler(logits[row : row + 1], keys(one, 7), one)
             np.testing.assert_array_equal(found, together[row : row + 1])
 
