@@ -1,14 +1,20 @@
 """The settings of a run, read from TOML; an unknown or misspelt key is an error."""
 
 import dataclasses
+import math
 import tomllib
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxsteer.annotate import KEYWORDS
 from jaxsteer.sites import SITES
+
+DTYPES = ("float32", "bfloat16")
+UNITS = ("vector", "residual")
+COHERENCE = ("repetition", "grammar")
 
 Section = TypeVar("Section")
 
@@ -102,16 +108,19 @@ class Settings:
 def load_settings(path: str | Path) -> Settings:
     """Read and check a TOML file; paths in it are resolved against its folder.
 
+    The files that it names are not looked for here.
+
     Raises:
-        FileNotFoundError: if the file or one that it names is missing.
-        ValueError: naming every key that is unknown, missing or of the wrong type, together.
+        FileNotFoundError: if the file is missing.
+        ValueError: naming every key that is unknown, missing or of the wrong type, together; if
+            there is none, every value that cannot be.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such settings file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     problems: list[str] = []
     settings = _read(Settings, raw, "", problems)
@@ -156,9 +165,13 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
                 return [item(v) for v in value]
         elif option is not type(None) and _fits(option, value):
             return option(value)
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    names = " or ".join(_kind_name(o) for o in options if o is not type(None))
     problems.append(f"{where}: got {value!r}, expected {names}")
     return None
+
+
+def _kind_name(kind: Any) -> str:
+    return str(kind) if get_origin(kind) else kind.__name__
 
 
 def _fits(kind: type, value: Any) -> bool:
@@ -185,32 +198,73 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
 
 def _check(settings: Settings) -> list[str]:
     """What is wrong with the values, one line each."""
-    checks = [
-        (settings.models.dtype in ("float32", "bfloat16"), "models.dtype: float32 or bfloat16"),
-        ("{prompt}" in settings.prompts.base_template, "prompts.base_template: holds {prompt}"),
-        (settings.direction.site in SITES, f"direction.site: one of {', '.join(SITES)}"),
-        (bool(settings.direction.offsets), "direction.offsets: at least one"),
-        (settings.direction.layer >= 0, "direction.layer: at least 0"),
-        (settings.steering.unit in ("vector", "residual"), "steering.unit: vector or residual"),
-        (bool(settings.steering.coeffs), "steering.coeffs: at least one"),
-        (0.0 not in settings.steering.coeffs, "steering.coeffs: without 0, which is always run"),
+    models, prompts, labels = settings.models, settings.prompts, settings.labels
+    direction, steering, report = settings.direction, settings.steering, settings.report
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("models.dtype", models.dtype, models.dtype in DTYPES, " or ".join(DTYPES)),
         (
-            set(settings.steering.baseline_coeffs) <= set(settings.steering.coeffs),
-            "steering.baseline_coeffs: some of steering.coeffs",
+            "prompts.base_template",
+            prompts.base_template,
+            "{prompt}" in prompts.base_template,
+            "a text with {prompt} in it",
         ),
-        (settings.steering.random_directions >= 0, "steering.random_directions: at least 0"),
         (
-            settings.report.coherence in ("repetition", "grammar"),
-            "report.coherence: repetition or grammar",
+            "prompts.evaluate_split",
+            prompts.evaluate_split,
+            prompts.evaluate_split != prompts.derive_split,
+            "another one than derive_split: the figure needs prompts that the direction has not",
         ),
-        (bool(settings.labels.keywords), "labels.keywords: at least one"),
+        (
+            "labels.keywords",
+            labels.keywords,
+            bool(labels.keywords) and all(word.strip() for word in labels.keywords),
+            "at least one word, none empty",
+        ),
+        ("direction.layer", direction.layer, direction.layer >= 0, "at least 0"),
+        ("direction.offsets", direction.offsets, _distinct(direction.offsets), "distinct numbers"),
+        ("direction.site", direction.site, direction.site in SITES, f"one of {', '.join(SITES)}"),
+        (
+            "steering.coeffs",
+            steering.coeffs,
+            _distinct(steering.coeffs) and all(c and math.isfinite(c) for c in steering.coeffs),
+            "distinct finite numbers without 0, which is always run",
+        ),
+        (
+            "steering.baseline_coeffs",
+            steering.baseline_coeffs,
+            set(steering.baseline_coeffs) <= set(steering.coeffs),
+            "some of steering.coeffs",
+        ),
+        ("steering.unit", steering.unit, steering.unit in UNITS, " or ".join(UNITS)),
+        (
+            "steering.random_directions",
+            steering.random_directions,
+            steering.random_directions >= 0,
+            "at least 0",
+        ),
+        (
+            "report.coherence",
+            report.coherence,
+            report.coherence in COHERENCE,
+            " or ".join(COHERENCE),
+        ),
+        ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
     ]
+    for name in ("derive_limit", "evaluate_limit"):
+        limit = getattr(prompts, name)
+        checks.append((f"prompts.{name}", limit, limit is None or limit >= 1, "at least 1"))
     for name in ("rollouts", "decoding"):
         part: Decoding = getattr(settings, name)
+        rows, warmth = part.rows_per_chunk, part.temperature
         checks += [
-            (part.max_new_tokens >= 1, f"{name}.max_new_tokens: at least 1"),
-            (part.temperature >= 0, f"{name}.temperature: at least 0"),
-            (0 < part.top_p <= 1, f"{name}.top_p: above 0, at most 1"),
-            (0 <= part.seed < 2**32, f"{name}.seed: 0 to 2**32 - 1"),
+            (f"{name}.max_new_tokens", part.max_new_tokens, part.max_new_tokens >= 1, "at least 1"),
+            (f"{name}.temperature", warmth, warmth >= 0 and math.isfinite(warmth), "at least 0"),
+            (f"{name}.top_p", part.top_p, 0 < part.top_p <= 1, "above 0, at most 1"),
+            (f"{name}.seed", part.seed, 0 <= part.seed < 2**32, "0 to 2**32 - 1"),
+            (f"{name}.rows_per_chunk", rows, rows is None or rows >= 1, "at least 1"),
         ]
-    return [f"expected {text}" for ok, text in checks if not ok]
+    return [f"{name}: got {value!r}, expected {text}" for name, value, ok, text in checks if not ok]
+
+
+def _distinct(values: Sequence[float]) -> bool:
+    return 0 < len(values) == len(set(values))
