@@ -60,7 +60,8 @@ def run_stage(
     """
     folder, partial = out / name, out / f".{name}.partial"
     inputs = json.loads(json.dumps({**inputs, "jaxsteer": jaxsteer.__version__}))
-    if _record(folder).get("inputs") == inputs and _outputs(folder) == _record(folder)["outputs"]:
+    made = _record(folder)
+    if made.get("inputs") == inputs and made.get("outputs") == _outputs(folder):
         say(f"[{name}] unchanged, skipped")
         return folder
     _set_aside(folder, out)
@@ -70,6 +71,9 @@ def run_stage(
         write_atomic(partial / _RECORD, json.dumps({"inputs": inputs}).encode())
     else:
         say(f"[{name}] goes on where it was interrupted")
+        for file in partial.glob(".*"):  # what a kill in the middle of `write_atomic` left
+            if file.is_file():
+                file.unlink()
     started = time.monotonic()
     work(partial)
     record = {
@@ -117,14 +121,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
     return rows
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    file = folder / _RECORD
-    return json.loads(file.read_text()) if file.is_file() else {}
+    """What `stage.json` says; nothing if it is missing or damaged, so that the stage is redone."""
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _outputs(folder: Path) -> dict[str, str]:
@@ -138,5 +146,7 @@ def _set_aside(folder: Path, out: Path) -> None:
         return
     attic = out / "superseded"
     attic.mkdir(exist_ok=True)
-    number = sum(1 for _ in attic.iterdir()) + 1
+    # Counted on from the highest: some may have been deleted by hand.
+    numbers = [int(f.name.split("-")[0]) for f in attic.iterdir() if f.name.split("-")[0].isdigit()]
+    number = max(numbers, default=0) + 1
     os.replace(folder, attic / f"{number:03d}-{folder.name.removeprefix('.')}")
