@@ -54,7 +54,7 @@ def render(tokenizer: Any, prompt: str, *, role: str, base_template: str = "") -
     at all.
     """
     if role == "base":
-        return (tokenizer.bos_token or "") + base_template.format(prompt=prompt)
+        return (tokenizer.bos_token or "") + base_template.replace("{prompt}", prompt)
     if not tokenizer.chat_template:
         raise ValueError(f"the {role} model's tokenizer has no chat template")
     return tokenizer.apply_chat_template(
@@ -66,12 +66,15 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of rendered text, in which special tokens are spelled out.
 
     Raises:
-        ValueError: for a second begin-of-sequence token, which shifts every position.
+        ValueError: for a second begin-of-sequence token, which shifts every position, or words
+            that the tokenizer does not know.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and ids.count(bos) != 1:
         raise ValueError(f"rendered prompt: got {ids.count(bos)} BOS tokens, expected 1: {text!r}")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise ValueError(f"rendered prompt: the tokenizer does not know all words of {text!r}")
     return list(ids)
 
 
