@@ -57,9 +57,10 @@ def draw(table: Sequence[CellOutcome], folder: Path, *, unit: str, coherence: st
     }
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
     paths = [folder / f"{STEM}.png", folder / f"{STEM}.svg"]
-    for path in paths:
-        # No date in the files: the same numbers give the same bytes.
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # Neither a date nor random ids in the files: the same numbers give the same bytes.
+    with plt.rc_context({"svg.hashsalt": STEM}):
+        figure.savefig(paths[0], dpi=150)
+        figure.savefig(paths[1], metadata={"Date": None})
     plt.close(figure)
     return paths
 
