@@ -19,7 +19,7 @@ from jaxsteer.directions import random_directions, rescale
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
 from jaxsteer.steering import add
-from jaxsteer.sweep import Cell, count_chunks, rows_that_fit, sweep
+from jaxsteer.sweep import Cell, rows_that_fit, sweep
 from jaxsteer.tokens import bucket, left_pad
 from jaxsteer.vectors import load_directions
 
@@ -111,8 +111,9 @@ def write_sweep(
         rows_per_chunk=rows,
         done=done,
     )
-    total = count_chunks(len(cells), len(prompts), rows)
-    for chunk in tqdm(chunks, total=total, desc=f"steering {target}", unit="chunk"):
+    total = len(cells) * len(prompts)
+    bar = tqdm(total=total, initial=len(written), desc=f"steering {target}", unit="text")
+    for chunk in chunks:
         append_rows(
             folder / FILE,
             [
@@ -128,6 +129,8 @@ def write_sweep(
                 for result in chunk
             ],
         )
+        bar.update(len(chunk))
+    bar.close()
 
 
 def stage(run: Run) -> dict[str, Path]:
