@@ -19,6 +19,7 @@ from jaxsteer.metrics import (
 )
 
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}
+_LEAST_PAIRS = 8  # with fewer, no sign pattern reaches p < .01
 
 # (text's sentences) -> (how many are coherent, how many there are), or None to use repetition.
 Grammar = Callable[[Sequence[Sentence]], tuple[int, int]]
@@ -75,7 +76,11 @@ def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | No
 def outcomes(
     rows: Sequence[dict[str, Any]], *, keywords: Sequence[str], grammar: Grammar | None
 ) -> list[CellOutcome]:
-    """One outcome a cell, in the order of the rows."""
+    """One outcome a cell, in the order of the rows.
+
+    Raises:
+        ValueError: if a cell has a prompt that was not run unsteered on its target.
+    """
     cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["target"], row["source"], row["coeff"]), []).append(row)
@@ -85,7 +90,12 @@ def outcomes(
     }
     table = []
     for (target, source, coeff), by_prompt in scores.items():
-        reference = scores[target, "none", 0.0]
+        reference = scores.get((target, "none", 0.0), {})
+        if missing := by_prompt.keys() - reference.keys():
+            raise ValueError(
+                f"{target}, {source} at {coeff:g}: {len(missing)} of {len(by_prompt)} prompts have "
+                "no unsteered text to compare with"
+            )
         texts = list(by_prompt.values())
         table.append(
             CellOutcome(
@@ -192,7 +202,7 @@ def _induces(best: CellOutcome, unsteered: CellOutcome) -> Finding:
     gain = best.difference
     return Finding(
         "the base-derived direction induces backtracking in the reasoning model",
-        gain.diff > 0 and gain.p_value < 0.01,
+        gain.diff > 0 and gain.p_value < 0.01 if gain.n >= _LEAST_PAIRS else None,
         f"backtracking sentences per sentence {_rate(unsteered)} → {_rate(best)} at coefficient "
         f"{best.coeff:g} (× {_ratio(best, unsteered)}, paired p = {gain.p_value:.2g}, "
         f"n = {gain.n}), coherence {unsteered.coherence.mean:.3f} → {best.coherence.mean:.3f}",
@@ -207,7 +217,7 @@ def _reasoning_derived(
         Finding(
             "it does so comparably to the reasoning-derived one (within a factor of 2 in gain)",
             0.5 <= _gain(best, unsteered) / _gain(cell, unsteered) <= 2
-            if _gain(cell, unsteered) > 0
+            if _gain(cell, unsteered) > 0 and _told([best])
             else None,
             f"base-derived {_rate(best)}, reasoning-derived {_rate(cell)} at {best.coeff:g}",
         )
@@ -216,50 +226,60 @@ def _reasoning_derived(
 
 
 def _against_random(table: Sequence[CellOutcome], best: CellOutcome) -> list[Finding]:
-    at_best = [
-        c
-        for c in table
-        if c.target == "reasoning" and c.source.startswith("random") and c.coeff == best.coeff
-    ]
-    if not at_best:
+    drawn = [c for c in table if c.target == "reasoning" and c.source.startswith("random")]
+    if not drawn:
         return []
-    top = max(at_best, key=lambda c: c.backtracking_rate.mean)
+    told = _told([c for c in drawn if c.coeff == best.coeff])
+    count = len({c.source for c in drawn})
+    claim = f"it beats {count} random directions of its length by 4 standard errors"
+    if not told:
+        return [Finding(claim, None, f"no text of theirs to judge at coefficient {best.coeff:g}")]
+    top = max(told, key=lambda c: c.backtracking_rate.mean)
     distance = _distance(best, top)
     return [
         Finding(
-            f"it beats {len(at_best)} random directions of its length by 4 standard errors",
-            distance >= 4,
+            claim,
+            None if math.isnan(distance) else distance >= 4,
             f"the strongest random direction gives {_rate(top)}: {distance:.1f} standard errors",
         )
     ]
 
 
 def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
+    before, after = unsteered.backtracking_rate.mean, cell.backtracking_rate.mean
     return Finding(
         "with the sign reversed it at least halves backtracking",
-        cell.backtracking_rate.mean <= unsteered.backtracking_rate.mean / 2,
+        after <= before / 2 if before > 0 and _told([cell]) else None,
         f"{_rate(unsteered)} → {_rate(cell)} at coefficient {cell.coeff:g}",
     )
 
 
 def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float) -> Finding:
     steered = [c for c in table if c.target == target and c.source != "none"]
+    unsteered = select(table, target, "none")[0]
+    told = _told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
     empty = sum(c.n_empty for c in steered)
     rows = sum(c.backtracking_rate.n + c.backtracking_rate.n_empty for c in steered)
+    texts = f"{empty} of {rows} texts are empty"
+    if not told:
+        return Finding(text, None, f"no sentence to judge; {texts}")
+    top = max(told, key=lambda c: c.backtracking_rate.mean)
     if target == "base":
-        top = max(steered, key=lambda c: c.backtracking_rate.mean)
-        holds = top.backtracking_rate.mean <= 0.001
-        because = f"the highest of {len(steered)} cells is {_rate(top)}"
+        holds: bool | None = top.backtracking_rate.mean <= 0.001
+        because = f"{_rate(unsteered)} unsteered, the highest of {len(told)} cells is {_rate(top)}"
     else:
-        unsteered = select(table, target, "none")[0]
-        cell = next(c for c in steered if c.coeff == coeff)
-        distance = _distance(cell, unsteered)
-        holds = abs(distance) <= 2
+        distance = _distance(top, unsteered)
+        holds = None if math.isnan(distance) else abs(distance) <= 2
         because = (
-            f"{_rate(unsteered)} → {_rate(cell)} at coefficient {coeff:g}: "
+            f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}: "
             f"{distance:+.1f} standard errors"
         )
-    return Finding(text, holds, f"{because}; {empty} of {rows} texts are empty")
+    return Finding(text, holds, f"{because}; {texts}")
+
+
+def _told(cells: Sequence[CellOutcome]) -> list[CellOutcome]:
+    """Those with a sentence at all: without one there is no rate."""
+    return [c for c in cells if c.backtracking_rate.n]
 
 
 def _gain(cell: CellOutcome, unsteered: CellOutcome) -> float:
@@ -268,11 +288,14 @@ def _gain(cell: CellOutcome, unsteered: CellOutcome) -> float:
 
 def _ratio(cell: CellOutcome, unsteered: CellOutcome) -> str:
     before = unsteered.backtracking_rate.mean
-    return f"{cell.backtracking_rate.mean / before:.1f}" if before else "∞"
+    after = cell.backtracking_rate.mean
+    return f"{after / before:.1f}" if before else "∞" if after else "1"
 
 
 def _distance(a: CellOutcome, b: CellOutcome) -> float:
-    """Difference of backtracking rates in standard errors of the difference."""
+    """Difference of backtracking rates in standard errors of the difference; NaN if unknown."""
     spread = math.hypot(a.backtracking_rate.se, b.backtracking_rate.se)
     difference = a.backtracking_rate.mean - b.backtracking_rate.mean
-    return difference / spread if spread else math.copysign(math.inf, difference)
+    if spread == 0:  # no text differs from another within either cell
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return difference / spread
