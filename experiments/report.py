@@ -1,6 +1,7 @@
 """Stage 5: numbers, figure and a short report of what came out."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,12 +52,21 @@ def write_report(
         "cells": [asdict(cell) for cell in table],
         "findings": [asdict(finding) for finding in found],
     }
-    write_atomic(folder / NUMBERS, json.dumps(numbers, indent=1).encode())
+    write_atomic(folder / NUMBERS, json.dumps(_null_for_nan(numbers), indent=1).encode())
     fig3_steering.draw(
         table, folder, unit=settings.steering.unit, coherence=_coherence_name(settings)
     )
     write_atomic(folder / "report.md", _markdown(table, found, facts, settings).encode())
     return found
+
+
+def _null_for_nan(value: Any) -> Any:
+    """The same data with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _coherence_name(settings: Settings) -> str:
@@ -145,6 +155,7 @@ def stage(run: Run) -> Path:
 
     inputs = {
         "sweeps": {target: fingerprint(folder) for target, folder in sweeps.items()},
+        "directions": fingerprint(directions),
         "settings": [asdict(run.settings.report), asdict(run.settings.labels)],
     }
     return run.stage("report", inputs, work)
