@@ -19,6 +19,8 @@ from experiments.run import Run, command
 def reproduce(run: Run) -> None:
     """Run every stage that is not valid already; the last lines say what came out and where."""
     started = time.monotonic()
+    for role in run.sources:  # so that damaged weights are found before the first rollout
+        run.checkpoint(role)
     folder = report.stage(run)
     numbers = json.loads((folder / report.NUMBERS).read_text())
     minutes = (time.monotonic() - started) / 60

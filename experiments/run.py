@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.preflight import check_prompts, read_configs
 from experiments.settings import Settings, load_settings
 from experiments.stages import locked, run_stage
 from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint
-from jaxsteer.config import LlamaConfig
 from jaxsteer.files import sha256
 from jaxsteer.model import Model
 from weights.convert import convert
@@ -79,38 +79,20 @@ def open_run(out: Path, settings_file: Path) -> Run:
     models = settings.models
     named = {"base": models.base, "reasoning": models.reasoning, "control": models.control}
     sources = {role: Path(path) for role, path in named.items() if path is not None}
-    configs = {role: _read_config(role, path) for role, path in sources.items()}
-    first = configs["base"]
-    for role, config in configs.items():
-        if (config.d_model, config.n_layers) != (first.d_model, first.n_layers):
-            raise ValueError(
-                f"models.{role}: {config.n_layers} layers of width {config.d_model}, but the base "
-                f"model has {first.n_layers} of {first.d_model}"
-            )
-    if settings.direction.layer >= first.n_layers:
-        raise ValueError(
-            f"direction.layer: got {settings.direction.layer}, expected 0 to {first.n_layers - 1}"
-        )
+    configs = read_configs(sources, layer=settings.direction.layer)
+    if settings.labels.file and not Path(settings.labels.file).is_file():
+        raise FileNotFoundError(f"labels.file: {settings.labels.file}: no such file")
     prompts = settings.prompts
+    derive = load_prompts(prompts, prompts.derive_split, prompts.derive_limit)
+    evaluate = load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit)
+    check_prompts(sources, configs, settings, derive=derive, evaluate=evaluate)
     return Run(
         out=out,
         settings=settings,
         sources=sources,
-        derive_prompts=load_prompts(prompts, prompts.derive_split, prompts.derive_limit),
-        evaluate_prompts=load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit),
+        derive_prompts=derive,
+        evaluate_prompts=evaluate,
     )
-
-
-def _read_config(role: str, path: Path) -> LlamaConfig:
-    if (path / checkpoint.MANIFEST).is_file():
-        return checkpoint.read_manifest(path).config
-    file = path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"models.{role}: {path}: neither a Hugging Face folder (no config.json) nor a "
-            "checkpoint of weights.convert"
-        )
-    return LlamaConfig.from_hf(json.loads(file.read_text()))
 
 
 def command(
@@ -130,4 +112,7 @@ def command(
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0

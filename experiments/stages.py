@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,12 @@ def run_stage(
             if file.is_file():
                 file.unlink()
     started = time.monotonic()
-    work(partial)
+    try:
+        work(partial)
+    except Exception:
+        if not _outputs(partial):  # nothing to go on with
+            shutil.rmtree(partial)
+        raise
     record = {
         "inputs": inputs,
         "outputs": _outputs(partial),

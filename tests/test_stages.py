@@ -118,6 +118,15 @@ def test_failed_work_leaves_no_result_and_the_next_run_goes_on(
     assert read_rows(folder / "rows.jsonl") == [{"i": 0}, {"i": 1}]
 
 
+def test_work_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    def refuse(folder: Path) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_stage(tmp_path, "labels", INPUTS, refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_partial_work_of_other_inputs_is_set_aside(tmp_path: Path) -> None:
     def half(folder: Path) -> None:
         (folder / "old.txt").write_text("old")
