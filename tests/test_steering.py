@@ -239,9 +239,10 @@ def test_interventions_are_applied_in_the_order_given(small, batch):
 
 
 def test_the_sum_is_made_in_float32_and_rounded_once():
-    x = jnp.full((1, 1, D), 256.0, jnp.bfloat16)  # neighbours of 256 are 2 apart
-    one = add(np.full(D, 0.75), layer=0, coeff=1.0, scope=scope.everywhere())
-    strengths = jnp.full((1, 1), 1.5)  # 1.125 in all; half of 2 would be rounded to even, down
+    # bfloat16 has 256 and 258. A vector rounded to 1 first would end half-way, at the even 256.
+    x = jnp.full((1, 1, D), 256.0, jnp.bfloat16)
+    one = add(np.full(D, 1 + 2.0**-10), layer=0, coeff=1.0, scope=scope.everywhere())
+    strengths = jnp.ones((1, 1))
     found = steering.apply(x, site="resid_post", layer=0, steering=one, strengths=strengths)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found.astype(jnp.float32), 258.0)
