@@ -3,6 +3,7 @@
 import jax
 import pytest
 from oracle import SMALL, random_model, random_rows
+from pipeline_helpers import Finished, finished_run
 
 from jaxsteer.model import Model
 from jaxsteer.tokens import TokenBatch, left_pad
@@ -29,3 +30,9 @@ def prompts() -> list[list[int]]:
 def batch(prompts: list[list[int]]) -> TokenBatch:
     """`prompts`, left-padded to 9: even the longest has a slot of padding."""
     return left_pad(prompts, length=9)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One run of the whole pipeline on a tiny pair, for all tests to read and to copy."""
+    return finished_run(tmp_path_factory.mktemp("finished"))

@@ -1,15 +1,20 @@
 """A tiny pair of random models that write sentences, and the settings of a run of seconds on it."""
 
+import io
 import json
 import tomllib
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.reproduce import main
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import init
+from jaxsteer.sweep import _run_cells
 from weights.small_folder import write_model
 from weights.small_problems import prompts_file
 from weights.small_tokenizer import EOS, SPECIAL, vocabulary
@@ -59,7 +64,7 @@ baseline_coeffs = [0.5]
 max_new_tokens = 24
 temperature = 1.0
 seed = 2
-rows_per_chunk = 8
+rows_per_chunk = 10
 
 [report]
 coherence = "grammar"
@@ -119,3 +124,24 @@ def files_under(folder: Path) -> dict[str, bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != ".lock"
     }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: nobody may change its folder."""
+
+    out: Path
+    settings: Path
+    printed: str
+    programs: int  # compiled for the sweeps
+
+
+def finished_run(folder: Path) -> Finished:
+    """The main command on a tiny pair, in this process."""
+    settings = write_tiny_pair(folder)
+    out, printed = folder / "run", io.StringIO()
+    before = _run_cells._cache_size()
+    with redirect_stdout(printed):
+        code = main(["--out", str(out), "--config", str(settings)])
+    assert code == 0
+    return Finished(out, settings, printed.getvalue(), _run_cells._cache_size() - before)

@@ -1,0 +1,231 @@
+"""What the tiny run's directions, labels and cells hold, against plain recomputation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from pipeline_helpers import Finished, change
+
+from experiments import derive, label, rollouts, steer
+from experiments.run import Run, open_run
+from experiments.settings import Labels, Steering, load_settings
+from experiments.stages import append_rows, read_rows
+from jaxsteer.annotate import keyword_labels, split_sentences
+from jaxsteer.vectors import load_directions
+from weights.small_tokenizer import encode
+
+OFFSETS = (-3, -2)
+
+
+@pytest.fixture(scope="module")
+def run(finished: Finished) -> Run:
+    return open_run(finished.out, finished.settings)
+
+
+@pytest.fixture(scope="module")
+def traces(finished: Finished) -> list[dict[str, Any]]:
+    """Each trace with its sentences, as the run left them."""
+    marks = {row["id"]: row["sentences"] for row in read_rows(finished.out / "labels" / label.FILE)}
+    rows = read_rows(finished.out / "rollouts" / rollouts.FILE)
+    return [{**row, "sentences": marks[row["id"]]} for row in rows]
+
+
+def layers_of(folder: Path, tokens: list[list[int]]) -> list[np.ndarray]:
+    """Every block's output for each row, float64 `[L, T, D]`, by transformers."""
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, __, out: found.append(out[0]))
+    arrays = []
+    with torch.no_grad():
+        for row in tokens:
+            found.clear()
+            model(torch.tensor([row]))
+            arrays.append(torch.stack(found).reshape(len(found), len(row), -1).double().numpy())
+    return arrays
+
+
+def test_labels_are_those_of_the_sentences_that_are_in_the_traces(
+    traces: list[dict[str, Any]],
+) -> None:
+    for trace in traces:
+        sentences = split_sentences(trace["text"])
+        assert [[s.start, s.stop] for s in sentences] == [m[:2] for m in trace["sentences"]]
+        assert [m[2] for m in trace["sentences"]] == keyword_labels(sentences)
+        for start, stop, positive in trace["sentences"]:
+            assert positive == ("wait" in trace["text"][start:stop].split())
+
+
+@pytest.mark.parametrize("role", ["base", "reasoning"])
+def test_directions_equal_those_of_raw_activations_at_the_right_tokens(
+    finished: Finished, traces: list[dict[str, Any]], role: str
+) -> None:
+    """Words are tokens here, so the token that a sentence starts at is found by counting words."""
+    texts = [trace["prompt"] + trace["text"] for trace in traces]
+    outputs = layers_of(finished.settings.parent / role, [encode(text) for text in texts])
+    read: dict[int, list[tuple[np.ndarray, bool]]] = {offset: [] for offset in OFFSETS}
+    for trace, output in zip(traces, outputs, strict=True):
+        behind = len(trace["prompt"].split())
+        for start, _, positive in trace["sentences"]:
+            first = behind + len(trace["text"][:start].split())
+            for offset in OFFSETS:
+                if first + offset >= behind:
+                    read[offset].append((output[:, first + offset], positive))
+    by_offset = {}
+    for offset, items in read.items():
+        everything = np.mean([x for x, _ in items], axis=0)
+        by_offset[offset] = np.mean([x for x, positive in items if positive], axis=0) - everything
+    saved = load_directions(finished.out / "directions" / derive.FILE)
+    facts = json.loads((finished.out / "directions" / derive.FACTS).read_text())
+    window = np.mean(list(by_offset.values()), axis=0)
+    scale = np.abs(window).max()
+    for layer in range(2):
+        found = saved[f"{role}.{layer}.union"]
+        np.testing.assert_allclose(found.vector, window[layer], atol=1e-4 * scale)
+        assert (found.layer, found.site) == (layer, "resid_post")
+        assert facts["norm"][role][layer] == pytest.approx(np.linalg.norm(window[layer]), rel=1e-4)
+    for offset in OFFSETS:
+        vector = saved[f"{role}.1.offset.{offset}"].vector
+        np.testing.assert_allclose(vector, by_offset[offset][1], atol=1e-4 * scale)
+    squares = [np.mean([np.sum(x**2, axis=-1) for x, _ in read[o]], axis=0) for o in OFFSETS]
+    lengths = np.sqrt(np.mean(squares, axis=0))
+    np.testing.assert_allclose(facts["residual_norm"][role], lengths, rtol=1e-4)
+    assert facts["n_sentences"] == [len(read[offset]) for offset in OFFSETS]
+    assert facts["n_backtracking"] == [sum(p for _, p in read[offset]) for offset in OFFSETS]
+    provenance = saved[f"{role}.1.union"].provenance
+    assert provenance["counts"]["sentences"] == {str(o): len(read[o]) for o in OFFSETS}
+    assert provenance["model"] == role
+
+
+def test_traces_are_read_with_the_token_that_holds_a_sentences_first_character(
+    run: Run, finished: Finished, traces: list[dict[str, Any]]
+) -> None:
+    marked = derive.read_traces(
+        run.tokenizer("reasoning"),
+        finished.out / "rollouts" / rollouts.FILE,
+        finished.out / "labels" / label.FILE,
+    )
+    for one, trace in zip(marked, traces, strict=True):
+        assert list(one.tokens) == encode(trace["prompt"] + trace["text"])
+        assert one.prompt_length == len(trace["prompt"].split())
+        words = (trace["prompt"] + trace["text"]).split()
+        for first, (start, _, _) in zip(one.starts, trace["sentences"], strict=True):
+            assert first >= one.prompt_length
+            assert trace["text"][start:].startswith(words[first])
+
+
+def test_batches_of_traces_do_not_change_the_sums(run: Run, finished: Finished) -> None:
+    model, tokenizer = run.load("base")
+    marked = derive.read_traces(
+        tokenizer, finished.out / "rollouts" / rollouts.FILE, finished.out / "labels" / label.FILE
+    )
+    one, other = (
+        derive.sums_over(model, marked, offsets=OFFSETS, site="resid_post", rows=rows)
+        for rows in (16, 5)
+    )
+    np.testing.assert_allclose(one.total, other.total, rtol=1e-4, atol=1e-3)
+    assert one.n_total.tolist() == other.n_total.tolist()
+
+
+def cells(unit: str, **options: Any) -> dict[tuple[str, float], Any]:
+    rng = np.random.default_rng(0)
+    vectors = {
+        "base": rng.normal(size=8).astype(np.float32),
+        "reasoning": 3 * rng.normal(size=8).astype(np.float32),
+    }
+    steering = Steering(coeffs=[-2.0, 0.5], unit=unit, random_directions=2, baseline_coeffs=[0.5])
+    made = steer.make_cells(
+        vectors, layer=1, site="resid_mid", residual_norm=7.0, steering=steering, **options
+    )
+    found = {(cell.labels["source"], cell.labels["coeff"]): cell for cell in made}
+    assert len(found) == len(made)
+    return found
+
+
+def added(cell: Any) -> np.ndarray:
+    return np.asarray(cell.steering.coeff[0] * cell.steering.vector[0])
+
+
+def test_cells_of_a_sweep() -> None:
+    found = cells("vector")
+    assert list(found) == [
+        ("none", 0.0), ("base", -2.0), ("base", 0.5), ("reasoning", -2.0), ("reasoning", 0.5),
+        ("random-0", 0.5), ("random-1", 0.5),
+    ]  # fmt: skip
+    assert not added(found["none", 0.0]).any()
+    for cell in found.values():
+        assert cell.steering.sites == ("resid_mid",)
+        assert cell.steering.layer.tolist() == [1]
+        assert cell.labels["length"] == pytest.approx(np.linalg.norm(added(cell)))
+    without = cells("vector", sources=("base",), baselines=False)
+    assert list(without) == [("none", 0.0), ("base", -2.0), ("base", 0.5)]
+
+
+def test_the_unit_vector_adds_the_direction_as_it_was_found() -> None:
+    found = cells("vector")
+    base = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    np.testing.assert_allclose(added(found["base", -2.0]), -2 * base, rtol=1e-6)
+    for i in range(2):
+        length = np.linalg.norm(added(found[f"random-{i}", 0.5]))
+        assert length == pytest.approx(np.linalg.norm(base) / 2, rel=1e-5)
+
+
+def test_the_unit_residual_adds_lengths_of_the_stream() -> None:
+    for (source, coeff), cell in cells("residual").items():
+        assert np.linalg.norm(added(cell)) == pytest.approx(abs(coeff) * 7.0, rel=1e-5)
+        assert np.isfinite(added(cell)).all(), source
+
+
+def test_lengths_in_the_sweep_are_those_of_the_reasoning_models_stream(finished: Finished) -> None:
+    facts = json.loads((finished.out / "directions" / derive.FACTS).read_text())
+    unit = facts["residual_norm"]["reasoning"][1]
+    assert unit != pytest.approx(facts["residual_norm"]["base"][1], rel=1e-3)
+    for target in ("base", "reasoning", "control"):
+        for row in read_rows(finished.out / f"sweep-{target}" / steer.FILE):
+            assert row["length"] == pytest.approx(abs(row["coeff"]) * unit, rel=1e-5)
+
+
+def test_the_sweeps_of_all_models_run_in_one_program(finished: Finished) -> None:
+    """Nothing is compiled again between cells, chunks or models of one shape."""
+    assert finished.programs == 1
+
+
+def test_a_labels_file_replaces_the_keywords(tmp_path: Path) -> None:
+    text = "wait, no. So it is 4. Fine."
+    traces = tmp_path / "traces.jsonl"
+    append_rows(traces, [{"id": "a", "text": text}])
+    assert label.write_labels(tmp_path, traces, Labels())["backtracking"] == 1
+    file = tmp_path / "labels.jsonl"
+    names = ("deduction", "backtracking", "backtracking")
+    append_rows(
+        file,
+        [
+            {"trace": "a", "start": s.start, "stop": s.stop, "label": name}
+            for s, name in zip(split_sentences(text), names, strict=True)
+        ],
+    )
+    counts = label.write_labels(tmp_path, traces, Labels(file=str(file)))
+    assert counts == {"traces": 1, "sentences": 3, "backtracking": 2}
+    (row,) = read_rows(tmp_path / label.FILE)
+    assert [positive for _, _, positive in row["sentences"]] == [False, True, True]
+
+
+@pytest.mark.parametrize("text", ["No. Yes.", "Wait. Hmm.", ""])
+def test_labels_of_one_kind_only_are_refused_and_not_written(tmp_path: Path, text: str) -> None:
+    append_rows(tmp_path / "traces.jsonl", [{"id": "a", "text": text}])
+    with pytest.raises(ValueError, match="a difference of means needs some of either kind"):
+        label.write_labels(tmp_path, tmp_path / "traces.jsonl", Labels())
+    assert not (tmp_path / label.FILE).exists()
+
+
+def test_limits_take_the_first_prompts(finished: Finished) -> None:
+    prompts = {"derive_limit": 3, "evaluate_limit": 2}
+    file = change(finished.settings, "limits.toml", prompts=prompts)
+    run = open_run(finished.out, file)
+    assert [p.id for p in run.derive_prompts] == ["dom-0-0", "dom-0-1", "dom-0-2"]
+    assert [p.id for p in run.evaluate_prompts] == ["eval-0-0", "eval-0-1"]
+    assert load_settings(file).prompts.derive_limit == 3
