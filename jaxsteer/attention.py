@@ -96,7 +96,11 @@ def _cudnn_over_cells(
 def cudnn_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, valid: jax.Array, start: jax.Array
 ) -> jax.Array:
-    """Flash attention of cuDNN: NVIDIA GPUs, bf16 or fp16, head width a multiple of 8."""
+    """Flash attention of cuDNN: NVIDIA GPUs, bf16 or fp16, head width a multiple of 8.
+
+    It has no reverse-mode gradient (folding cells under `vmap` costs it that): train with
+    `xla_attention`.
+    """
     return _cudnn(q, k, v, valid, start)
 
 

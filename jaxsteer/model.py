@@ -171,8 +171,9 @@ class Llama(nnx.Module):
 class Model:
     """Weights and shape of a model: a pytree whose leaves are the weights.
 
-    It goes through `jax.jit`, `jax.tree.map` and `jax.grad` as it is; config and attention are
-    static, so models of one shape share one compiled program.
+    It goes through `jax.jit` and `jax.tree.map` as it is, and through `jax.grad` with
+    `xla_attention`; config and attention are static, so models of one shape share one compiled
+    program.
     """
 
     params: Params

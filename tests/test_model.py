@@ -21,7 +21,7 @@ from oracle import (
 from jaxsteer.cache import empty_cache
 from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig, RopeScaling
-from jaxsteer.model import Model, bind, init, rope_frequencies
+from jaxsteer.model import Model, bind, forward, init, rope_frequencies
 from jaxsteer.sites import SITES
 from jaxsteer.tokens import TokenBatch, left_pad
 
@@ -219,3 +219,21 @@ def test_init_draws_other_weights_for_another_seed():
     one, other = (init(config, seed=seed).params for seed in (0, 1))
     assert all(0.015 < float(x.std()) < 0.025 for x in jax.tree.leaves(one) if x.ndim > 1)
     assert not np.array_equal(one["embed"]["embedding"], other["embed"]["embedding"])
+
+
+def test_gradients_flow_through_a_model(batch):
+    """A step along the gradient changes the loss by what the gradient says."""
+    before = random_model(replace(SMALL, n_layers=1))
+
+    @jax.jit
+    def loss(model: Model) -> jax.Array:
+        logits = forward(model, batch.tokens, mask=batch.mask, last_only=True).logits
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
+
+    slope = jax.jit(jax.grad(loss))(before)
+    assert slope.config == before.config
+    square = sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(slope.params))
+    size = 0.01 / square
+    up, down = (jax.tree.map(lambda w, g, s=s: w + s * size * g, before, slope) for s in (1, -1))
+    # Central difference: an error of second order in a step that changes the loss by 1%.
+    assert (float(loss(up)) - float(loss(down))) / 2 == pytest.approx(0.01, rel=0.02)
