@@ -52,12 +52,17 @@ class CellOutcome:
     n_empty: int  # texts without a word, left out of the means
 
 
-def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | None) -> Scores:
-    """Judge one row of the sweep. A last sentence that was cut off does not count."""
+def whole_sentences(row: dict[str, Any]) -> list[Sentence]:
+    """The sentences of a generated text, without a last one that was cut off."""
     text = row["text"]
     sentences = split_sentences(text)
-    if sentences and not row["stopped"] and not text.rstrip().endswith((".", "!", "?")):
-        sentences = sentences[:-1]
+    cut = not row["stopped"] and not text.rstrip().endswith((".", "!", "?"))
+    return sentences[:-1] if cut else sentences
+
+
+def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | None) -> Scores:
+    """Judge one row of the sweep. A last sentence that was cut off does not count."""
+    text, sentences = row["text"], whole_sentences(row)
     if grammar is None:
         share = repetition(text)
         coherent, coherence_of = (0.0, 0.0) if math.isnan(share) else (1.0 - share, 1.0)
@@ -217,7 +222,7 @@ def _reasoning_derived(
         Finding(
             "it does so comparably to the reasoning-derived one (within a factor of 2 in gain)",
             0.5 <= _gain(best, unsteered) / _gain(cell, unsteered) <= 2
-            if _gain(cell, unsteered) > 0 and _told([best])
+            if _gain(cell, unsteered) > 0 and told([best])
             else None,
             f"base-derived {_rate(best)}, reasoning-derived {_rate(cell)} at {best.coeff:g}",
         )
@@ -229,12 +234,12 @@ def _against_random(table: Sequence[CellOutcome], best: CellOutcome) -> list[Fin
     drawn = [c for c in table if c.target == "reasoning" and c.source.startswith("random")]
     if not drawn:
         return []
-    told = _told([c for c in drawn if c.coeff == best.coeff])
+    judged = told([c for c in drawn if c.coeff == best.coeff])
     count = len({c.source for c in drawn})
     claim = f"it beats {count} random directions of its length by 4 standard errors"
-    if not told:
+    if not judged:
         return [Finding(claim, None, f"no text of theirs to judge at coefficient {best.coeff:g}")]
-    top = max(told, key=lambda c: c.backtracking_rate.mean)
+    top = max(judged, key=lambda c: c.backtracking_rate.mean)
     distance = _distance(best, top)
     return [
         Finding(
@@ -249,7 +254,7 @@ def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
     before, after = unsteered.backtracking_rate.mean, cell.backtracking_rate.mean
     return Finding(
         "with the sign reversed it at least halves backtracking",
-        after <= before / 2 if before > 0 and _told([cell]) else None,
+        after <= before / 2 if before > 0 and told([cell]) else None,
         f"{_rate(unsteered)} → {_rate(cell)} at coefficient {cell.coeff:g}",
     )
 
@@ -257,16 +262,18 @@ def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
 def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float) -> Finding:
     steered = [c for c in table if c.target == target and c.source != "none"]
     unsteered = select(table, target, "none")[0]
-    told = _told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
+    judged = told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
     empty = sum(c.n_empty for c in steered)
     rows = sum(c.backtracking_rate.n + c.backtracking_rate.n_empty for c in steered)
     texts = f"{empty} of {rows} texts are empty"
-    if not told:
+    if not judged:
         return Finding(text, None, f"no sentence to judge; {texts}")
-    top = max(told, key=lambda c: c.backtracking_rate.mean)
+    top = max(judged, key=lambda c: c.backtracking_rate.mean)
     if target == "base":
         holds: bool | None = top.backtracking_rate.mean <= 0.001
-        because = f"{_rate(unsteered)} unsteered, the highest of {len(told)} cells is {_rate(top)}"
+        because = (
+            f"{_rate(unsteered)} unsteered, the highest of {len(judged)} cells is {_rate(top)}"
+        )
     else:
         distance = _distance(top, unsteered)
         holds = None if math.isnan(distance) else abs(distance) <= 2
@@ -277,7 +284,7 @@ def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float)
     return Finding(text, holds, f"{because}; {texts}")
 
 
-def _told(cells: Sequence[CellOutcome]) -> list[CellOutcome]:
+def told(cells: Sequence[CellOutcome]) -> list[CellOutcome]:
     """Those with a sentence at all: without one there is no rate."""
     return [c for c in cells if c.backtracking_rate.n]
 

@@ -11,6 +11,7 @@ against baselines of the same length, in the reasoning, base and control models.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments import derive, label, rollouts, steer
-from experiments.outcome import CellOutcome, outcomes
+from experiments.outcome import CellOutcome, outcomes, told, whole_sentences
 from experiments.report import small_pair_grammar
 from experiments.settings import Decoding, Labels
 from experiments.stages import read_rows
@@ -30,7 +31,7 @@ from experiments.text import Prompt, encode_prompts
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import KEYWORDS, split_sentences
-from jaxsteer.files import write_atomic
+from jaxsteer.files import sha256, write_atomic
 from jaxsteer.model import Model
 from jaxsteer.steering import add
 from jaxsteer.sweep import Cell
@@ -69,7 +70,12 @@ class Loaded:
 
 
 def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
-    """Choose and judge for one seed; `models` holds base, reasoning and control."""
+    """Choose and judge for one seed; `models` holds base, reasoning and control.
+
+    Raises:
+        ValueError: if `out` holds results of something else, or nothing stays coherent.
+    """
+    _claim(out, models, plan)
     loaded = {}
     for role in ("base", "reasoning", "control"):
         folder = out / f"checkpoint-{role}"
@@ -166,13 +172,14 @@ def verdicts(
     reverse = rate("reasoning", "base", negative)
     main = (f"base@{layer}", f"reasoning@{layer}", "none")
     baselines = [x for x in judged["reasoning"] if x.source not in main]
-    top = max(baselines, key=lambda x: x.backtracking_rate.mean)
-    base_top = max(x.backtracking_rate.mean for x in judged["base"])
+    top = max(told(baselines), key=lambda x: x.backtracking_rate.mean)
+    # A base model that writes no sentence at all shows nothing.
+    base_top = max((x.backtracking_rate.mean for x in told(judged["base"])), default=math.nan)
     control = rate("control", "base", coeff), rate("control", "none", 0.0)
-    ratio = steered.backtracking_rate.mean / plain.backtracking_rate.mean
+    ratio = _ratio(steered, plain)
     lost = plain.coherence.mean - steered.coherence.mean
     back_lost = plain.coherence.mean - reverse.coherence.mean
-    back = reverse.backtracking_rate.mean / plain.backtracking_rate.mean
+    back = _ratio(reverse, plain)
     return {
         "at least doubled": {"holds": ratio >= 2, "ratio": ratio},
         "coherence within .03": {"holds": lost <= 0.03, "lost": lost},
@@ -192,6 +199,26 @@ def verdicts(
             "standard errors": apart(*control),
         },
     }
+
+
+def _ratio(a: CellOutcome, b: CellOutcome) -> float:
+    """Of backtracking rates; NaN, which fulfils no aim, where the second is 0."""
+    below = b.backtracking_rate.mean
+    return a.backtracking_rate.mean / below if below else math.nan
+
+
+def _claim(out: Path, models: Path, plan: Plan) -> None:
+    """Note what a folder holds results of.
+
+    Raises:
+        ValueError: if it holds those of another plan or of other models.
+    """
+    hashes = {str(f.relative_to(models)): sha256(f) for f in sorted(models.glob("*/*.safetensors"))}
+    wanted = json.loads(json.dumps({"plan": asdict(plan), "models": hashes}))
+    file = out / "plan.json"
+    if file.is_file() and json.loads(file.read_text()) != wanted:
+        raise ValueError(f"{out}: holds results of another plan or other models; see plan.json")
+    write_atomic(file, json.dumps(wanted, indent=1).encode())
 
 
 def _directions(
@@ -243,15 +270,20 @@ def _directions(
 def natural_rates(
     kinds: Sequence[Sequence[str | None]], rows: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """Backtracking right after a sentence with a hedge and after a confident one, unsteered."""
+    """Backtracking right after a sentence with a hedge and after a confident one, unsteered.
+
+    Args:
+        kinds: of every sentence of each row.
+        rows: the traces. A last sentence that was cut off counts as none.
+    """
     from weights.small_grammar import SLOTS
 
     hedges = {p for slot in SLOTS.values() for p in slot.hedges}
     confident = {p for slot in SLOTS.values() for p in slot.confident}
     counts = {"hedged": [0, 0], "confident": [0, 0]}
     for found, row in zip(kinds, rows, strict=True):
-        texts = [f" {s.text} " for s in split_sentences(row["text"])]
-        for before, kind in zip(texts, found[1:], strict=False):
+        texts = [f" {s.text} " for s in whole_sentences(row)]
+        for before, kind in zip(texts, found[1 : len(texts)], strict=False):
             has = [any(f" {p} " in before for p in phrases) for phrases in (hedges, confident)]
             if has[0] == has[1]:
                 continue
@@ -354,9 +386,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     judged = {}
     for models in seeds:
-        out = args.out / models.name
-        out.mkdir(parents=True, exist_ok=True)
-        judged[models.name.removeprefix("seed")] = judge(models, out, plan)
+        try:
+            judged[models.name.removeprefix("seed")] = judge(models, args.out / models.name, plan)
+        except (ValueError, OSError) as error:
+            print(f"error: {models.name}: {error}", file=sys.stderr)
+            return 1
         print(to_markdown(judged), flush=True)
     write_atomic(args.out / "judged.json", json.dumps(judged, indent=1).encode())
     write_atomic(args.out / "judged.md", to_markdown(judged).encode())
