@@ -262,25 +262,22 @@ def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
 def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float) -> Finding:
     steered = [c for c in table if c.target == target and c.source != "none"]
     unsteered = select(table, target, "none")[0]
-    judged = told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
+    judged = told([c for c in steered if c.coeff == coeff])
     empty = sum(c.n_empty for c in steered)
     rows = sum(c.backtracking_rate.n + c.backtracking_rate.n_empty for c in steered)
     texts = f"{empty} of {rows} texts are empty"
     if not judged:
         return Finding(text, None, f"no sentence to judge; {texts}")
     top = max(judged, key=lambda c: c.backtracking_rate.mean)
+    because = f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}"
     if target == "base":
+        highest = max(told(steered), key=lambda c: c.backtracking_rate.mean)
         holds: bool | None = top.backtracking_rate.mean <= 0.001
-        because = (
-            f"{_rate(unsteered)} unsteered, the highest of {len(judged)} cells is {_rate(top)}"
-        )
+        because += f", the highest of all {len(steered)} cells is {_rate(highest)}"
     else:
         distance = _distance(top, unsteered)
         holds = None if math.isnan(distance) else abs(distance) <= 2
-        because = (
-            f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}: "
-            f"{distance:+.1f} standard errors"
-        )
+        because += f": {distance:+.1f} standard errors"
     return Finding(text, holds, f"{because}; {texts}")
 
 
