@@ -141,7 +141,7 @@ def stage(run: Run) -> Path:
         "models": {role: run.model_print(role) for role in ("base", "reasoning")},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
-        "label_source": run.settings.labels.file or "keywords",
+        "label_source": Path(run.settings.labels.file or "keywords").name,
     }
 
     def work(folder: Path) -> None:

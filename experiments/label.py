@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,8 @@ def stage(run: Run) -> Path:
 
     inputs = {
         "traces": fingerprint(traces),
-        "settings": asdict(labels),
-        "file": sha256(labels.file) if labels.file else None,
+        "keywords": None if labels.file else labels.keywords,
+        "file": sha256(labels.file) if labels.file else None,  # wherever it lies
     }
     return run.stage("labels", inputs, work)
 

@@ -1,6 +1,7 @@
 """What the tiny run's directions, labels and cells hold, against plain recomputation."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,36 @@ def test_a_labels_file_replaces_the_keywords(tmp_path: Path) -> None:
     assert counts == {"traces": 1, "sentences": 3, "backtracking": 2}
     (row,) = read_rows(tmp_path / label.FILE)
     assert [positive for _, _, positive in row["sentences"]] == [False, True, True]
+
+
+def test_a_labels_file_counts_by_its_content_not_by_its_place(
+    finished: Finished, traces: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "trace": t["id"],
+            "start": start,
+            "stop": stop,
+            "label": "backtracking" if p else "deduction",
+        }
+        for t in traces
+        for start, stop, p in t["sentences"]
+    ]
+    prints = []
+    for place in ("here", "there"):
+        file = tmp_path / place / "labels.jsonl"
+        file.parent.mkdir()
+        append_rows(file, rows)
+        settings = change(finished.settings, "labelled.toml", labels={"file": str(file)})
+        out = Path(shutil.copytree(finished.out, tmp_path / f"run-{place}"))
+        folder = derive.stage(open_run(out, settings))
+        saved = load_directions(folder / derive.FILE)["base.1.union"]
+        assert saved.provenance["label_source"] == "labels.jsonl"
+        prints.append(json.loads((folder / "stage.json").read_text())["inputs"])
+    assert prints[0] == prints[1]
+    # The same labels as the keywords gave, so the same sentences and the same direction.
+    kept = load_directions(finished.out / "directions" / derive.FILE)["base.1.union"]
+    assert np.array_equal(saved.vector, kept.vector)
 
 
 @pytest.mark.parametrize("text", ["No. Yes.", "Wait. Hmm.", ""])
