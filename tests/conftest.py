@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from oracle import SMALL, random_model, random_rows
+from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
 
 from jaxsteer.model import Model
@@ -18,6 +18,12 @@ def pytest_configure() -> None:
 def small() -> Model:
     """Three layers, width 16; see `oracle.random_model` for its weights."""
     return random_model(SMALL)
+
+
+@pytest.fixture(scope="session")
+def shallow() -> Model:
+    """The same with two layers."""
+    return random_model(SHALLOW)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ SMALL = LlamaConfig(
     max_positions=64,
     rope_theta=100.0,
 )
+# Decoding loops compile for seconds a layer.
+SHALLOW = replace(SMALL, n_layers=2)
 
 run = jax.jit(forward, static_argnames="last_only")  # shared, so that a shape compiles once
 

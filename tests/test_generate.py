@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import SMALL, alone, last_logits, random_model, random_rows
+from oracle import SHALLOW, alone, last_logits, random_model, random_rows
 
 from jaxsteer import scope
 from jaxsteer.generate import decode_step, generate, make_request, run, stream
@@ -21,36 +21,36 @@ LOGPROB = 2e-5
 
 
 def vector(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(SMALL.d_model).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal(SHALLOW.d_model).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def steering() -> Steering:
     """Rows that differ in vector, layer and coefficient."""
     vectors = [vector(seed) for seed in range(B)]
-    return add(vectors, layer=[0, 2, 1], coeff=[1.0, -1.0, 0.5], scope=scope.everywhere())
+    return add(vectors, layer=[0, 1, 1], coeff=[1.0, -1.0, 0.5], scope=scope.everywhere())
 
 
-def test_greedy_is_the_argmax_of_the_model_step_by_step(small, batch, steering):
-    found = generate(small, batch, max_new_tokens=G, steering=steering)
+def test_greedy_is_the_argmax_of_the_model_step_by_step(shallow, batch, steering):
+    found = generate(shallow, batch, max_new_tokens=G, steering=steering)
     assert found.length.tolist() == [G] * B
-    logits = last_logits(small, batch, found.tokens[:, :-1], steering=steering)
+    logits = last_logits(shallow, batch, found.tokens[:, :-1], steering=steering)
     np.testing.assert_array_equal(found.tokens, logits.argmax(axis=-1))
     every = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     expected = np.take_along_axis(every, found.tokens[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(found.logprobs, expected, atol=LOGPROB)
-    plain = generate(small, batch, max_new_tokens=G)
+    plain = generate(shallow, batch, max_new_tokens=G)
     assert (plain.tokens != found.tokens).any(axis=1).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_in_a_ragged_batch_is_the_row_alone(small, batch, prompts, steering, temperature):
+def test_a_row_in_a_ragged_batch_is_the_row_alone(shallow, batch, prompts, steering, temperature):
     options = {"temperature": temperature, "seed": 5}
     settings = sampling(B, **options)
-    found = generate(small, batch, max_new_tokens=G, steering=steering, sampling_params=settings)
+    found = generate(shallow, batch, max_new_tokens=G, steering=steering, sampling_params=settings)
     order = np.array([2, 0, 1])
     moved = generate(
-        small,
+        shallow,
         left_pad([prompts[i] for i in order], length=9),
         max_new_tokens=G,
         steering=jax.tree.map(lambda x: x[order], steering),
@@ -59,7 +59,7 @@ def test_a_row_in_a_ragged_batch_is_the_row_alone(small, batch, prompts, steerin
     np.testing.assert_array_equal(moved.tokens, found.tokens[order])
     for row in range(B):
         single = generate(
-            small,
+            shallow,
             left_pad([prompts[row]], length=9),
             max_new_tokens=G,
             steering=alone(steering, row),
@@ -69,21 +69,21 @@ def test_a_row_in_a_ragged_batch_is_the_row_alone(small, batch, prompts, steerin
         np.testing.assert_allclose(single.logprobs[0], found.logprobs[row], atol=LOGPROB)
 
 
-def test_seeds_matter_and_repeat(small, batch, steering):
+def test_seeds_matter_and_repeat(shallow, batch, steering):
     def tokens(seed: int) -> np.ndarray:
         settings = sampling(B, temperature=1.0, seed=seed)
         options = {"steering": steering, "sampling_params": settings}
-        return generate(small, batch, max_new_tokens=G, **options).tokens
+        return generate(shallow, batch, max_new_tokens=G, **options).tokens
 
     first, other, again = tokens(1), tokens(2), tokens(1)
     assert (first != other).any(axis=1).all()
     np.testing.assert_array_equal(first, again)  # and nothing is left over from the run between
 
 
-def test_a_row_ends_with_its_first_stop_token(small, batch):
-    whole = generate(small, batch, max_new_tokens=G)
+def test_a_row_ends_with_its_first_stop_token(shallow, batch):
+    whole = generate(shallow, batch, max_new_tokens=G)
     stops = [int(whole.tokens[0, 3]), int(whole.tokens[1, 5])]
-    found = generate(small, batch, max_new_tokens=G, stop_tokens=stops)
+    found = generate(shallow, batch, max_new_tokens=G, stop_tokens=stops)
     ends = []
     for row in range(B):
         hits = np.flatnonzero(np.isin(whole.tokens[row], stops))
@@ -101,19 +101,19 @@ def test_a_row_ends_with_its_first_stop_token(small, batch):
     assert found.rows(drop=stops)[0] == [t for t in found.rows()[0] if t not in stops]
 
 
-def test_the_loop_ends_when_every_row_has(small, batch):
-    whole = generate(small, batch, max_new_tokens=G)
-    request = make_request(small, batch, max_new_tokens=G, stop_tokens=set(whole.tokens[:, 1]))
-    seen = list(stream(small, batch, request, max_new_tokens=G))
+def test_the_loop_ends_when_every_row_has(shallow, batch):
+    whole = generate(shallow, batch, max_new_tokens=G)
+    request = make_request(shallow, batch, max_new_tokens=G, stop_tokens=set(whole.tokens[:, 1]))
+    seen = list(stream(shallow, batch, request, max_new_tokens=G))
     assert len(seen) == 2
 
 
-def test_each_row_may_have_its_own_maximum(small, batch):
-    whole = generate(small, batch, max_new_tokens=G)
-    request = make_request(small, batch, max_new_tokens=G)
+def test_each_row_may_have_its_own_maximum(shallow, batch):
+    whole = generate(shallow, batch, max_new_tokens=G)
+    request = make_request(shallow, batch, max_new_tokens=G)
     request = replace(request, max_tokens=jnp.array([2, 0, 5], jnp.int32))
     state = jax.jit(run, static_argnames=("max_new_tokens", "sampler"))(
-        small, batch, request, max_new_tokens=G, sampler=greedy
+        shallow, batch, request, max_new_tokens=G, sampler=greedy
     )
     assert state.length.tolist() == [2, 0, 5]
     assert int(state.step) == 5
@@ -122,23 +122,23 @@ def test_each_row_may_have_its_own_maximum(small, batch):
         np.testing.assert_array_equal(state.tokens[row], expected)
 
 
-def test_a_stream_yields_the_tokens_of_generate(small, batch, steering):
-    found = generate(small, batch, max_new_tokens=G, steering=steering)
-    request = make_request(small, batch, max_new_tokens=G, steering=steering)
-    seen = list(stream(small, batch, request, max_new_tokens=G))
+def test_a_stream_yields_the_tokens_of_generate(shallow, batch, steering):
+    found = generate(shallow, batch, max_new_tokens=G, steering=steering)
+    request = make_request(shallow, batch, max_new_tokens=G, steering=steering)
+    seen = list(stream(shallow, batch, request, max_new_tokens=G))
     np.testing.assert_array_equal(np.stack(seen, axis=1), found.tokens)
 
 
-def test_a_loop_in_python_is_the_compiled_loop(small, batch, steering):
+def test_a_loop_in_python_is_the_compiled_loop(shallow, batch, steering):
     def python_loop(cond, body, state):
         while cond(state):
             state = body(state)
         return state
 
-    request = make_request(small, batch, max_new_tokens=G, steering=steering)
+    request = make_request(shallow, batch, max_new_tokens=G, steering=steering)
     step = jax.jit(decode_step, static_argnames="sampler")
     state = run(
-        small,
+        shallow,
         batch,
         request,
         max_new_tokens=G,
@@ -146,44 +146,44 @@ def test_a_loop_in_python_is_the_compiled_loop(small, batch, steering):
         step=step,
         loop=python_loop,
     )
-    found = generate(small, batch, max_new_tokens=G, steering=steering)
+    found = generate(shallow, batch, max_new_tokens=G, steering=steering)
     np.testing.assert_array_equal(state.tokens, found.tokens)
 
 
-def test_sampler_and_step_can_be_swapped(small, batch):
+def test_sampler_and_step_can_be_swapped(shallow, batch):
     def always_7(logits, key, params):
         return jnp.full(logits.shape[0], 7, jnp.int32)
 
-    found = generate(small, batch, max_new_tokens=4, sampler=always_7)
+    found = generate(shallow, batch, max_new_tokens=4, sampler=always_7)
     assert (found.tokens == 7).all()
 
     def stops_at_once(model, state, request, *, sampler):
         state = decode_step(model, state, request, sampler=sampler)
         return replace(state, done=jnp.ones_like(state.done))
 
-    found = generate(small, batch, max_new_tokens=4, step=stops_at_once)
+    found = generate(shallow, batch, max_new_tokens=4, step=stops_at_once)
     assert found.length.tolist() == [2] * B
 
 
-def test_nothing_that_is_data_compiles_again(small, prompts):
+def test_nothing_that_is_data_compiles_again(shallow, prompts):
     """One trace for all values of steering, sampling, prompts and weights of one shape."""
     step = chex.assert_max_traces(decode_step, n=1)
-    other = random_model(SMALL, seed=1)
+    other = random_model(SHALLOW, seed=1)
     seen = set()
     for i, (model, where) in enumerate(
         [
-            (small, scope.generated()),
-            (small, scope.everywhere()),
+            (shallow, scope.generated()),
+            (shallow, scope.everywhere()),
             (other, scope.window(-3, None)),
             (other, scope.prompt()),
         ]
     ):
-        rows = random_rows([2 + i, 7, 4], SMALL.vocab_size, seed=i)
+        rows = random_rows([2 + i, 7, 4], SHALLOW.vocab_size, seed=i)
         found = generate(
             model,
             left_pad(rows, length=9),
             max_new_tokens=4,
-            steering=add(vector(i), layer=[i % 3, 0, 1], coeff=float(i), scope=where),
+            steering=add(vector(i), layer=[i % 2, 0, 1], coeff=float(i), scope=where),
             sampling_params=sampling(B, temperature=0.5 + i, seed=i),
             stop_tokens=[i],
             step=step,
@@ -201,14 +201,14 @@ def test_nothing_that_is_data_compiles_again(small, prompts):
         ({"sampling_params": sampling(2)}, "sampling: got 2 rows, expected the batch's 3"),
     ],
 )
-def test_requests_that_do_not_fit(small, batch, options, message):
+def test_requests_that_do_not_fit(shallow, batch, options, message):
     def never(*args, **kwargs):
         raise AssertionError("work started")
 
     with pytest.raises(ValueError, match=message):
-        generate(small, batch, **{"max_new_tokens": 4, "step": never} | options)
+        generate(shallow, batch, **{"max_new_tokens": 4, "step": never} | options)
 
 
-def test_a_token_outside_the_vocabulary_is_refused(small):
+def test_a_token_outside_the_vocabulary_is_refused(shallow):
     with pytest.raises(ValueError, match=r"tokens\[0, 2\]: got id 61, expected 0 to 60"):
-        generate(small, left_pad([[1, 61]], length=3), max_new_tokens=1)
+        generate(shallow, left_pad([[1, 61]], length=3), max_new_tokens=1)

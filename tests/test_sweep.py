@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import SMALL, random_model, random_rows
+from oracle import SHALLOW, random_model, random_rows
 
 from jaxsteer import scope
 from jaxsteer.attention import cudnn_attention
@@ -34,12 +34,12 @@ SETTINGS = sampling(PROMPTS, temperature=1.0, seed=3)
 
 def vectors(count: int = 2) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {f"v{i}": rng.standard_normal(SMALL.d_model) for i in range(count)}
+    return {f"v{i}": rng.standard_normal(SHALLOW.d_model) for i in range(count)}
 
 
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
-    return grid(vectors(), layers=[0, 2], coeffs=[0.0, 1.0])
+    return grid(vectors(), layers=[0, 1], coeffs=[0.0, 1.0])
 
 
 def key(result: CellResult) -> tuple:
@@ -56,9 +56,9 @@ def collect(model, batch, cells, **options) -> tuple[dict[tuple, CellResult], li
 
 
 @pytest.fixture(scope="module")
-def whole(small, batch, cells):
+def whole(shallow, batch, cells):
     """The grid in one chunk, sampled."""
-    results, sizes = collect(small, batch, cells, sampling_params=SETTINGS)
+    results, sizes = collect(shallow, batch, cells, sampling_params=SETTINGS)
     assert sizes == [24]
     return results
 
@@ -83,16 +83,16 @@ def check_alone(model, batch, results: dict, **options) -> None:
 
 def test_a_grid_names_its_cells(cells):
     assert [tuple(cell.labels.values()) for cell in cells] == [
-        (v, layer, coeff) for v in ("v0", "v1") for layer in (0, 2) for coeff in (0.0, 1.0)
+        (v, layer, coeff) for v in ("v0", "v1") for layer in (0, 1) for coeff in (0.0, 1.0)
     ]
     assert list(cells[0].labels) == ["vector", "layer", "coeff"]
 
 
-def test_a_cell_is_the_cell_alone(small, batch, cells, whole):
+def test_a_cell_is_the_cell_alone(shallow, batch, cells, whole):
     assert len(whole) == len(cells) * PROMPTS
-    check_alone(small, batch, whole, sampling_params=SETTINGS)
+    check_alone(shallow, batch, whole, sampling_params=SETTINGS)
     # Cells of coefficient 0 share their random numbers with the others, and nothing else does.
-    assert whole["v0", 0, 0.0, 1].tokens == whole["v1", 2, 0.0, 1].tokens
+    assert whole["v0", 0, 0.0, 1].tokens == whole["v1", 1, 0.0, 1].tokens
     assert len({tuple(result.tokens) for result in whole.values()}) > len(cells)
 
 
@@ -103,14 +103,14 @@ def test_a_cell_is_the_cell_alone(small, batch, cells, whole):
         (2, [2] * 8 + [1] * 8),  # 1 cell × 2 prompts; the prompts do not divide
     ],
 )
-def test_chunks_change_nothing(small, batch, cells, whole, rows, sizes):
-    found, chunks = collect(small, batch, cells, sampling_params=SETTINGS, rows_per_chunk=rows)
+def test_chunks_change_nothing(shallow, batch, cells, whole, rows, sizes):
+    found, chunks = collect(shallow, batch, cells, sampling_params=SETTINGS, rows_per_chunk=rows)
     assert chunks == sizes
     assert len(chunks) == count_chunks(len(cells), PROMPTS, rows)
     check_same(found, whole)
 
 
-def test_what_is_done_is_not_done_again(small, batch, cells, whole):
+def test_what_is_done_is_not_done_again(shallow, batch, cells, whole):
     ran = []
 
     def counting_loop(cond, body, state):
@@ -123,17 +123,17 @@ def test_what_is_done_is_not_done_again(small, batch, cells, whole):
     def done(cell: Cell, prompt: int) -> bool:
         return (*cell.labels.values(), prompt) in some
 
-    found, sizes = collect(small, batch, cells, done=done, **options)
+    found, sizes = collect(shallow, batch, cells, done=done, **options)
     jax.effects_barrier()
     # The first chunk lacks one result, the second three; the third is skipped.
     assert (sizes, len(ran)) == ([1, 3], 2)
     check_same(found, {name: r for name, r in whole.items() if name not in some})
-    assert collect(small, batch, cells, done=lambda cell, prompt: True, **options)[1] == []
+    assert collect(shallow, batch, cells, done=lambda cell, prompt: True, **options)[1] == []
     jax.effects_barrier()
     assert len(ran) == 2
 
 
-def test_cells_may_differ_in_scope_site_and_schedule(small, batch):
+def test_cells_may_differ_in_scope_site_and_schedule(shallow, batch):
     """One scope that reaches into the prompt is enough to prefill each cell on its own."""
     v = vectors()["v0"]
     options = {
@@ -144,8 +144,8 @@ def test_cells_may_differ_in_scope_site_and_schedule(small, batch):
         "fading": {"site": "mlp_out", "schedule": [1.0, 0.5, 0.0]},
     }
     cells = [Cell({"n": n}, add(v, layer=1, coeff=2.0, **o)) for n, o in options.items()]
-    found, _ = collect(small, batch, cells)
-    check_alone(small, batch, found)
+    found, _ = collect(shallow, batch, cells)
+    check_alone(shallow, batch, found)
     assert found["everywhere", 0].tokens != found["generated", 0].tokens
 
 
@@ -166,9 +166,9 @@ def test_which_scopes_reach_the_prompt(batch, one, expected):
     assert reaches_prompt(steering, batch.lengths).tolist() == [expected]
 
 
-def test_rows_end_with_stop_tokens(small, batch, cells, whole):
+def test_rows_end_with_stop_tokens(shallow, batch, cells, whole):
     stop = whole["v0", 0, 1.0, 0].tokens[2]
-    found, _ = collect(small, batch, cells, sampling_params=SETTINGS, stop_tokens=[stop])
+    found, _ = collect(shallow, batch, cells, sampling_params=SETTINGS, stop_tokens=[stop])
     for name, result in found.items():
         tokens = whole[name].tokens
         end = tokens.index(stop) + 1 if stop in tokens else G
@@ -176,17 +176,17 @@ def test_rows_end_with_stop_tokens(small, batch, cells, whole):
         assert len(result.logprobs) == end
 
 
-def test_one_trace_for_the_whole_grid_and_another_model(small, batch, cells):
+def test_one_trace_for_the_whole_grid_and_another_model(shallow, batch, cells):
     step = chex.assert_max_traces(decode_step, n=1)
     options = {"rows_per_chunk": 6, "step": step}
-    base, _ = collect(small, batch, cells, **options)
+    base, _ = collect(shallow, batch, cells, **options)
     others = grid({"w": -vectors()["v1"]}, layers=[1], coeffs=[-3.0, 0.5, 4.0])
-    rows = left_pad(random_rows([6, 2, 9], SMALL.vocab_size, seed=8), length=9)
-    found, _ = collect(random_model(SMALL, seed=1), rows, [*others, *cells[:5]], **options)
+    rows = left_pad(random_rows([6, 2, 9], SHALLOW.vocab_size, seed=8), length=9)
+    found, _ = collect(random_model(SHALLOW, seed=1), rows, [*others, *cells[:5]], **options)
     assert len(base) == len(found) == 24
 
 
-def test_cells_fold_into_the_rows_of_the_cudnn_path(small, batch, monkeypatch):
+def test_cells_fold_into_the_rows_of_the_cudnn_path(shallow, batch, monkeypatch):
     """With the XLA implementation in cuDNN's place; the vmap rule is what is tested."""
     real = jax.nn.dot_product_attention
 
@@ -196,10 +196,10 @@ def test_cells_fold_into_the_rows_of_the_cudnn_path(small, batch, monkeypatch):
         return real(*args, implementation="xla", **kwargs)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    model = small.with_attention(cudnn_attention)
+    model = shallow.with_attention(cudnn_attention)
     cells = grid(vectors(), layers=[1], coeffs=[2.0], scope=scope.everywhere())
     found, _ = collect(model, batch, cells)
-    check_alone(small, batch, found)
+    check_alone(shallow, batch, found)
 
 
 def test_counting_chunks():
@@ -215,10 +215,10 @@ def test_rows_that_fit_into_half_of_the_free_memory(monkeypatch):
             return {"bytes_limit": 10 * 2**20, "bytes_in_use": 2 * 2**20}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    # 3 layers × (keys and values) × 2 heads × width 4 × 4 bytes = 192 bytes a token.
-    assert rows_that_fit(SMALL, length=100, dtype=jnp.float32) == 4 * 2**20 // (192 * 100)
-    assert rows_that_fit(SMALL, length=100, dtype=jnp.bfloat16) == 4 * 2**20 // (96 * 100)
-    assert rows_that_fit(SMALL, length=10**9, dtype=jnp.float32) == 1  # one row is always tried
+    # 2 layers × (keys and values) × 2 heads × width 4 × 4 bytes = 128 bytes a token.
+    assert rows_that_fit(SHALLOW, length=100, dtype=jnp.float32) == 4 * 2**20 // (128 * 100)
+    assert rows_that_fit(SHALLOW, length=100, dtype=jnp.bfloat16) == 4 * 2**20 // (64 * 100)
+    assert rows_that_fit(SHALLOW, length=10**9, dtype=jnp.float32) == 1  # one row is always tried
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_rows_that_fit_into_half_of_the_free_memory(monkeypatch):
         ({"sampling_params": sampling(2)}, "sampling_params: got 2 rows, expected .* 3"),
         ({"max_new_tokens": 60}, "prompt of 8 tokens and 60 new ones"),
         ({"cells": grid({"v": np.ones(17)}, layers=[0], coeffs=[1.0])}, "got width 17"),
-        ({"cells": grid(vectors(), layers=[3], coeffs=[1.0])}, "layer: got 3 to 3, expected 0"),
+        ({"cells": grid(vectors(), layers=[2], coeffs=[1.0])}, "layer: got 2 to 2, expected 0"),
         ({"stop_tokens": [-5]}, "stop_tokens: got id -5"),
     ],
 )
-def test_sweeps_that_do_not_fit(small, batch, cells, options, message):
+def test_sweeps_that_do_not_fit(shallow, batch, cells, options, message):
     def never(*args, **kwargs):
         raise AssertionError("work started")
 
     arguments = {"cells": cells, "max_new_tokens": G, "step": never} | options
     with pytest.raises(ValueError, match=message):
-        next(sweep(small, batch, **arguments))
+        next(sweep(shallow, batch, **arguments))
