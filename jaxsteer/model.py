@@ -33,18 +33,23 @@ Tap = Callable[[str, jax.Array], jax.Array]
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     """Angle per position of each rotary pair, float32 `[H / 2]`, scaling included."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    frequency = 1.0 / config.rope_theta**exponent
+    # Rounded where PyTorch rounds, to the last bit: half a unit there is an angle of 1e-4 at
+    # position 2,000, and the models were trained with these.
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    power = config.rope_theta ** exponent.astype(np.float64)
+    frequency = np.float32(1.0) / power.astype(np.float32)
     scaling = config.rope_scaling
     if scaling is None:
-        return frequency.astype(np.float32)
+        return frequency
+    stretched = frequency / np.float32(scaling.factor)
     if scaling.kind == "linear":
-        return (frequency / scaling.factor).astype(np.float32)
+        return stretched
     # llama3: how often a pair turns over the original context decides how much it is stretched.
-    turns = scaling.original_max_positions * frequency / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # 1: fast pair, left as it is
-    return ((1 - keep) * frequency / scaling.factor + keep * frequency).astype(np.float32)
+    wavelength = np.float32(2 * np.pi) / frequency
+    turns = np.float32(scaling.original_max_positions) / wavelength
+    low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
+    keep = np.clip((turns - low) / (high - low), 0, 1)  # 1: a fast pair, left as it is
+    return (1 - keep) * stretched + keep * frequency
 
 
 def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
