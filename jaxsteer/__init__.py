@@ -12,7 +12,7 @@ from jaxsteer import scope
 from jaxsteer.capture import Capture
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
-from jaxsteer.generate import decode_step, generate, prefill, stream
+from jaxsteer.generate import Request, decode_step, generate, make_request, prefill, stream
 from jaxsteer.model import Model, forward, init
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
@@ -30,6 +30,7 @@ __all__ = [
     "Direction",
     "LlamaConfig",
     "Model",
+    "Request",
     "Steering",
     "TokenBatch",
     "add",
@@ -42,6 +43,7 @@ __all__ = [
     "left_pad",
     "load",
     "load_directions",
+    "make_request",
     "prefill",
     "sampling",
     "save",
