@@ -99,10 +99,12 @@ def test_every_cell_ran_on_every_held_out_prompt(finished: Finished) -> None:
         assert len(texts) > len(rows) / 2  # the cells differ
         assert all(row["tokens"] <= 24 and row["logprob"] < 0 for row in rows.values())
         assert all(row["stopped"] or row["tokens"] == 24 for row in rows.values())
+        assert all(len(r["text"].split()) == r["tokens"] - r["stopped"] for r in rows.values())
     traces = read_rows(finished.out / "rollouts" / rollouts.FILE)
     assert {t["id"] for t in traces} == {p for p in prompts if p.startswith("dom")}
     assert all(t["prompt"].startswith("<bos> <user> ") for t in traces)
     assert not any("<" in t["text"] for t in traces)
+    assert all(len(t["text"].split()) == t["tokens"] - t["stopped"] for t in traces)
 
 
 def test_a_second_run_skips_everything(

@@ -15,6 +15,7 @@ from experiments import derive, label, rollouts, steer
 from experiments.run import Run, open_run
 from experiments.settings import Labels, Steering, load_settings
 from experiments.stages import append_rows, read_rows
+from experiments.text import Prompt
 from jaxsteer.annotate import keyword_labels, split_sentences
 from jaxsteer.vectors import load_directions
 from weights.small_tokenizer import encode
@@ -130,6 +131,18 @@ def test_batches_of_traces_do_not_change_the_sums(run: Run, finished: Finished) 
     )
     np.testing.assert_allclose(one.total, other.total, rtol=1e-4, atol=1e-3)
     assert one.n_total.tolist() == other.n_total.tolist()
+
+
+def test_every_trace_has_random_numbers_of_its_own(run: Run, tmp_path: Path) -> None:
+    """In three chunks: one prompt never repeats what another one got in an earlier chunk."""
+    text = max(run.derive_prompts, key=lambda prompt: len(prompt.text.split())).text
+    prompts = [Prompt(str(i), text) for i in range(13)]
+    rollouts.write_rollouts(
+        tmp_path, *run.load("reasoning"), prompts, decoding=run.settings.rollouts
+    )
+    found = read_rows(tmp_path / rollouts.FILE)
+    assert [row["id"] for row in found] == [prompt.id for prompt in prompts]
+    assert len({row["text"] for row in found}) == len(prompts)
 
 
 def cells(unit: str, **options: Any) -> dict[tuple[str, float], Any]:
