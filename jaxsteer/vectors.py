@@ -96,7 +96,8 @@ def save_directions(
         for item in items
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "directions": json.dumps(about)}
-    write_atomic(path, save({item.name: item.vector for item in items}, metadata=metadata))
+    data = save({item.name: item.vector for item in items}, metadata=metadata)
+    write_atomic(path, _ordered(data))
 
 
 def load_directions(
@@ -297,6 +298,19 @@ def _as_layer(layer: Any, name: str) -> int:
     if index < 0:
         raise ValueError(f"direction {name!r}: layer: expected 0 or more, found {layer!r}")
     return index
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its metadata in order: the library writes it in a random one.
+
+    Equal directions then make equal files, and a stage made from them is not made again.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _read_safetensors(

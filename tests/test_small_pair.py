@@ -12,16 +12,8 @@ from pipeline_helpers import write_tiny_pair
 
 from experiments import rollouts, small_pair, steer
 from experiments.outcome import CellOutcome
-from experiments.small_pair import (
-    Plan,
-    choose,
-    choose_negative,
-    judge,
-    main,
-    natural_rates,
-    to_markdown,
-    verdicts,
-)
+from experiments.small_pair import Plan, judge, main, natural_rates
+from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
 from jaxsteer.annotate import split_sentences
 from jaxsteer.metrics import Estimate, PairedDifference
 from jaxsteer.sweep import CellResult

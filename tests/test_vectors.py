@@ -225,3 +225,14 @@ def test_cosine():
         cosine(a, [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="first vector is zero"):
         cosine([0.0], [1.0])
+
+
+def test_equal_directions_make_equal_files(tmp_path: Path) -> None:
+    one = Direction(
+        vector=np.ones(3, np.float32), layer=1, site="resid_post", name="v", provenance={"n": 2}
+    )
+    for number in range(8):  # the library's order is random: eight files agree by luck once in 2^7
+        save_directions(tmp_path / f"{number}.safetensors", [one])
+    contents = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(contents) == 1
+    assert load_directions(tmp_path / "0.safetensors")["v"].provenance == {"n": 2}
