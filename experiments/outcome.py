@@ -1,8 +1,8 @@
 """What a sweep shows: a table of cells, and the verdict by rules that are fixed here.
 
-One rule was changed after a run on the small pair: the base model was judged by the highest of all
-its cells, where one sentence in a thousand tips the verdict, and is now judged at the coefficient at
-which everything else is. The report still gives the highest cell.
+One rule was changed after a run on the small pair: the base model was judged by the highest of
+all its cells, where one sentence in a thousand tips the verdict, and is now judged at the
+coefficient at which everything else is. The report still gives the highest cell.
 """
 
 import csv
