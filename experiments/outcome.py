@@ -1,9 +1,4 @@
-"""What a sweep shows: a table of cells, and the verdict by rules that are fixed here.
-
-One rule was changed after a run on the small pair: the base model was judged by the highest of
-all its cells, where one sentence in a thousand tips the verdict, and is now judged at the
-coefficient at which everything else is. The report still gives the highest cell.
-"""
+"""What a sweep shows: a table of cells, and the verdict by rules fixed here, before any run."""
 
 import csv
 import io
@@ -174,7 +169,8 @@ def findings(table: Sequence[CellOutcome], *, margin: float) -> list[Finding]:
     """Answer the run's questions.
 
     A positive coefficient *counts* if coherence is at most `margin` below the unsteered model's.
-    Everything is judged at the largest coefficient that counts for the base-derived direction.
+    Everything is judged at the largest coefficient that counts for the base-derived direction, but
+    for the base model, in which no cell at all may backtrack in more than one sentence in 1,000.
     """
     unsteered = select(table, "reasoning", "none")[0]
     floor = unsteered.coherence.mean - margin
@@ -267,22 +263,25 @@ def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
 def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float) -> Finding:
     steered = [c for c in table if c.target == target and c.source != "none"]
     unsteered = select(table, target, "none")[0]
-    judged = told([c for c in steered if c.coeff == coeff])
+    judged = told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
     empty = sum(c.n_empty for c in steered)
     rows = sum(c.backtracking_rate.n + c.backtracking_rate.n_empty for c in steered)
     texts = f"{empty} of {rows} texts are empty"
     if not judged:
         return Finding(text, None, f"no sentence to judge; {texts}")
     top = max(judged, key=lambda c: c.backtracking_rate.mean)
-    because = f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}"
     if target == "base":
-        highest = max(told(steered), key=lambda c: c.backtracking_rate.mean)
         holds: bool | None = top.backtracking_rate.mean <= 0.001
-        because += f", the highest of all {len(steered)} cells is {_rate(highest)}"
+        because = (
+            f"{_rate(unsteered)} unsteered, the highest of {len(judged)} cells is {_rate(top)}"
+        )
     else:
         distance = _distance(top, unsteered)
         holds = None if math.isnan(distance) else abs(distance) <= 2
-        because += f": {distance:+.1f} standard errors"
+        because = (
+            f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}: "
+            f"{distance:+.1f} standard errors"
+        )
     return Finding(text, holds, f"{because}; {texts}")
 
 

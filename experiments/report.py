@@ -97,7 +97,8 @@ def _markdown(
         *(f"| {f.claim} | **{VERDICTS[f.holds]}** | {f.because} |" for f in found),
         "",
         f"Everything is judged at the largest coefficient at which coherence has fallen by at most "
-        f"{settings.report.margin:g}. Coefficients are {unit}; the sum is made at "
+        f"{settings.report.margin:g}; of the base model no cell at all may exceed 0.001. "
+        f"Coefficients are {unit}; the sum is made at "
         f"`{settings.direction.site}` of layer {layer}, at generated positions. Errors are one "
         "standard error; prompts are the independent units. Texts without a word are left out of "
         "the means and counted as empty.",
