@@ -21,7 +21,7 @@ from flax import nnx
 from jaxsteer import capture as capturing
 from jaxsteer import steering as steers
 from jaxsteer.attention import AttentionFn, default_attention
-from jaxsteer.cache import KVCache
+from jaxsteer.cache import KVCache, write
 from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
 from jaxsteer.steering import Steering
@@ -92,10 +92,8 @@ class Attention(nnx.Module):
         k = rotate(jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...]), context.angle)
         v = jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
         if context.cache is not None:
-            # Every row writes at the same slot: one slice a layer, updated in place in a loop.
-            slot = (0, context.start, 0, 0)
-            k = jax.lax.dynamic_update_slice(context.cache.k[layer], k, slot)
-            v = jax.lax.dynamic_update_slice(context.cache.v[layer], v, slot)
+            k = write(context.cache.k[layer], k, context.start)
+            v = write(context.cache.v[layer], v, context.start)
         out = context.attention(q, k, v, valid=context.valid, start=context.start)
         return jnp.einsum("BTNH,NHD->BTD", out, self.o_proj[...]), (k, v)
 
@@ -201,7 +199,7 @@ class Context:
 
     angle: jax.Array  # float32 [B, T, H / 2], rotary
     valid: jax.Array  # bool [B, S]
-    start: jax.Array  # int32 scalar, slot of the first query token
+    start: jax.Array  # int32 scalar or [B], slot of the first query token
     cache: KVCache | None
     attention: AttentionFn
 
@@ -256,6 +254,7 @@ def forward(
     cache: KVCache | None = None,
     steering: Steering | Sequence[Steering] | None = None,
     prompt_length: jax.Array | None = None,
+    thinking: jax.Array | None = None,
     capture: Capture | None = None,
     last_only: bool = False,
 ) -> Output:
@@ -270,6 +269,8 @@ def forward(
         steering: one intervention or several, applied in order.
         prompt_length: int32 `[B]`, real tokens of each row that are prompt, which anchors the
             scopes of `steering`; by default all tokens of this pass are prompt.
+        thinking: bool `[B, T]`, which of these tokens lie inside <think>…</think>; needed only by
+            a scope that asks for it.
         capture: what to bring back of the stream, after steering at the same site.
         last_only: unembed the last position only.
     """
@@ -283,16 +284,17 @@ def forward(
         start, valid = jnp.zeros((), jnp.int32), mask
     else:
         start = cache.cursor
-        valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
+        valid = write(cache.valid, mask, start)
     padding = jnp.argmax(valid, axis=1).astype(jnp.int32)  # [B], rows are left-padded
-    position = start + jnp.arange(T) - padding[:, None]  # [B, T], negative on padding
+    slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
+    position = slot - padding[:, None]  # [B, T], negative on padding
     angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * rope_frequencies(config)
     context = Context(angle, valid, start, cache, model.attention)
 
     steerings = steers.as_tuple(steering)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1)
-    strengths = [steers.strength(s, position, prompt_length) for s in steerings]
+    strengths = [steers.strength(s, position, prompt_length, thinking) for s in steerings]
 
     x = module.embed.embedding[...][tokens]
     captured: dict[tuple[str, int], jax.Array] = {}

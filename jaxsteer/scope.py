@@ -12,6 +12,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 _END = 2**30  # past any position
 
@@ -30,14 +31,45 @@ class Scope:
     bounds: jax.Array  # int32 [B, W, 2]: start and stop of each window
     from_prompt_end: jax.Array  # bool [B, W, 2]
     excluded: jax.Array  # bool [B, W]: the window is cut out instead of added
+    # bool [B, W]: the window holds only inside <think>…</think>. None if that is so for none.
+    in_thinking: jax.Array | None = None
 
-    def covers(self, position: jax.Array, prompt_length: jax.Array) -> jax.Array:
-        """Whether each position `[B, T]` is in scope, given prompts of `[B]` tokens."""
+    @property
+    def needs_thinking(self) -> bool:
+        """Whether `covers` has to be told which tokens lie inside <think>…</think>."""
+        return self.in_thinking is not None
+
+    def covers(
+        self, position: jax.Array, prompt_length: jax.Array, thinking: jax.Array | None = None
+    ) -> jax.Array:
+        """Whether each position `[B, T]` is in scope, given prompts of `[B]` tokens.
+
+        `thinking` `[B, T]` says which of these tokens lie inside <think>…</think>: from the token
+        after the opening one up to, not including, the closing one.
+
+        Raises:
+            ValueError: if the scope asks for thinking and `thinking` is None.
+        """
         bounds = self.bounds + self.from_prompt_end * prompt_length[:, None, None]
         start, stop = bounds[:, None, :, 0], bounds[:, None, :, 1]  # [B, 1, W]
         inside = (position[:, :, None] >= start) & (position[:, :, None] < stop)  # [B, T, W]
+        if self.in_thinking is not None:
+            if thinking is None:
+                raise ValueError(
+                    "thinking: got None, expected bool [B, T], because the scope is confined to "
+                    "<think>…</think>"
+                )
+            inside &= ~self.in_thinking[:, None] | thinking[:, :, None]
         cut = self.excluded[:, None]
         return jnp.any(inside & ~cut, axis=-1) & ~jnp.any(inside & cut, axis=-1)
+
+    def may_cover(self, position: jax.Array, prompt_length: jax.Array) -> jax.Array:
+        """Like `covers`, wherever <think>…</think> may turn out to be."""
+        found = [
+            self.covers(position, prompt_length, jnp.full(position.shape, thinking))
+            for thinking in (False, True)
+        ]
+        return found[0] | found[1]
 
 
 def _one_window(start: int, start_at_end: bool, stop: int, stop_at_end: bool) -> Scope:
@@ -75,8 +107,12 @@ def window(start: int, stop: int | None = None) -> Scope:
     tokens but the very last.
 
     Raises:
-        ValueError: if both bounds count from the same end and the window is empty.
+        ValueError: if both bounds count from the same end and the window is empty, or one is no
+            integer.
     """
+    _check_bound("window: start", start)
+    if stop is not None:
+        _check_bound("window: stop", stop)
     if stop is not None and (start < 0) == (stop < 0) and stop <= start:
         raise ValueError(f"window: got start={start} and stop={stop}, expected start < stop")
     if stop is None:
@@ -84,8 +120,68 @@ def window(start: int, stop: int | None = None) -> Scope:
     return _one_window(start, start < 0, stop, stop < 0)
 
 
+def positions(wanted: ArrayLike) -> Scope:
+    """Exactly these positions, int `[N]` or, for rows that differ, `[B, N]`.
+
+    Negative numbers count from the prompt's end: `positions([3, -1])` is the fourth token and the
+    prompt's last. A number that a row does not reach touches nothing there.
+
+    Raises:
+        ValueError: for no positions, or numbers that are not integers.
+    """
+    start = np.atleast_2d(np.asarray(wanted))
+    if start.ndim != 2 or start.size == 0:
+        raise ValueError(f"positions: got shape {start.shape}, expected [N] or [B, N]")
+    if not np.issubdtype(start.dtype, np.integer):
+        raise ValueError(f"positions: got dtype {start.dtype}, expected integers")
+    _check_bound("positions", int(start[np.unravel_index(np.abs(start).argmax(), start.shape)]))
+    return Scope(
+        bounds=jnp.asarray(np.stack([start, start + 1], axis=-1), jnp.int32),
+        from_prompt_end=jnp.asarray(np.stack([start < 0] * 2, axis=-1)),
+        excluded=jnp.zeros(start.shape, bool),
+    )
+
+
+def mask(covered: ArrayLike) -> Scope:
+    """Positions where `covered`, bool `[P]` or `[B, P]`, is True; none from P on.
+
+    It is kept as one window for each run of True.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    rows = np.atleast_2d(np.asarray(covered))
+    if rows.ndim != 2 or rows.shape[0] == 0:
+        raise ValueError(f"mask: got shape {rows.shape}, expected [P] or [B, P]")
+    if rows.dtype != np.bool_:
+        raise ValueError(f"mask: got dtype {rows.dtype}, expected bool")
+    # A run starts where the mask rises and stops where it falls.
+    edges = [np.flatnonzero(np.diff(row, prepend=False, append=False)) for row in rows]
+    bounds = np.zeros((len(rows), max(1, *(len(e) // 2 for e in edges)), 2), np.int32)
+    for row, edge in zip(bounds, edges, strict=True):
+        row[: len(edge) // 2] = edge.reshape(-1, 2)
+    return Scope(
+        bounds=jnp.asarray(bounds),
+        from_prompt_end=jnp.zeros(bounds.shape, bool),
+        excluded=jnp.zeros(bounds.shape[:2], bool),
+    )
+
+
+def thinking(*, within: Scope | None = None) -> Scope:
+    """Only inside <think>…</think>, and there only what `within` covers, everything if not given.
+
+    From the token after the opening one up to, not including, the closing one, be they in the
+    prompt or generated. `thinking(within=generated())` leaves the prompt alone.
+    """
+    within = everywhere() if within is None else within
+    # What `within` cuts out stays cut out.
+    return replace(within, in_thinking=~within.excluded)
+
+
 def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     """Positions that lie in any of `scopes` and in none of `exclude`.
+
+    What one of `scopes` cuts out is cut out of the whole: exclusions always subtract.
 
     Raises:
         ValueError: for no scope, or an excluded scope that itself excludes something.
@@ -95,10 +191,16 @@ def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     if any(np.any(np.asarray(scope.excluded)) for scope in exclude):
         raise ValueError("union: got exclude=… with an exclusion of its own, expected windows only")
     cut = [replace(scope, excluded=jnp.ones_like(scope.excluded)) for scope in exclude]
-    parts = [*scopes, *cut]
+    parts = _same_fields([*scopes, *cut])
     rows = max(part.excluded.shape[0] for part in parts)
     parts = [broadcast_rows(part, rows, "scope") for part in parts]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+
+
+def align(scopes: Sequence[Scope]) -> list[Scope]:
+    """The same scopes with equally many windows and the same fields, ready to be stacked."""
+    windows = max(scope.excluded.shape[1] for scope in scopes)
+    return _same_fields([pad_windows(scope, windows) for scope in scopes])
 
 
 def pad_windows(scope: Scope, windows: int) -> Scope:
@@ -109,6 +211,24 @@ def pad_windows(scope: Scope, windows: int) -> Scope:
         return jnp.pad(leaf, ((0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 2))
 
     return jax.tree.map(pad, scope)
+
+
+def _same_fields(scopes: Sequence[Scope]) -> list[Scope]:
+    if not any(scope.needs_thinking for scope in scopes):
+        return list(scopes)
+    return [
+        scope
+        if scope.needs_thinking
+        else replace(scope, in_thinking=jnp.zeros_like(scope.excluded))
+        for scope in scopes
+    ]
+
+
+def _check_bound(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}, expected an integer")
+    if abs(value) >= _END:
+        raise ValueError(f"{name}: got {value}, expected less than 2**30 either way")
 
 
 def broadcast_rows(tree: Tree, rows: int, name: str) -> Tree:

@@ -113,18 +113,24 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
         )
 
 
-def strength(steering: Steering, position: jax.Array, prompt_length: jax.Array) -> jax.Array:
+def strength(
+    steering: Steering,
+    position: jax.Array,
+    prompt_length: jax.Array,
+    thinking: jax.Array | None = None,
+) -> jax.Array:
     """Coefficient at each token, float32 `[B, T]`: scope and schedule applied, 0 = leave alone.
 
     Computed once a forward pass and shared by all layers. `position` `[B, T]` counts the row's
-    real tokens (negative on padding), `prompt_length` is `[B]`.
+    real tokens (negative on padding), `prompt_length` is `[B]`, `thinking` `[B, T]` is what
+    `Scope.covers` asks for.
     """
     rows = position.shape[0]
     steering = broadcast_rows(steering, rows, "steering")
     last = steering.schedule.shape[1] - 1
     step = jnp.clip(position - prompt_length[:, None], 0, last)
     factor = jnp.take_along_axis(steering.schedule, step, axis=1)
-    covered = steering.scope.covers(position, prompt_length) & (position >= 0)
+    covered = steering.scope.covers(position, prompt_length, thinking) & (position >= 0)
     return jnp.where(covered, steering.coeff[:, None] * factor, 0.0)
 
 
@@ -161,7 +167,7 @@ def stack(steerings: Sequence[Steering]) -> Steering:
         raise ValueError("steerings: got none, expected at least one")
     sites = tuple(s for s in SITES if any(s in one.sites for one in steerings))
     steps = max(one.schedule.shape[1] for one in steerings)
-    windows = max(one.scope.excluded.shape[1] for one in steerings)
+    aligned = scopes.align([one.scope for one in steerings])
     padded = [
         replace(
             one,
@@ -169,8 +175,8 @@ def stack(steerings: Sequence[Steering]) -> Steering:
             schedule=jnp.pad(
                 one.schedule, ((0, 0), (0, steps - one.schedule.shape[1])), mode="edge"
             ),
-            scope=scopes.pad_windows(one.scope, windows),
+            scope=scope,
         )
-        for one in steerings
+        for one, scope in zip(steerings, aligned, strict=True)
     ]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
