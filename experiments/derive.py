@@ -14,11 +14,12 @@ import jaxsteer
 from experiments import label, rollouts
 from experiments.run import Run, command
 from experiments.settings import Direction
-from experiments.stages import fingerprint, read_rows
+from experiments.stages import fingerprint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import Sentence, token_spans
 from jaxsteer.directions import Sums, Trace
 from jaxsteer.files import write_atomic
+from jaxsteer.jsonl import read_rows
 from jaxsteer.model import Model
 from jaxsteer.tokens import bucket
 from jaxsteer.vectors import Direction as SavedDirection

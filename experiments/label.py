@@ -8,9 +8,10 @@ from typing import Any
 from experiments import rollouts
 from experiments.run import Run, command
 from experiments.settings import Labels
-from experiments.stages import fingerprint, read_rows
+from experiments.stages import fingerprint
 from jaxsteer.annotate import keyword_labels, labels_from_file, split_sentences
 from jaxsteer.files import sha256, write_atomic
+from jaxsteer.jsonl import read_rows
 
 FILE = "sentences.jsonl"
 

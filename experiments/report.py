@@ -23,9 +23,10 @@ from experiments.outcome import (
 )
 from experiments.run import Run, command
 from experiments.settings import Settings
-from experiments.stages import fingerprint, read_rows
+from experiments.stages import fingerprint
 from jaxsteer.annotate import Sentence
 from jaxsteer.files import write_atomic
+from jaxsteer.jsonl import read_rows
 from jaxsteer.metrics import Estimate
 
 NUMBERS = "figure3.json"

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from experiments.run import Run, command
 from experiments.settings import Decoding
-from experiments.stages import append_rows, read_rows
 from experiments.text import Prompt, decode, encode_prompts, stop_tokens
 from jaxsteer.generate import generate
+from jaxsteer.jsonl import append_rows, read_rows
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
 from jaxsteer.sweep import rows_that_fit

@@ -26,12 +26,12 @@ from experiments.outcome import CellOutcome, outcomes, whole_sentences
 from experiments.report import small_pair_grammar
 from experiments.settings import Decoding, Labels
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
-from experiments.stages import read_rows
 from experiments.text import Prompt, encode_prompts
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import KEYWORDS, split_sentences
 from jaxsteer.files import sha256, write_atomic
+from jaxsteer.jsonl import read_rows
 from jaxsteer.model import Model
 from jaxsteer.steering import add
 from jaxsteer.sweep import Cell

@@ -7,18 +7,18 @@ runs/small/.rollouts.partial/   a stage at work; a kill leaves it, the next run 
 runs/small/superseded/          results of other settings, moved here and never deleted
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jaxsteer
+from jaxsteer import jsonl
 from jaxsteer.files import sha256, write_atomic
 
 _RECORD = "stage.json"
@@ -32,11 +32,7 @@ def locked(out: Path) -> Iterator[None]:
         FileExistsError: if another process works in it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(f"{out}: another process is working in this folder") from None
+    with jsonl.locked(out / ".lock", busy=f"{out}: another process is working in this folder"):
         yield
 
 
@@ -97,39 +93,6 @@ def fingerprint(folder: Path) -> str:
     """A hash of what a finished stage wrote, to name it in the inputs of the next."""
     outputs = json.dumps(_record(folder)["outputs"], sort_keys=True)
     return hashlib.sha256(outputs.encode()).hexdigest()
-
-
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with open(path, "ab") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON lines file; none if it does not exist.
-
-    A last line that a kill cut short is removed from the file, so that the next row starts a line
-    of its own.
-
-    Raises:
-        ValueError: naming the line, if another one is not JSON.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-    return rows
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from experiments import derive
 from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
-from experiments.stages import append_rows, fingerprint, read_rows
+from experiments.stages import fingerprint
 from experiments.text import decode, encode_prompts, stop_tokens
 from jaxsteer.directions import random_directions, rescale
+from jaxsteer.jsonl import append_rows, read_rows
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
 from jaxsteer.steering import add

@@ -22,7 +22,8 @@ from pipeline_helpers import Finished, change, files_under
 from experiments import derive, label, rollouts, steer
 from experiments.reproduce import main
 from experiments.run import Run, command, open_run
-from experiments.stages import locked, read_rows
+from experiments.stages import locked
+from jaxsteer.jsonl import read_rows
 from jaxsteer.vectors import load_directions
 
 ROOT = Path(__file__).parent.parent

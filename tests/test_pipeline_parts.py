@@ -14,9 +14,9 @@ from pipeline_helpers import Finished, change
 from experiments import derive, label, rollouts, steer
 from experiments.run import Run, open_run
 from experiments.settings import Labels, Steering, load_settings
-from experiments.stages import append_rows, read_rows
 from experiments.text import Prompt
 from jaxsteer.annotate import keyword_labels, split_sentences
+from jaxsteer.jsonl import append_rows, read_rows
 from jaxsteer.vectors import load_directions
 from weights.small_tokenizer import encode
 

@@ -1,7 +1,6 @@
 """Stages: skipped while valid, redone when not, resumed after a kill, nothing ever deleted."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.stages import append_rows, fingerprint, locked, read_rows, run_stage
+from experiments.stages import fingerprint, locked, run_stage
+from jaxsteer.jsonl import append_rows, read_rows
 
 INPUTS = {"coeffs": [0.5, 1], "prompts": ({"id": "ä"},)}  # a tuple is a list after JSON
 
@@ -147,7 +147,8 @@ def test_a_killed_process_leaves_its_partial_folder_and_the_next_goes_on_in_it(
     script = f"""
 import os, signal
 from pathlib import Path
-from experiments.stages import append_rows, run_stage
+from experiments.stages import run_stage
+from jaxsteer.jsonl import append_rows
 
 def work(folder):
     append_rows(folder / "rows.jsonl", [{{"i": 0}}])
@@ -205,33 +206,3 @@ def test_fingerprint_names_what_a_stage_wrote(tmp_path: Path) -> None:
     first = fingerprint(run_stage(tmp_path / "a", "labels", {"i": 0}, writes("one")))
     assert first == fingerprint(run_stage(tmp_path / "b", "labels", {"i": 1}, writes("one")))
     assert first != fingerprint(run_stage(tmp_path / "c", "labels", {"i": 0}, writes("two")))
-
-
-def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"text": "a\nb\r\n\u2028ü"}, {"x": 0.1, "none": None}]
-    assert read_rows(file) == []
-    append_rows(file, rows[:1])
-    append_rows(file, rows[1:])
-    append_rows(file, [])
-    assert read_rows(file) == rows
-    assert file.read_bytes().count(b"\n") == 2
-
-
-@pytest.mark.parametrize("cut", [1, 3, 9])
-def test_a_cut_last_line_is_dropped_and_the_next_starts_a_line(tmp_path: Path, cut: int) -> None:
-    file = tmp_path / "rows.jsonl"
-    append_rows(file, [{"i": 0}, {"i": "ä"}])
-    os.truncate(file, file.stat().st_size - cut)
-    assert read_rows(file) == [{"i": 0}]
-    append_rows(file, [{"i": 2}])
-    assert read_rows(file) == [{"i": 0}, {"i": 2}]
-
-
-@pytest.mark.parametrize("line", [b'{"i": ', b"", b'{"i": "\xff"}'])
-def test_damage_elsewhere_is_refused(tmp_path: Path, line: bytes) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(b'{"i": 0}\n' + line + b'\n{"i": 2}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
-        read_rows(file)
-    assert file.read_bytes().endswith(b'{"i": 2}\n')  # and nothing is removed

@@ -1,0 +1,60 @@
+"""JSON lines files that grow row by row and survive a kill: whole lines, flushed to the disk."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with open(path, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of a JSON lines file; none if it does not exist.
+
+    A last line that a kill cut short is removed from the file, so that the next row starts a line
+    of its own.
+
+    Raises:
+        ValueError: naming the line, if another one is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
+    """Hold a file for this process, made empty if it is missing; its content stays as it is.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        FileExistsError: with the message `busy`, if another process holds it.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(busy) from None
+        yield

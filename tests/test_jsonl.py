@@ -1,0 +1,69 @@
+"""jaxsteer.jsonl: rows survive what a kill leaves, and one process has a file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxsteer.jsonl import append_rows, locked, read_rows
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": "a\nb\r\n\u2028ü"}, {"x": 0.1, "none": None}]
+    assert read_rows(file) == []
+    append_rows(file, rows[:1])
+    append_rows(file, rows[1:])
+    append_rows(file, [])
+    assert read_rows(file) == rows
+    assert file.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_a_cut_last_line_is_dropped_and_the_next_starts_a_line(tmp_path: Path, cut: int) -> None:
+    file = tmp_path / "rows.jsonl"
+    append_rows(file, [{"i": 0}, {"i": "ä"}])
+    os.truncate(file, file.stat().st_size - cut)
+    assert read_rows(file) == [{"i": 0}]
+    append_rows(file, [{"i": 2}])
+    assert read_rows(file) == [{"i": 0}, {"i": 2}]
+
+
+@pytest.mark.parametrize("line", [b'{"i": ', b"", b'{"i": "\xff"}'])
+def test_damage_elsewhere_is_refused(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"i": 0}\n' + line + b'\n{"i": 2}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
+        read_rows(file)
+    assert file.read_bytes().endswith(b'{"i": 2}\n')  # and nothing is removed
+
+
+def test_a_locked_file_is_one_process_own_and_keeps_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append_rows(file, [{"i": 0}])
+    script = """
+import sys
+from jaxsteer.jsonl import locked
+try:
+    with locked(sys.argv[1], busy="taken"):
+        print("mine")
+except FileExistsError as error:
+    print(error)
+"""
+
+    def other() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script, str(file)],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    with locked(file, busy="taken"):
+        append_rows(file, [{"i": 1}])
+        assert other() == "taken"
+    assert other() == "mine"
+    assert read_rows(file) == [{"i": 0}, {"i": 1}]
