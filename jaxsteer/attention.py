@@ -5,7 +5,7 @@ Swap in your own: a callable `(q, k, v, *, valid, start) -> out` with
     q      [B, T, N, H]   queries of the T newest tokens
     k, v   [B, S, K, H]   keys and values, K divides N
     valid  bool [B, S]    slots that hold a real token of the row
-    start  int32 scalar   slot of the first query; slot `start + t` may see slots up to itself
+    start  int32 scalar, or [B]   slot of the first query; slot `start + t` may see up to itself
     out    [B, T, N, H]   rows of padding queries hold finite numbers that nobody reads
 """
 
@@ -29,8 +29,8 @@ def visible(valid: jax.Array, start: jax.Array, n_queries: int) -> jax.Array:
         query 1    . x x x .
     """
     slot = jnp.arange(valid.shape[-1])
-    query_slot = start + jnp.arange(n_queries)
-    return valid[:, None, :] & (slot[None, :] <= query_slot[:, None])[None]
+    query_slot = start[..., None] + jnp.arange(n_queries)  # [T] or [B, T]
+    return valid[:, None, :] & (slot <= query_slot[..., None])
 
 
 def xla_attention(
@@ -56,7 +56,7 @@ def _cudnn(
         # One query: causality is a length, padding a bias that all heads share. A boolean mask
         # would work too, at half as much time again.
         bias = _bias(valid, q.dtype)[:, None, None, :]
-        lengths = jnp.full((B,), start + 1, jnp.int32)
+        lengths = jnp.broadcast_to(start + 1, (B,)).astype(jnp.int32)
         queries = jnp.ones((B,), jnp.int32)
         return jax.nn.dot_product_attention(
             q,

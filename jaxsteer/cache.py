@@ -14,7 +14,8 @@ class KVCache:
     """Keys and values of every layer, written left to right by all rows together.
 
     Rows are left-padded to one prompt length, so one scalar cursor serves the whole batch and
-    `valid` says which slots of a row hold real tokens:
+    `valid` says which slots of a row hold real tokens. Where rows start at different times
+    (`refill`) the cursor has a row axis, and each row writes at its own.
 
         slot     0 1 2 3 4 5 6 7
         row 0    . . x x x y y _     . padding   x prompt   y generated   _ not written yet
@@ -24,7 +25,7 @@ class KVCache:
     k: list[jax.Array]  # one a layer, each [B, S, K, H]
     v: list[jax.Array]  # one a layer, each [B, S, K, H]
     valid: jax.Array  # bool [B, S]: the slot holds a real token of this row
-    cursor: jax.Array  # int32 scalar: slots written so far
+    cursor: jax.Array  # int32 scalar, or [B]: slots written so far
 
     @property
     def capacity(self) -> int:
@@ -41,3 +42,18 @@ def empty_cache(config: LlamaConfig, *, rows: int, capacity: int, dtype: jnp.dty
         valid=jnp.zeros((rows, capacity), bool),
         cursor=jnp.zeros((), jnp.int32),
     )
+
+
+def write(buffer: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
+    """`buffer` `[B, S, …]` with `new` `[B, T, …]` written from slot `cursor` on.
+
+    One cursor for all rows is one slice, updated in place in a loop; `[B]` of them a scatter.
+    """
+    rest = (0,) * (buffer.ndim - 2)
+    if cursor.ndim == 0:
+        return jax.lax.dynamic_update_slice(buffer, new, (0, cursor, *rest))
+
+    def row(buffer: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(buffer, new, (cursor, *rest))
+
+    return jax.vmap(row)(buffer, new, cursor)

@@ -64,12 +64,13 @@ def sampling(
 
 
 def keys(params: Sampling, position: jax.Array) -> jax.Array:
-    """One key a row for the token at `position` (a scalar), `[B]`."""
+    """One key a row for the generated token at `position`, a scalar or `[B]`; gives `[B]`."""
 
-    def row_key(seed: jax.Array, row: jax.Array) -> jax.Array:
+    def row_key(seed: jax.Array, row: jax.Array, position: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), position)
 
-    return jax.vmap(row_key)(params.seed, params.row)
+    each = jnp.broadcast_to(position, params.seed.shape)
+    return jax.vmap(row_key)(params.seed, params.row, each)
 
 
 def greedy(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
@@ -80,14 +81,44 @@ def greedy(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
 
 def sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
     """Sample at each row's temperature from the whole distribution (Gumbel-max)."""
-    return _gumbel_max(_tempered(logits, params), logits, key, params)
+    return jnp.argmax(_perturbed(logits, key, params), axis=-1).astype(jnp.int32)
 
 
 def truncated_sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
-    """Sample at each row's temperature among its top-k, top-p and min-p tokens."""
-    tempered = _tempered(logits, params)
-    kept = tempered >= _cutoff(tempered, params)[:, None]
-    return _gumbel_max(jnp.where(kept, tempered, -jnp.inf), logits, key, params)
+    """Sample at each row's temperature among its top-k, top-p and min-p tokens.
+
+    A token is kept if fewer than `top_k` tokens are strictly more likely than it, if these have
+    less than `top_p` of the mass, and if it is at least `min_p` times as likely as the most likely
+    one; so equally likely tokens are kept or dropped together. Of the kept ones the token with the
+    largest Gumbel-perturbed logit is taken, as `sample` does of all.
+
+    Nothing is sorted: the largest of all is tried first, and while it is not kept, neither are the
+    tokens that are as likely or less, so the largest of the others is next. A try is one pass over
+    the logits, and a few settle every row: what is left has top-p's share of the mass or little
+    more after the first refusals.
+    """
+    perturbed = _perturbed(logits, key, params)
+    total = jnp.sum(jnp.exp(_tempered(logits, params)), axis=-1)
+    mass_limit = jnp.where(params.top_p < 1, params.top_p * total, jnp.inf)
+    count_limit = jnp.where(params.top_k > 0, params.top_k, logits.shape[-1])
+    lowest = jnp.log(params.min_p)
+
+    def settle(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        token, _ = carry
+        tempered = _tempered(logits, params)
+        likelier = logits > _at(logits, token)[:, None]
+        mass = jnp.sum(jnp.where(likelier, jnp.exp(tempered), 0.0), axis=-1)
+        count = jnp.sum(likelier, axis=-1, dtype=jnp.int32)
+        refused = (mass >= mass_limit) | (count >= count_limit) | (_at(tempered, token) < lowest)
+        other = jnp.argmax(jnp.where(likelier, perturbed, -jnp.inf), axis=-1).astype(jnp.int32)
+        return jnp.where(refused, other, token), ~refused
+
+    # A row that is settled stays so: its token passes every further try. What the loop carries is
+    # of size [B], because under `vmap` it goes through a select in each round.
+    first = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
+    unsettled = jnp.zeros(first.shape, bool)
+    token, _ = jax.lax.while_loop(lambda c: ~jnp.all(c[1]), settle, (first, unsettled))
+    return token
 
 
 def choose_sampler(params: Sampling) -> Sampler:
@@ -100,45 +131,18 @@ def choose_sampler(params: Sampling) -> Sampler:
     return sample
 
 
+def _at(x: jax.Array, token: jax.Array) -> jax.Array:
+    """`x` `[B, V]` at each row's token."""
+    return jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
+
+
 def _tempered(logits: jax.Array, params: Sampling) -> jax.Array:
+    """Logits over temperature, less those of the most likely token; its share of the mass is 1."""
     temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
-    return logits / temperature[:, None]
+    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[:, None]
 
 
-def _gumbel_max(
-    tempered: jax.Array, logits: jax.Array, key: jax.Array, params: Sampling
-) -> jax.Array:
+def _perturbed(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
+    """Tempered logits and Gumbel noise: the largest is a sample, at temperature 0 the likeliest."""
     noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:], jnp.float32))(key)
-    sampled = jnp.argmax(tempered + noise, axis=-1)
-    return jnp.where(params.temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-
-
-def _cutoff(logits: jax.Array, params: Sampling) -> jax.Array:
-    """The logit from which on a row's tokens are kept, `[B]`.
-
-    Top-k and top-p are found by bisection on the cutoff, each step one pass over the logits:
-    sorting a vocabulary of 128,256 for every row and token costs many times more. After 32
-    halvings the bracket is narrower than float32 can tell apart.
-    """
-    V = logits.shape[-1]
-    top = jnp.max(logits, axis=-1)
-    probs = jax.nn.softmax(logits, axis=-1)
-    k = jnp.where(params.top_k > 0, params.top_k, V)
-
-    def enough(cutoff: jax.Array) -> jax.Array:
-        kept = logits >= cutoff[:, None]
-        mass = jnp.sum(jnp.where(kept, probs, 0.0), axis=-1)
-        return (mass >= params.top_p) & (params.top_p < 1) | (jnp.sum(kept, axis=-1) >= k)
-
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket  # keeping from `low` is enough, from `high` is not
-        middle = (low + high) / 2
-        ok = enough(middle)
-        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-    # Tokens further than 40 nats below the top have no mass that float32 could add up.
-    low = top - 40.0
-    low, _ = jax.lax.fori_loop(0, 32, halve, (low, top + 1e-3))
-    limited = (params.top_k > 0) | (params.top_p < 1)
-    low = jnp.where(limited, low, -jnp.inf)
-    return jnp.maximum(low, top + jnp.log(jnp.maximum(params.min_p, 1e-30)))
+    return _tempered(logits, params) + jnp.where(params.temperature[:, None] > 0, noise, 0.0)
