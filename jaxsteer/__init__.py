@@ -8,20 +8,23 @@
 Read `model`, `steering` and `generate` first, in this order.
 """
 
-from jaxsteer import scope
+from jaxsteer import compile_cache, scope
 from jaxsteer.capture import Capture
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import Request, decode_step, generate, make_request, prefill, stream
+from jaxsteer.interventions import add
 from jaxsteer.model import Model, forward, init
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
-from jaxsteer.steering import Steering, add
+from jaxsteer.steering import Steering
 from jaxsteer.sweep import Cell, grid, sweep
 from jaxsteer.tokens import TokenBatch, left_pad
 from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
 
 __version__ = "0.1.0"
+
+compile_cache.turn_on_by_default()
 
 __all__ = [
     "SITES",
@@ -34,6 +37,7 @@ __all__ = [
     "Steering",
     "TokenBatch",
     "add",
+    "compile_cache",
     "cosine",
     "decode_step",
     "forward",

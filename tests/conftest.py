@@ -1,15 +1,21 @@
 """Products in full float32, and the small model and prompts that most tests share."""
 
+import os
+
 import jax
 import pytest
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
 
+from jaxsteer import compile_cache
 from jaxsteer.model import Model
 from jaxsteer.tokens import TokenBatch, left_pad
 
 
 def pytest_configure() -> None:
+    # Tests neither read nor leave programs in the user's folder; nor do processes they start.
+    os.environ[compile_cache.VARIABLE] = "off"
+    compile_cache.turn_off()
     # Tolerances of the tests are those of float32; some backends multiply in less by default.
     jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -1,0 +1,102 @@
+"""Compiled programs kept on disk, so that a second process need not compile them again.
+
+Importing `jaxsteer` points JAX's persistent compilation cache at a folder of the user's own, unless
+JAX was told of one before (`jax_compilation_cache_dir`, or `JAX_COMPILATION_CACHE_DIR`): then that
+one stays. Every program of the process is kept that took JAX longer to compile than
+`jax_persistent_cache_min_compile_time_secs` (1 s). It works on CPUs, GPUs and TPUs alike.
+
+    JAXSTEER_COMPILE_CACHE=/fast/disk python …     another folder
+    JAXSTEER_COMPILE_CACHE=off python …            none
+    jaxsteer.compile_cache.use("/fast/disk")       the same from Python, at any time
+    jaxsteer.compile_cache.turn_off()
+
+What is in the folder is run, so others must not be able to write there: it is made with mode 0700,
+and one that belongs to somebody else, or that others may write to, is refused. It may be deleted at
+any time.
+"""
+
+import hashlib
+import os
+import platform
+import stat
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+VARIABLE = "JAXSTEER_COMPILE_CACHE"
+
+
+def use(folder: str | os.PathLike[str]) -> Path:
+    """Keep compiled programs in `folder` from now on; returns the folder for this processor in it.
+
+    Raises:
+        PermissionError: if others own the folder or may write to it.
+        OSError: if it cannot be made.
+    """
+    folder = Path(folder).expanduser().absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise PermissionError(
+            f"compile cache {folder}: belongs to user {found.st_uid}, expected {os.geteuid()}: "
+            "programs in it would be run"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"compile cache {folder}: others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
+            ", expected 700: programs in it would be run"
+        )
+    own = folder / _processor()
+    own.mkdir(mode=0o700, exist_ok=True)
+    _set(str(own))
+    return own
+
+
+def turn_off() -> None:
+    """Keep no compiled programs on disk from now on, whoever asked for it."""
+    _set(None)
+
+
+def default_folder() -> Path:
+    """Where programs are kept if nothing else is said: `$XDG_CACHE_HOME/jaxsteer` or the like."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        return Path(named) / "jaxsteer"
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path.home() / caches / "jaxsteer"
+
+
+def turn_on_by_default() -> None:
+    """What importing `jaxsteer` does; a folder that cannot be used is no error, but a warning."""
+    setting = os.environ.get(VARIABLE, "")
+    if jax.config.jax_compilation_cache_dir is not None or setting.lower() == "off":
+        return
+    try:
+        use(setting or default_folder())
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+        refused = isinstance(error, PermissionError) and error.errno is None
+        if setting or refused:  # a read-only home is nothing to complain about at each start
+            warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+
+
+def _set(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()  # JAX looks at the setting at its first compilation only
+
+
+def _processor() -> str:
+    """A name for the CPU's instruction set.
+
+    A program compiled for one CPU may use instructions that another lacks, and home folders are
+    shared between machines.
+    """
+    try:
+        with open("/proc/cpuinfo") as file:
+            named = next((x for x in file if x.startswith(("flags", "Features"))), "")
+    except OSError:
+        named = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
