@@ -80,17 +80,30 @@ def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Par
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
         D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
-        self.q_proj = _weight(rngs, (D, N, H), dtype)
-        self.k_proj = _weight(rngs, (D, K, H), dtype)
-        self.v_proj = _weight(rngs, (D, K, H), dtype)
+        self.packed = packed
+        if packed:
+            self.qkv_proj = _weight(rngs, (D, K, N // K + 2, H), dtype)
+        else:
+            self.q_proj = _weight(rngs, (D, N, H), dtype)
+            self.k_proj = _weight(rngs, (D, K, H), dtype)
+            self.v_proj = _weight(rngs, (D, K, H), dtype)
         self.o_proj = _weight(rngs, (N, H, D), dtype)
 
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not yet rotated."""
+        if self.packed:
+            qkv = jnp.einsum("BTD,DKPH->BTKPH", x, self.qkv_proj[...])
+            q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+            return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
+        q = jnp.einsum("BTD,DNH->BTNH", x, self.q_proj[...])
+        k = jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...])
+        return q, k, jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+
     def __call__(self, x: jax.Array, context: "Context", layer: int) -> tuple[jax.Array, Any]:
-        q = rotate(jnp.einsum("BTD,DNH->BTNH", x, self.q_proj[...]), context.angle)
-        k = rotate(jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...]), context.angle)
-        v = jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+        q, k, v = self.project(x)
+        q, k = rotate(q, context.angle), rotate(k, context.angle)
         if context.cache is not None:
             k = write(context.cache.k[layer], k, context.start)
             v = write(context.cache.v[layer], v, context.start)
@@ -101,25 +114,34 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU feed-forward."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.gate_proj = _weight(rngs, (config.d_model, config.d_mlp), dtype)
-        self.up_proj = _weight(rngs, (config.d_model, config.d_mlp), dtype)
-        self.down_proj = _weight(rngs, (config.d_mlp, config.d_model), dtype)
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
+        D, F = config.d_model, config.d_mlp
+        self.packed = packed
+        if packed:
+            self.gate_up_proj = _weight(rngs, (D, 2, F), dtype)
+        else:
+            self.gate_proj = _weight(rngs, (D, F), dtype)
+            self.up_proj = _weight(rngs, (D, F), dtype)
+        self.down_proj = _weight(rngs, (F, D), dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jnp.einsum("BTD,DF->BTF", x, self.gate_proj[...])
-        up = jnp.einsum("BTD,DF->BTF", x, self.up_proj[...])
+        if self.packed:
+            both = jnp.einsum("BTD,DPF->BTPF", x, self.gate_up_proj[...])
+            gate, up = both[:, :, 0], both[:, :, 1]
+        else:
+            gate = jnp.einsum("BTD,DF->BTF", x, self.gate_proj[...])
+            up = jnp.einsum("BTD,DF->BTF", x, self.up_proj[...])
         return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down_proj[...])
 
 
 class Block(nnx.Module):
     """One transformer block; `tap` sees the stream at each site and may change it."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
         self.attn_norm = RMSNorm(config, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs, packed=packed)
         self.mlp_norm = RMSNorm(config, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs, packed=packed)
 
     def __call__(
         self, x: jax.Array, context: "Context", layer: int, tap: Tap
@@ -151,10 +173,12 @@ class Head(nnx.Module):
 class Llama(nnx.Module):
     """The whole network; layers are unrolled (a scan over them is 10 times slower in decode)."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool = False
+    ):
         self.embed = Embedding(config, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
-            [Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layers)]
+            [Block(config, dtype=dtype, rngs=rngs, packed=packed) for _ in range(config.n_layers)]
         )
         self.final_norm = RMSNorm(config, dtype=dtype)
         self.lm_head = None if config.tie_embeddings else Head(config, dtype=dtype, rngs=rngs)
@@ -215,9 +239,9 @@ class Output:
 
 
 @functools.lru_cache(maxsize=16)
-def _structure(config: LlamaConfig, dtype_name: str) -> tuple[Any, Any]:
+def _structure(config: LlamaConfig, dtype_name: str, packed: bool = False) -> tuple[Any, Any]:
     dtype = jnp.dtype(dtype_name)
-    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0), packed=packed))
     return nnx.split(module)
 
 
@@ -233,6 +257,11 @@ def from_params(params: Params, config: LlamaConfig) -> Model:
     return Model(params, config, default_attention(dtype, config.head_dim))
 
 
+def is_packed(model: Model) -> bool:
+    """Whether the projections of each layer lie side by side (see `packing`)."""
+    return "qkv_proj" in model.params["layers"][0]["attn"]
+
+
 def init(config: LlamaConfig, *, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
     """A model with random weights (normal, standard deviation 0.02)."""
     module = Llama(config, dtype=dtype, rngs=nnx.Rngs(seed))
@@ -241,7 +270,7 @@ def init(config: LlamaConfig, *, seed: int = 0, dtype: jnp.dtype = jnp.float32) 
 
 def bind(model: Model) -> Llama:
     """The NNX module with the model's weights in it, for use inside traced code."""
-    graphdef, state = _structure(model.config, jnp.dtype(model.dtype).name)
+    graphdef, state = _structure(model.config, jnp.dtype(model.dtype).name, is_packed(model))
     leaves = jax.tree.leaves(model.params)
     return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 

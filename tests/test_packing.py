@@ -1,0 +1,52 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from jaxsteer.generate import generate
+from jaxsteer.packing import pack, unpack
+from jaxsteer.tokens import left_pad
+
+
+@pytest.fixture(scope="module")
+def model():
+    return oracle.random_model(oracle.SHALLOW)
+
+
+def test_packing_keeps_every_number_and_unpacking_undoes_it(model):
+    packed = pack(model)
+    attn = packed.params["layers"][1]["attn"]
+    separate = model.params["layers"][1]["attn"]
+    # Head 3 of 4 is the second query of the second of two key/value heads.
+    np.testing.assert_array_equal(attn["qkv_proj"][:, 1, 1], separate["q_proj"][:, 3])
+    np.testing.assert_array_equal(attn["qkv_proj"][:, 1, 2], separate["k_proj"][:, 1])
+    np.testing.assert_array_equal(attn["qkv_proj"][:, 0, 3], separate["v_proj"][:, 0])
+    chex.assert_trees_all_equal(unpack(packed).params, model.params)
+    assert pack(packed) is packed
+    assert unpack(model) is model
+
+
+def test_a_packed_model_computes_the_same(model):
+    batch = left_pad(oracle.random_rows([5, 9], 61), length=12)
+    with jax.default_matmul_precision("highest"):
+        found = oracle.run(pack(model), batch.tokens, mask=batch.mask).logits
+        expected = oracle.run(model, batch.tokens, mask=batch.mask).logits
+    # float32, sums of 16 and 24 products in another order
+    real = np.asarray(batch.mask)
+    assert oracle.relative_error(found[real], expected[real]) < 1e-6
+
+
+def test_a_packed_model_generates_the_same_tokens(model):
+    batch = left_pad(oracle.random_rows([5, 9], 61), length=12)
+    found = generate(pack(model), batch, max_new_tokens=8)
+    np.testing.assert_array_equal(found.tokens, generate(model, batch, max_new_tokens=8).tokens)
+
+
+def test_donated_weights_are_given_up():
+    model = oracle.random_model(oracle.SHALLOW)
+    weight = model.params["layers"][0]["attn"]["q_proj"]
+    packed = pack(model, donate=True)
+    assert jnp.isfinite(packed.params["layers"][0]["attn"]["qkv_proj"]).all()
+    assert weight.is_deleted()
