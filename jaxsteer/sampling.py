@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+# A retry of `truncated_sample` looks at one in so many rows: few refuse their first token.
+_ROWS_SHARE = 8
+
 Sampler = Callable[[jax.Array, jax.Array, "Sampling"], jax.Array]
 
 
@@ -87,37 +90,34 @@ def sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
 def truncated_sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
     """Sample at each row's temperature among its top-k, top-p and min-p tokens.
 
-    A token is kept if fewer than `top_k` tokens are strictly more likely than it, if these have
-    less than `top_p` of the mass, and if it is at least `min_p` times as likely as the most likely
-    one; so equally likely tokens are kept or dropped together. Of the kept ones the token with the
-    largest Gumbel-perturbed logit is taken, as `sample` does of all.
+    A token is kept if fewer than `top_k` tokens are strictly likelier, if these have less than
+    `top_p` of the mass, and if it is at least `min_p` times as likely as the likeliest. So tokens
+    that are equally likely are kept or dropped together, and the likeliest is always kept.
 
-    Nothing is sorted: the largest of all is tried first, and while it is not kept, neither are the
-    tokens that are as likely or less, so the largest of the others is next. A try is one pass over
-    the logits, and a few settle every row: what is left has top-p's share of the mass or little
-    more after the first refusals.
+    What is taken is the kept token whose logit is largest after Gumbel noise, without sorting and
+    without finding out which tokens are kept: first the largest of all is tried, as in `sample`.
+    If it is not kept, nothing is that is as likely or less, so the largest of the likelier ones
+    comes next, until one is kept. Most rows keep their first.
     """
-    perturbed = _perturbed(logits, key, params)
-    total = jnp.sum(jnp.exp(_tempered(logits, params)), axis=-1)
-    mass_limit = jnp.where(params.top_p < 1, params.top_p * total, jnp.inf)
-    count_limit = jnp.where(params.top_k > 0, params.top_k, logits.shape[-1])
-    lowest = jnp.log(params.min_p)
+    rows = -(-logits.shape[0] // _ROWS_SHARE)
+    token = sample(logits, key, params)
 
-    def settle(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        token, _ = carry
-        tempered = _tempered(logits, params)
-        likelier = logits > _at(logits, token)[:, None]
-        mass = jnp.sum(jnp.where(likelier, jnp.exp(tempered), 0.0), axis=-1)
-        count = jnp.sum(likelier, axis=-1, dtype=jnp.int32)
-        refused = (mass >= mass_limit) | (count >= count_limit) | (_at(tempered, token) < lowest)
-        other = jnp.argmax(jnp.where(likelier, perturbed, -jnp.inf), axis=-1).astype(jnp.int32)
-        return jnp.where(refused, other, token), ~refused
+    def retry(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        token, refused = carry
+        _, index = jax.lax.top_k(refused.astype(jnp.int32), rows)
+        some: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Sampling] = jax.tree.map(
+            lambda x: x[index], (token, refused, logits, key, params)
+        )
+        old, wrong, their_logits, their_key, their_params = some
+        new = _largest_likelier(old, their_logits, their_key, their_params)
+        new = jnp.where(wrong, new, old)
+        still = _refused(new, their_logits, their_params)
+        return token.at[index].set(new), refused.at[index].set(still)
 
-    # A row that is settled stays so: its token passes every further try. What the loop carries is
-    # of size [B], because under `vmap` it goes through a select in each round.
-    first = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
-    unsettled = jnp.zeros(first.shape, bool)
-    token, _ = jax.lax.while_loop(lambda c: ~jnp.all(c[1]), settle, (first, unsettled))
+    # The carry is of size [B], because under `vmap` it goes through a select in each round.
+    token, _ = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[1]), retry, (token, _refused(token, logits, params))
+    )
     return token
 
 
@@ -137,12 +137,38 @@ def _at(x: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def _tempered(logits: jax.Array, params: Sampling) -> jax.Array:
-    """Logits over temperature, less those of the most likely token; its share of the mass is 1."""
+    """Logits over temperature, the likeliest at 0; at temperature 0 as at 1."""
     temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
     return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[:, None]
 
 
 def _perturbed(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
-    """Tempered logits and Gumbel noise: the largest is a sample, at temperature 0 the likeliest."""
+    """Tempered logits with Gumbel noise, the largest of which is a sample; at 0 without."""
     noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:], jnp.float32))(key)
     return _tempered(logits, params) + jnp.where(params.temperature[:, None] > 0, noise, 0.0)
+
+
+def _refused(token: jax.Array, logits: jax.Array, params: Sampling) -> jax.Array:
+    """Whether each row's token is outside its top-k, top-p and min-p tokens, `[B]`.
+
+    Comparisons with NaN give False, so that broken logits end the search instead of looping.
+    """
+    tempered = _tempered(logits, params)
+    mine = _at(tempered, token)
+    likelier = tempered > mine[:, None]
+    weight = jnp.exp(tempered)
+    mass = jnp.sum(jnp.where(likelier, weight, 0.0), axis=-1)
+    count = jnp.sum(likelier, axis=-1, dtype=jnp.int32)
+    outside_p = (params.top_p < 1) & (mass >= params.top_p * jnp.sum(weight, axis=-1))
+    outside_k = (params.top_k > 0) & (count >= params.top_k)
+    return outside_p | outside_k | (mine < jnp.log(params.min_p))
+
+
+def _largest_likelier(
+    token: jax.Array, logits: jax.Array, key: jax.Array, params: Sampling
+) -> jax.Array:
+    """Of the tokens that are strictly likelier than `token`, the one largest after noise."""
+    tempered = _tempered(logits, params)
+    likelier = tempered > _at(tempered, token)[:, None]
+    perturbed = jnp.where(likelier, _perturbed(logits, key, params), -jnp.inf)
+    return jnp.argmax(perturbed, axis=-1).astype(jnp.int32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxsteer.sampling import (
-    _cutoff,
     choose_sampler,
     greedy,
     keys,
@@ -17,7 +16,6 @@ from jaxsteer.sampling import (
 
 draw_all = jax.jit(sample)
 draw_kept = jax.jit(truncated_sample)
-cutoff = jax.jit(_cutoff)
 
 # 99.9% quantiles of the chi-square distribution by degrees of freedom; the seeds are fixed.
 CHI_SQUARE = {3: 16.27, 5: 20.52}
@@ -48,26 +46,78 @@ def by_sorting(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> np
     return (logits >= last) & (probs >= min_p * probs.max())
 
 
+def random_settings(rng: np.random.Generator, rows: int, V: int) -> dict[str, np.ndarray]:
+    """Some of which switch a limit off."""
+    return {
+        "top_k": np.where(rng.random(rows) < 0.1, V + 10, rng.integers(0, 8, rows)),
+        "top_p": np.where(rng.random(rows) < 0.1, 1, rng.uniform(0.01, 1, rows)),
+        "min_p": np.where(rng.random(rows) < 0.1, 0, rng.uniform(0, 1, rows) ** 3),
+        "temperature": np.where(rng.random(rows) < 0.1, 0, rng.uniform(0.3, 2, rows)),
+    }
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("which", ["top_k", "top_p", "min_p", "all"])
-def test_exactly_the_tokens_of_a_sort_are_kept(which, ties):
+def test_it_is_the_draw_from_exactly_the_tokens_that_a_sort_keeps(which, ties):
     rng = np.random.default_rng(0)
     rows, V = 300, 50
     logits = (4 * rng.standard_normal((rows, V))).astype(np.float32)
     if ties:
         logits = np.round(logits)  # about 20 values for 50 tokens; equal tokens stay together
-    settings = {
-        "top_k": rng.integers(0, V + 10, rows),
-        "top_p": np.where(rng.random(rows) < 0.1, 1, rng.uniform(0.01, 1, rows)),
-        "min_p": np.where(rng.random(rows) < 0.1, 0, rng.uniform(0, 1, rows) ** 3),
-    }
-    settings = {k: v for k, v in settings.items() if which in (k, "all")}
-    params = sampling(rows, **settings)
-    found = logits >= np.asarray(cutoff(logits, params))[:, None]
-    kept = (np.asarray(x, np.float64) for x in (params.top_k, params.top_p, params.min_p))
-    expected = [by_sorting(row, int(k), p, m) for row, k, p, m in zip(logits, *kept, strict=True)]
-    np.testing.assert_array_equal(found, expected)
-    assert 1 < found.sum(axis=1).mean() < V
+    settings = random_settings(rng, rows, V)
+    settings = {k: v for k, v in settings.items() if which in (k, "all") or k == "temperature"}
+    params = sampling(rows, **settings, seed=5)
+    key = keys(params, 3)
+    found = np.asarray(draw_kept(logits, key, params))
+
+    noise = np.stack([jax.random.gumbel(key[i], (V,)) for i in range(rows)])
+    likelier = 0
+    for i in range(rows):
+        hot = float(params.temperature[i])
+        tempered = logits[i] / np.float32(hot or 1)
+        limits = (np.asarray(x, np.float64)[i] for x in (params.top_p, params.min_p))
+        kept = by_sorting(tempered, int(params.top_k[i]), *limits)
+        scores = tempered + noise[i] if hot else tempered
+        expected = np.argmax(np.where(kept, scores, -np.inf))
+        assert found[i] == expected, i
+        likelier += np.argmax(scores) != expected
+    assert likelier > rows / 20  # the limits did something
+
+
+def test_a_settled_row_is_not_touched_while_others_are_retried():
+    """One token is kept of many alike: rows need very different numbers of tries."""
+    rng = np.random.default_rng(1)
+    rows, V = 40, 2000
+    logits = rng.uniform(0, 0.01, (rows, V)).astype(np.float32)
+    params = sampling(rows, temperature=1.0, top_k=1)
+    found = draw_kept(logits, keys(params, 0), params)
+    np.testing.assert_array_equal(found, logits.argmax(axis=1))
+
+
+def test_over_cells_with_shared_settings_it_is_each_cell_alone():
+    rng = np.random.default_rng(2)
+    logits = jnp.asarray(2 * rng.standard_normal((5, 12, 40)), jnp.float32)
+    params = sampling(12, temperature=1.0, top_p=np.linspace(0.1, 1, 12), seed=1)
+    key = keys(params, 0)
+    cells = jax.jit(jax.vmap(lambda x: truncated_sample(x, key, params)))(logits)
+    expected = [draw_kept(x, key, params) for x in logits]
+    np.testing.assert_array_equal(cells, expected)
+
+
+def test_only_arrays_of_one_value_a_row_are_carried_through_the_retries():
+    """Under `vmap` each of them goes through a select in each round."""
+    params = sampling(8, temperature=1.0, top_p=0.9)
+    jaxpr = jax.make_jaxpr(truncated_sample)(jnp.zeros((8, 50)), keys(params, 0), params)
+    (loop,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "while"]
+    carried = loop.invars[loop.params["cond_nconsts"] + loop.params["body_nconsts"] :]
+    assert [v.aval.shape for v in carried] == [(8,), (8,)]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_broken_logits_end(value):
+    params = sampling(2, temperature=1.0, top_k=1, top_p=0.5, min_p=0.5)
+    token = draw_kept(jnp.full((2, 50), value), keys(params, 0), params)
+    assert ((token >= 0) & (token < 50)).all()
 
 
 def test_temperature_gives_the_softmax():
