@@ -31,9 +31,9 @@ from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import KEYWORDS, split_sentences
 from jaxsteer.files import sha256, write_atomic
+from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
 from jaxsteer.model import Model
-from jaxsteer.steering import add
 from jaxsteer.sweep import Cell
 from jaxsteer.tokens import bucket
 from weights.convert import convert

@@ -16,10 +16,10 @@ from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
 from experiments.text import decode, encode_prompts, stop_tokens
 from jaxsteer.directions import random_directions, rescale
+from jaxsteer.interventions import add
 from jaxsteer.jsonl import append_rows, read_rows
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
-from jaxsteer.steering import add
 from jaxsteer.sweep import Cell, rows_that_fit, sweep
 from jaxsteer.tokens import bucket, left_pad
 from jaxsteer.vectors import load_directions

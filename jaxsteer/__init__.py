@@ -8,16 +8,16 @@
 Read `model`, `steering` and `generate` first, in this order.
 """
 
-from jaxsteer import compile_cache, scope
+from jaxsteer import compile_cache, schedules, scope
 from jaxsteer.capture import Capture
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import Request, decode_step, generate, make_request, prefill, stream
-from jaxsteer.interventions import add
+from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
-from jaxsteer.steering import Steering
+from jaxsteer.steering import Steering, rows, stack
 from jaxsteer.sweep import Cell, grid, sweep
 from jaxsteer.tokens import TokenBatch, left_pad
 from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
@@ -36,23 +36,31 @@ __all__ = [
     "Request",
     "Steering",
     "TokenBatch",
+    "ablate",
     "add",
+    "clamp",
     "compile_cache",
     "cosine",
     "decode_step",
     "forward",
     "generate",
     "grid",
+    "head_vector",
     "init",
     "left_pad",
     "load",
     "load_directions",
     "make_request",
     "prefill",
+    "replace",
+    "rows",
     "sampling",
     "save",
     "save_directions",
+    "schedules",
     "scope",
+    "stack",
     "stream",
     "sweep",
+    "when",
 ]

@@ -108,7 +108,13 @@ class Attention(nnx.Module):
             k = write(context.cache.k[layer], k, context.start)
             v = write(context.cache.v[layer], v, context.start)
         out = context.attention(q, k, v, valid=context.valid, start=context.start)
-        return jnp.einsum("BTNH,NHD->BTD", out, self.o_proj[...]), (k, v)
+        return out.reshape(*out.shape[:2], -1), (k, v)
+
+    def join(self, heads: jax.Array) -> jax.Array:
+        """The output projection of the heads' outputs `[B, T, N · H]`."""
+        o_proj = self.o_proj[...]
+        heads = heads.reshape(*heads.shape[:2], *o_proj.shape[:2])
+        return jnp.einsum("BTNH,NHD->BTD", heads, o_proj)
 
 
 class MLP(nnx.Module):
@@ -147,8 +153,9 @@ class Block(nnx.Module):
         self, x: jax.Array, context: "Context", layer: int, tap: Tap
     ) -> tuple[jax.Array, Any]:
         x = tap("resid_pre", x)
-        attn_out, kv = self.attn(self.attn_norm(x), context, layer)
-        attn_out = tap("attn_out", attn_out)
+        heads, kv = self.attn(self.attn_norm(x), context, layer)
+        heads = tap("head_out", heads)
+        attn_out = tap("attn_out", self.attn.join(heads))
         x = tap("resid_mid", x + attn_out)
         mlp_out = self.mlp(self.mlp_norm(x))
         mlp_out = tap("mlp_out", mlp_out)

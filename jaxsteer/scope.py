@@ -197,8 +197,19 @@ def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
 
 
+def rows(scopes: Sequence[Scope]) -> Scope:
+    """Scopes as the rows of one, each of one row or several, one after another."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *align(scopes))
+
+
 def align(scopes: Sequence[Scope]) -> list[Scope]:
-    """The same scopes with equally many windows and the same fields, ready to be stacked."""
+    """The same scopes with equally many windows and the same fields, ready to be stacked.
+
+    Raises:
+        ValueError: for no scope.
+    """
+    if not scopes:
+        raise ValueError("scopes: got none, expected at least one")
     windows = max(scope.excluded.shape[1] for scope in scopes)
     return _same_fields([pad_windows(scope, windows) for scope in scopes])
 

@@ -1,93 +1,155 @@
-"""Steering as data: vectors, layers, coefficients and positions, with one entry per row.
+"""Steering as data: vectors, layers, strengths and positions, with one entry per row.
 
-An intervention adds `coeff · vector` to the residual stream at one site of some layers, at some
-positions of each row. None of it is compiled in: a batch may hold another vector, layer,
-coefficient and scope in each of its rows, and changing them never recompiles.
+Every operation is the same affine map of the residual stream x at one site of some layers, made
+in float32 and rounded once:
 
-    steering = jaxsteer.add(v, layer=10, coeff=8.0)                     # one row, for all
-    steering = jaxsteer.add(v, layer=[3, 10], coeff=[4.0, 8.0])         # two rows that differ
+    x' = x + s · (vector - erase · x - (x Uᵀ) U)
+
+    add        vector
+    ablate     U: orthonormal rows that span the directions
+    clamp      U = v / |v|, vector = value · U
+    replace    vector, erase = 1
+
+s is the row's coefficient times its schedule at the token's position, inside the row's scope;
+outside of it x goes through untouched. None of this is compiled in: the rows of a batch may differ
+in all of it, and changing it never recompiles. What no row uses is None and costs nothing.
+
+`interventions` makes these; here is what they are and how they are applied.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxsteer import scope as scopes
 from jaxsteer.config import LlamaConfig
 from jaxsteer.scope import Scope, broadcast_rows
-from jaxsteer.sites import SITES, site_index
+from jaxsteer.sites import SITES, site_width
+
+# What `layer` holds beside the numbers of layers.
+NO_LAYER = -1
+EVERY_LAYER = -2
+
+# Products in full float32, on hardware that would make less of them.
+_EXACT = jax.lax.Precision.HIGHEST
+# A stream shorter than this share of what it was is rounding error: it has no direction to keep.
+_VANISHED = 1e-6
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Steering:
-    """`x + coeff · vector` for each row, at one site and layer, within a scope.
+    """What happens to each row at one site of some layers, within a scope.
 
     Arrays have a row axis of B, or of 1 to serve every row. A sweep adds a leading cell axis.
+    D is the width of the stream at the site.
     """
 
     vector: jax.Array  # float32 [B, D], used as it is: never normalised
     coeff: jax.Array  # float32 [B]
-    layer: jax.Array  # int32 [B], counted from 0
+    layer: jax.Array  # int32 [B, A]: layers counted from 0, NO_LAYER or EVERY_LAYER
     site: jax.Array  # int32 [B], an index in SITES
     schedule: jax.Array  # float32 [B, G]: factor on coeff at the g-th generated token; the last
     # entry holds from there on, the first one for the prompt
     scope: Scope
     # The sites that occur in `site`: what is not named here costs nothing in the compiled program.
     sites: tuple[str, ...] = field(metadata={"static": True})
+    basis: jax.Array | None = None  # float32 [B, R, D]: U, rows orthonormal or zero
+    erase: jax.Array | None = None  # float32 [B], 0 or 1
+    preserve_norm: jax.Array | None = None  # bool [B]: give x' the length of x, token by token
+    # Act on a token only while x · condition > threshold there.
+    condition: jax.Array | None = None  # float32 [B, D], of length 1; 0 with threshold -inf: always
+    threshold: jax.Array | None = None  # float32 [B]
 
 
-def add(
-    vector: ArrayLike,
-    *,
-    layer: ArrayLike,
-    coeff: ArrayLike,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-) -> Steering:
-    """Add `coeff · vector` to the residual stream (the paper's Section 3).
+class Strength(NamedTuple):
+    """Where and how strongly an intervention acts, before its layers and condition are asked."""
 
-    Every argument may be one value, for all rows, or have a leading row axis.
+    covered: jax.Array  # bool [B, T]
+    amount: jax.Array  # float32 [B, T]: s
 
-    Args:
-        vector: `[D]` or `[B, D]`.
-        layer: block whose `site` is steered, counted from 0; a number or `[B]`.
-        coeff: in units of the vector's own length; a number or `[B]`. 0 changes nothing,
-            bit for bit.
-        site: one of `SITES`, or one a row.
-        scope: where in the row; `generated()` if not given.
-        schedule: factor on `coeff` by generated position: a number, `[G]` or `[B, G]`.
 
-    Raises:
-        ValueError: for row counts that do not match, NaN or infinite numbers, unknown sites.
+def strength(
+    steering: Steering,
+    position: jax.Array,
+    prompt_length: jax.Array,
+    thinking: jax.Array | None = None,
+) -> Strength:
+    """Scope and schedule at each token, computed once a forward pass and shared by all layers.
+
+    `position` `[B, T]` counts the row's real tokens (negative on padding), `prompt_length` is
+    `[B]`, `thinking` `[B, T]` is what `Scope.covers` asks for.
     """
-    names = [site] if isinstance(site, str) else list(site)
-    arrays = {
-        "vector": np.atleast_2d(np.asarray(vector, np.float32)),
-        "coeff": np.atleast_1d(np.asarray(coeff, np.float32)),
-        "layer": np.atleast_1d(np.asarray(layer)),
-        "site": np.array([site_index(name) for name in names], np.int32),
-        "schedule": np.atleast_2d(np.asarray(schedule, np.float32)),
-    }
-    expected_rank = {"vector": 2, "coeff": 1, "layer": 1, "site": 1, "schedule": 2}
-    for name, array in arrays.items():
-        if array.ndim != expected_rank[name] or array.size == 0:
-            raise ValueError(f"{name}: got shape {array.shape}, see the docstring for its shapes")
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
-    if not np.issubdtype(arrays["layer"].dtype, np.integer):
-        raise ValueError(f"layer: got dtype {arrays['layer'].dtype}, expected integers")
-    arrays["layer"] = arrays["layer"].astype(np.int32)
-    scope = scopes.generated() if scope is None else scope
-    rows = max([array.shape[0] for array in arrays.values()] + [scope.excluded.shape[0]])
-    wide = {k: broadcast_rows(jnp.asarray(a), rows, k) for k, a in arrays.items()}
-    used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
-    return Steering(**wide, scope=broadcast_rows(scope, rows, "scope"), sites=used)
+    rows = position.shape[0]
+    steering = broadcast_rows(steering, rows, "steering")
+    last = steering.schedule.shape[1] - 1
+    step = jnp.clip(position - prompt_length[:, None], 0, last)
+    factor = jnp.take_along_axis(steering.schedule, step, axis=1)
+    covered = steering.scope.covers(position, prompt_length, thinking) & (position >= 0)
+    return Strength(covered, steering.coeff[:, None] * factor)
+
+
+def apply(
+    x: jax.Array, *, site: str, layer: int, steering: Steering, strengths: Strength
+) -> jax.Array:
+    """The stream `x` `[B, T, D]` with the intervention applied where this site and layer are its.
+
+    A strength of 0 gives `x` back bit for bit, and has the right derivative all the same.
+    """
+    if site not in steering.sites:
+        return x
+    wide = x.astype(jnp.float32)
+    s = strengths.amount[..., None]  # [B, T, 1]
+    change = steering.vector[:, None]
+    if steering.basis is not None:
+        change = change - _projected(wide, steering.basis)
+    # x and -erase · x in one factor: at s = 1 nothing of x is left, not even its rounding.
+    kept = wide if steering.erase is None else wide * (1 - s * steering.erase[:, None, None])
+    steered = kept + s * change
+    if steering.preserve_norm is not None:
+        factor = _norm_factor(wide, steered, s)
+        steered = steered * jnp.where(steering.preserve_norm[:, None, None], factor, 1.0)
+    acts = strengths.covered & _is_here(steering, site, layer)[:, None]  # [B, T]
+    if steering.condition is not None:
+        assert steering.threshold is not None
+        along = jnp.matmul(wide, steering.condition[..., None], precision=_EXACT)[..., 0]
+        acts &= along > steering.threshold[:, None]
+    return jnp.where(acts[..., None], steered.astype(x.dtype), x)
+
+
+def _is_here(steering: Steering, site: str, layer: int) -> jax.Array:
+    """Whether each row acts at this site and layer, bool `[B]`."""
+    layers = (steering.layer == layer) | (steering.layer == EVERY_LAYER)
+    return jnp.any(layers, axis=-1) & (steering.site == SITES.index(site))
+
+
+def _projected(x: jax.Array, basis: jax.Array) -> jax.Array:
+    """The part of `x` `[B, T, D]` in the span of `basis` `[B, R, D]`."""
+    along = jnp.matmul(x, jnp.swapaxes(basis, -1, -2), precision=_EXACT)  # [B, T, R]
+    return jnp.matmul(along, basis, precision=_EXACT)
+
+
+def _norm_factor(before: jax.Array, after: jax.Array, s: jax.Array) -> jax.Array:
+    """What gives `after` the length of `before`, `[B, T, 1]`; 1 where nothing of it is left."""
+    length, new_length = _rms(before), _rms(after)
+    left = new_length > _VANISHED * length
+    factor = jnp.where(left, length / jnp.where(left, new_length, 1.0), 1.0)
+    # Exactly 1 where nothing was changed, and the derivative of the quotient still.
+    unchanged = 1.0 + (factor - jax.lax.stop_gradient(factor))
+    return jnp.where(s == 0, unchanged, factor)
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    """Root mean square over the last axis, kept; no square of it overflows or vanishes."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    square = jnp.mean((x / scale) ** 2, axis=-1, keepdims=True)
+    # The root of 0 has no derivative.
+    return jnp.where(largest > 0, scale * jnp.sqrt(jnp.where(largest > 0, square, 1.0)), 0.0)
 
 
 def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> None:
@@ -96,87 +158,125 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
     Raises:
         ValueError: naming the field, what was found and what the model or batch expects.
     """
-    if steering.vector.shape[-1] != config.d_model:
+    if not isinstance(steering, Steering):
+        raise ValueError(f"steering: got {type(steering).__name__}, expected a Steering")
+    arrays = {
+        f"steering{jax.tree_util.keystr(path)}": np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(steering)
+    }
+    for name, array in arrays.items():
+        if array.ndim == 0 or array.shape[0] not in (1, rows):
+            found = "no row axis" if array.ndim == 0 else f"{array.shape[0]} rows"
+            raise ValueError(f"{name}: got {found}, expected 1 or the batch's {rows}")
+        numbers = array[array != -np.inf] if name == "steering.threshold" else array
+        if not np.all(np.isfinite(numbers)):
+            raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
+    _check_layers(arrays["steering.layer"], config)
+    _check_sites(steering, config)
+
+
+def _check_layers(layers: np.ndarray, config: LlamaConfig) -> None:
+    known = (layers >= 0) & (layers < config.n_layers)
+    wrong = np.unique(layers[~known & (layers != NO_LAYER) & (layers != EVERY_LAYER)])
+    if wrong.size:
         raise ValueError(
-            f"steering.vector: got width {steering.vector.shape[-1]}, "
-            f"expected d_model={config.d_model}"
-        )
-    layers = np.asarray(steering.layer)
-    if layers.min() < 0 or layers.max() >= config.n_layers:
-        raise ValueError(
-            f"steering.layer: got {layers.min()} to {layers.max()}, expected 0 to "
+            f"steering.layer: got {', '.join(map(str, wrong))}, expected 0 to "
             f"{config.n_layers - 1} (layer l is the output of block l, counted from 0)"
         )
-    if steering.coeff.shape[-1] not in (1, rows):
+
+
+def _check_sites(steering: Steering, config: LlamaConfig) -> None:
+    """Each site is among the compiled ones, and the stream there is as wide as the vectors."""
+    named = {SITES.index(site) for site in steering.sites}
+    if not set(np.unique(np.asarray(steering.site)).tolist()) <= named:
         raise ValueError(
-            f"steering: got {steering.coeff.shape[-1]} rows, expected 1 or the batch's {rows}"
+            f"steering.site: got {np.unique(np.asarray(steering.site))}, expected indices in SITES "
+            f"of sites={steering.sites}"
         )
-
-
-def strength(
-    steering: Steering,
-    position: jax.Array,
-    prompt_length: jax.Array,
-    thinking: jax.Array | None = None,
-) -> jax.Array:
-    """Coefficient at each token, float32 `[B, T]`: scope and schedule applied, 0 = leave alone.
-
-    Computed once a forward pass and shared by all layers. `position` `[B, T]` counts the row's
-    real tokens (negative on padding), `prompt_length` is `[B]`, `thinking` `[B, T]` is what
-    `Scope.covers` asks for.
-    """
-    rows = position.shape[0]
-    steering = broadcast_rows(steering, rows, "steering")
-    last = steering.schedule.shape[1] - 1
-    step = jnp.clip(position - prompt_length[:, None], 0, last)
-    factor = jnp.take_along_axis(steering.schedule, step, axis=1)
-    covered = steering.scope.covers(position, prompt_length, thinking) & (position >= 0)
-    return jnp.where(covered, steering.coeff[:, None] * factor, 0.0)
-
-
-def apply(
-    x: jax.Array, *, site: str, layer: int, steering: Steering, strengths: jax.Array
-) -> jax.Array:
-    """The stream `x` `[B, T, D]` with the intervention applied where this site and layer are its.
-
-    The sum is made in float32 and rounded once to the stream's dtype. Tokens of strength 0 pass
-    through untouched, so that a zero coefficient is exactly the unsteered model.
-    """
-    if site not in steering.sites:
-        return x
-    here = (steering.layer == layer) & (steering.site == SITES.index(site))  # [B] or [1]
-    amount = jnp.where(here[:, None], strengths, 0.0)[..., None]  # [B, T, 1]
-    steered = x.astype(jnp.float32) + amount * steering.vector[:, None]
-    return jnp.where(amount != 0, steered.astype(x.dtype), x)
+    for site in steering.sites:
+        expected = site_width(site, config)
+        for name in ("vector", "basis", "condition"):
+            array = getattr(steering, name)
+            if array is not None and array.shape[-1] != expected:
+                raise ValueError(
+                    f"steering.{name}: got width {array.shape[-1]}, expected {expected} at {site} "
+                    "(sites of another width need a steering of their own)"
+                )
 
 
 def as_tuple(steering: Steering | Sequence[Steering] | None) -> tuple[Steering, ...]:
     """No, one or several interventions as a tuple, in the order in which they are applied."""
     if steering is None:
         return ()
-    return (steering,) if isinstance(steering, Steering) else tuple(steering)
+    return tuple(steering) if isinstance(steering, Sequence) else (steering,)
+
+
+def rows(steerings: Sequence[Steering]) -> Steering:
+    """Interventions of any kinds as the rows of one, `[B, …]`, one after another.
+
+    Each may itself have one row or several. What some of them do not use is filled with what
+    changes nothing, so that each row does what it did alone.
+
+    Raises:
+        ValueError: for none, or vectors of different widths.
+    """
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_aligned(steerings))
 
 
 def stack(steerings: Sequence[Steering]) -> Steering:
     """Interventions of one row count as one with a leading cell axis, `[C, B, …]`.
 
-    Shorter schedules are continued and scopes with fewer windows get empty ones, which changes
-    neither.
+    Raises:
+        ValueError: for none, or vectors of different widths or row counts.
     """
+    counts = sorted({one.coeff.shape[0] for one in steerings})
+    if len(counts) > 1:
+        raise ValueError(f"steerings: got {counts} rows, expected equally many in each")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *_aligned(steerings))
+
+
+def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
+    """The same interventions with the same fields, in arrays that differ in their rows only."""
     if not steerings:
         raise ValueError("steerings: got none, expected at least one")
+    widths = sorted({one.vector.shape[-1] for one in steerings})
+    if len(widths) > 1:
+        raise ValueError(f"steerings: got vectors of widths {widths}, expected one width")
     sites = tuple(s for s in SITES if any(s in one.sites for one in steerings))
     steps = max(one.schedule.shape[1] for one in steerings)
-    aligned = scopes.align([one.scope for one in steerings])
-    padded = [
-        replace(
+    layers = max(one.layer.shape[1] for one in steerings)
+    rank = max(0 if one.basis is None else one.basis.shape[1] for one in steerings)
+    used = [
+        name for name in _neutral(1, 1, 1) if any(getattr(s, name) is not None for s in steerings)
+    ]
+    aligned = []
+    for one, scope in zip(steerings, scopes.align([s.scope for s in steerings]), strict=True):
+        neutral = _neutral(one.coeff.shape[0], rank, widths[0])
+        missing = {name: neutral[name] for name in used if getattr(one, name) is None}
+        one = replace(
             one,
             sites=sites,
-            schedule=jnp.pad(
-                one.schedule, ((0, 0), (0, steps - one.schedule.shape[1])), mode="edge"
-            ),
             scope=scope,
+            schedule=_pad(one.schedule, steps, mode="edge"),
+            layer=_pad(one.layer, layers, constant_values=NO_LAYER),
+            **missing,
         )
-        for one, scope in zip(steerings, aligned, strict=True)
-    ]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+        aligned.append(one if one.basis is None else replace(one, basis=_pad(one.basis, rank)))
+    return aligned
+
+
+def _neutral(rows: int, rank: int, width: int) -> dict[str, jax.Array]:
+    """Values of the optional fields that change nothing."""
+    return {
+        "basis": jnp.zeros((rows, rank, width)),
+        "erase": jnp.zeros((rows,)),
+        "preserve_norm": jnp.zeros((rows,), bool),
+        "condition": jnp.zeros((rows, width)),
+        "threshold": jnp.full((rows,), -jnp.inf),
+    }
+
+
+def _pad(array: jax.Array, size: int, **how: Any) -> jax.Array:
+    """`array` with its second axis prolonged to `size`."""
+    missing = size - array.shape[1]
+    return jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2), **how)

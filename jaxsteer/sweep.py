@@ -28,10 +28,11 @@ from jaxsteer.generate import (
     prefill,
     unfinished,
 )
+from jaxsteer.interventions import add
 from jaxsteer.model import Model
 from jaxsteer.sampling import Sampler, Sampling, choose_sampler, sampling
 from jaxsteer.scope import Scope, broadcast_rows
-from jaxsteer.steering import Steering, add, check_steering, stack
+from jaxsteer.steering import Steering, check_steering, stack
 from jaxsteer.tokens import TokenBatch, check_batch
 
 # What a cell has of its own and what all share: the cell axis of each part of the state.
@@ -276,7 +277,7 @@ def reaches_prompt(steering: Steering, prompt_length: jax.Array) -> jax.Array:
 
     def one(scope: Scope) -> jax.Array:
         scope = broadcast_rows(scope, prompt_length.shape[0], "scope")
-        covered = scope.covers(position, prompt_length)
+        covered = scope.may_cover(position, prompt_length)
         return jnp.any(covered & (position < prompt_length[:, None]))
 
     return jax.vmap(one)(steering.scope)

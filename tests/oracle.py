@@ -91,8 +91,11 @@ def steps(
     *,
     steering: Steering | Sequence[Steering] | None = None,
     capture: Capture | None = None,
+    thinking: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Output]]:
     """Prefill `batch`, then run `new_tokens` `[B, G]` one by one through the cache.
+
+    `thinking` `[B, T + G]` is what `forward` is told of each token.
 
     Yields for each pass the absolute positions of its tokens, `[B, T]` (negative on padding), and
     the output.
@@ -102,10 +105,15 @@ def steps(
     cache = empty_cache(config, rows=B, capacity=T + new_tokens.shape[1], dtype=model.dtype)
     lengths = np.asarray(batch.lengths)[:, None]
     options = {"steering": steering, "prompt_length": batch.lengths, "capture": capture}
-    out = run(model, batch.tokens, mask=batch.mask, cache=cache, **options)
+    thought = [None] * (1 + new_tokens.shape[1])
+    if thinking is not None:
+        thought = np.split(thinking, range(T, thinking.shape[1]), axis=1)
+    first = options | {"mask": batch.mask, "thinking": thought[0]}
+    out = run(model, batch.tokens, cache=cache, **first)
     yield np.arange(T) - (T - lengths), replace(out, cache=None)
     for g in range(new_tokens.shape[1]):
-        out = run(model, new_tokens[:, g : g + 1], cache=out.cache, **options)
+        now = options | {"thinking": thought[1 + g]}
+        out = run(model, new_tokens[:, g : g + 1], cache=out.cache, **now)
         yield lengths + g, replace(out, cache=None)
 
 

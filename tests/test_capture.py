@@ -1,9 +1,11 @@
 """jaxsteer.capture: what comes back is the stream, at the tokens that were asked for."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import SMALL, random_rows, relative_error, run, steps
+from oracle import SMALL, random_model, random_rows, relative_error, run, steps
 
 from jaxsteer.capture import Capture
 from jaxsteer.sites import SITES
@@ -28,6 +30,22 @@ def test_raw_sites_add_up_to_the_residual_stream(raw, small, batch):
     mid, post = raw["resid_pre"] + raw["attn_out"], raw["resid_mid"] + raw["mlp_out"]
     assert relative_error(raw["resid_mid"], mid) <= SAME
     assert relative_error(raw["resid_post"], post) <= SAME
+
+
+def test_the_heads_outputs_are_what_the_output_projection_reads():
+    # Heads wider together than the stream: 4 of 8 against 16.
+    config = replace(SMALL, head_dim=8)
+    model = random_model(config)
+    tokens = jnp.asarray(random_rows((6, 6), config.vocab_size))
+    capture = Capture(sites=("head_out", "attn_out"), positions=jnp.asarray([[0, 5], [3, 9]]))
+    found = run(model, tokens, capture=capture).captured
+    assert found["head_out"].shape == (L, 2, 2, 32)
+    for layer in range(L):
+        o_proj = np.asarray(model.params["layers"][layer]["attn"]["o_proj"]).reshape(32, D)
+        assert (
+            relative_error(found["head_out"][layer][0] @ o_proj, found["attn_out"][layer][0])
+            <= SAME
+        )
 
 
 def test_capturing_does_not_change_the_logits(small, batch):
@@ -100,7 +118,7 @@ def test_weighted_sums_and_squares(raw, small, batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sites": ("resid_past",)}, "site: got 'resid_past', expected one of resid_pre, attn"),
+        ({"sites": ("resid_past",)}, "site: got 'resid_past', expected one of resid_pre, head_out"),
         ({"positions": jnp.zeros((1, 1)), "weights": jnp.zeros((1, 1, 1))}, "at most one"),
         ({"squares": True}, "squares without weights"),
     ],

@@ -11,8 +11,9 @@ from oracle import SHALLOW, alone, last_logits, random_model, random_rows
 
 from jaxsteer import scope
 from jaxsteer.generate import decode_step, generate, make_request, run, stream
+from jaxsteer.interventions import add
 from jaxsteer.sampling import greedy, sampling
-from jaxsteer.steering import Steering, add
+from jaxsteer.steering import Steering
 from jaxsteer.tokens import left_pad
 
 B, G = 3, 8

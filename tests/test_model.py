@@ -71,6 +71,9 @@ def torch_sites(twin, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.nda
     for layer in twin.model.layers:
         handles += [
             layer.register_forward_pre_hook(lambda m, args: keep("resid_pre", args[0])),
+            layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda m, args: keep("head_out", args[0])
+            ),
             layer.self_attn.register_forward_hook(lambda m, args, out: keep("attn_out", out)),
             layer.post_attention_layernorm.register_forward_pre_hook(
                 lambda m, args: keep("resid_mid", args[0])

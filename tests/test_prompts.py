@@ -9,8 +9,9 @@ from oracle import SHALLOW, random_rows, relative_error, run
 
 from jaxsteer import scope
 from jaxsteer.cache import empty_cache
+from jaxsteer.interventions import add
 from jaxsteer.prompts import count_blocks, run_prompts
-from jaxsteer.steering import Steering, add
+from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch, left_pad
 
 ROWS, LENGTH, CAPACITY = 6, 7, 12

@@ -12,8 +12,8 @@ from oracle import SHALLOW, random_model, random_rows
 from jaxsteer import scope
 from jaxsteer.attention import cudnn_attention
 from jaxsteer.generate import decode_step, generate
+from jaxsteer.interventions import add
 from jaxsteer.sampling import sampling
-from jaxsteer.steering import add
 from jaxsteer.sweep import (
     Cell,
     CellResult,

@@ -20,8 +20,9 @@ import numpy as np
 from experiments.benchmarks.machine import matrix_rate, read_bandwidth
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import generate
+from jaxsteer.interventions import add
 from jaxsteer.model import Model, init
-from jaxsteer.steering import Steering, add
+from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch, left_pad
 
 PRESETS = ("llama31_8b", "tiny")
