@@ -8,7 +8,7 @@ DIR/huggingface/    tokenizer files and Hugging Face configs, byte for byte as t
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +96,12 @@ def write(
     *,
     dtype: str,
     files: Iterable[PathLike] = (),
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """`save` for weights that come one at a time and never stand in memory together.
+
+    `provenance` may be a function, which is called when the weights are written.
 
     Raises:
         ValueError: naming the first leaf that the config has no place for, of another shape or
@@ -113,7 +115,8 @@ def write(
         (folder / _HUGGINGFACE).mkdir()
         for file in map(Path, files):
             shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
-        manifest = Manifest(config, dtype, dict(provenance or {}), _summarise(folder))
+        about = provenance() if callable(provenance) else provenance
+        manifest = Manifest(config, dtype, dict(about or {}), _summarise(folder))
         write_atomic(folder / MANIFEST, manifest.to_json())
 
 

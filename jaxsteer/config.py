@@ -1,6 +1,7 @@
 """The shape of a Llama: a frozen config, presets, and a strict reader of Hugging Face configs."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,8 +23,11 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3"):
             raise ValueError(f"rope_scaling.kind: got {self.kind!r}, expected linear or llama3")
-        if not self.factor > 0:
-            raise ValueError(f"rope_scaling.factor: got {self.factor}, expected more than 0")
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions"):
+            if not _is_positive(getattr(self, name)):
+                raise ValueError(
+                    f"rope_scaling.{name}: got {getattr(self, name)!r}, expected more than 0"
+                )
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 f"rope_scaling: got low_freq_factor={self.low_freq_factor} and high_freq_factor="
@@ -49,14 +53,23 @@ class LlamaConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "d_mlp", "n_layers", "n_heads", "n_kv_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name in _SIZES:
+            if not _is_size(getattr(self, name)):
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, expected a whole number of at least 1"
+                )
+        if self.n_layers > _MOST_LAYERS:
+            raise ValueError(f"n_layers: got {self.n_layers:,}, expected at most {_MOST_LAYERS:,}")
+        for name in ("norm_eps", "rope_theta"):
+            if not _is_positive(getattr(self, name)):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected more than 0")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ValueError(f"tie_embeddings: got {self.tie_embeddings!r}, expected true or false")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_kv_heads: got {self.n_kv_heads}, expected a divisor of n_heads={self.n_heads}"
             )
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, expected an even number (RoPE pairs)")
 
     @classmethod
@@ -108,6 +121,11 @@ class LlamaConfig:
             elif value not in _NEUTRAL[name]:
                 allowed = " or ".join(repr(v) for v in _NEUTRAL[name])
                 problems.append(f"{name}={value!r}: not implemented, expected {allowed}")
+        problems += [
+            f"{name}={hf[name]!r}: expected a whole number of at least 1"
+            for name in _WHOLE
+            if name in hf and not _is_size(hf[name]) and not (name in _OPTIONAL and not hf[name])
+        ]
         theta, scaling, rope_problems = _read_rope(hf)
         problems += rope_problems
         if problems:
@@ -170,10 +188,16 @@ class LlamaConfig:
             if data.get("rope_scaling"):
                 data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
             return cls(**data)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a jaxsteer config: {error}") from None
 
 
+_SIZES = (
+    "vocab_size", "d_model", "d_mlp", "n_layers", "n_heads", "n_kv_heads", "head_dim",
+    "max_positions",
+)  # fmt: skip
+# Above any Llama; a damaged config must not make us list the tensors of a billion layers.
+_MOST_LAYERS = 1000
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -181,11 +205,10 @@ _REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+_OPTIONAL = ("num_key_value_heads", "head_dim")  # may be null or 0, too
+_WHOLE = (*_REQUIRED, *_OPTIONAL, "max_position_embeddings")
 _READ = {
-    *_REQUIRED,
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
+    *_WHOLE,
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
@@ -248,14 +271,18 @@ _ROPE_KEYS = {
 def _read_rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None, list[str]]:
     """Rotary base and scaling from transformers 5's `rope_parameters` or 4's two fields."""
     where = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
-    rope = dict(hf.get(where) or {})
+    found = hf.get(where) or {}
+    if not isinstance(found, dict):
+        return 0.0, None, [f"{where}={found!r}: expected an object"]
+    rope = dict(found)
     theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
-    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None}  # `type` is older
-    if len(kinds) > 1:
-        return theta, None, [f"{where}: rope_type and type differ: {sorted(kinds)}"]
-    kind = kinds.pop() if kinds else "default"
+    kinds = [rope.pop(key, None) for key in ("rope_type", "type")]  # `type` is older
+    kinds = [kind for kind in kinds if kind is not None]
+    if len(kinds) > 1 and kinds[0] != kinds[1]:
+        return theta, None, [f"{where}: rope_type and type differ: {kinds}"]
+    kind = kinds[0] if kinds else "default"
     partial = rope.pop("partial_rotary_factor", 1.0)
-    if kind not in _ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         known = ", ".join(_ROPE_KEYS)
         return theta, None, [f"{where}.rope_type={kind!r}: not implemented, expected {known}"]
     problems = [f"{where}: missing {key}" for key in sorted(_ROPE_KEYS[kind] - set(rope))]
@@ -274,3 +301,14 @@ def _read_rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None, list[str]
         original_max_positions=rope["original_max_position_embeddings"],
     )
     return theta, scaling, []
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0; JSON's true and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= sys.float_info.max

@@ -6,6 +6,7 @@ it is ever unpickled. GGUF control vectors are in `jaxsteer.gguf`.
 """
 
 import json
+import math
 import operator
 import os
 import pickle
@@ -17,15 +18,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxsteer.files import sha256, write_atomic
+from jaxsteer.header import load_json, read_header
 from jaxsteer.sites import SITES
 
 FORMAT = "jaxsteer.directions"
 VERSION = 1
 
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _REPLICATION_NAME = re.compile(r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?\d+))")
 
 
@@ -146,10 +148,13 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
     for field in ("layer", "site", "union_offsets"):
         if field not in metadata:
             raise ValueError(f"{path}: the header has no {field!r}; not the replication's file")
-    window = [int(offset) for offset in metadata["union_offsets"].split(",")]
-    counts: dict[str, Any] = {
-        name: int(metadata[name]) for name in ("n_sentences", "n_backtracking") if name in metadata
-    }
+    try:
+        window = [int(offset) for offset in metadata["union_offsets"].split(",")]
+        layer = int(metadata["layer"])
+        known = [name for name in ("n_sentences", "n_backtracking") if name in metadata]
+        counts: dict[str, Any] = {name: int(metadata[name]) for name in known}
+    except ValueError as error:
+        raise ValueError(f"{path}: the header's numbers: {error}") from None
     digest = sha256(path)
     directions = {}
     for name in sorted(tensors):
@@ -170,8 +175,8 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
         directions[name] = _direction(
             path,
             vector=tensors[name],
-            layer=int(metadata["layer"]),
-            site=metadata["site"].split()[0],
+            layer=layer,
+            site=metadata["site"].partition(" ")[0],
             name=name,
             provenance=provenance,
         )
@@ -318,18 +323,22 @@ def _read_safetensors(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    header = read_header(path)
+    tensors = {}
+    for name, entry in header.entries.items():
+        if entry.dtype not in _DTYPES:
+            raise ValueError(f"{path}: {name!r}: got {entry.dtype}, expected {', '.join(_DTYPES)}")
+        count = math.prod(entry.shape)
+        x = np.fromfile(path, _DTYPES[entry.dtype], count, offset=entry.begin)
+        tensors[name] = x.reshape(entry.shape)
+    return tensors, header.metadata
 
 
 def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the header's directions are not JSON ({error})") from None
+        found = load_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: the header's directions: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: the header's directions: expected an object by name")
     return found

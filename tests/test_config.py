@@ -158,9 +158,15 @@ def test_rope_settings_that_are_incomplete_or_unknown(field, rope, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_layers": 0}, "n_layers: got 0, expected at least 1"),
+        ({"n_layers": 0}, "n_layers: got 0, expected a whole number of at least 1"),
         ({"n_kv_heads": 3}, "n_kv_heads: got 3, expected a divisor of n_heads=4"),
         ({"head_dim": 7}, "head_dim: got 7, expected an even number"),
+        ({"d_mlp": 48.0}, r"d_mlp: got 48\.0, expected a whole number"),
+        ({"n_heads": True}, "n_heads: got True, expected a whole number"),
+        ({"n_layers": 10**9}, "n_layers: got 1,000,000,000, expected at most 1,000"),
+        ({"norm_eps": -1e-5}, "norm_eps: got -1e-05, expected more than 0"),
+        ({"rope_theta": float("nan")}, "rope_theta: got nan, expected more than 0"),
+        ({"tie_embeddings": "yes"}, "tie_embeddings: got 'yes', expected true or false"),
     ],
 )
 def test_shapes_that_cannot_be(fields, message):
@@ -173,6 +179,7 @@ def test_shapes_that_cannot_be(fields, message):
     [
         ({"kind": "yarn"}, "kind: got 'yarn', expected linear or llama3"),
         ({"factor": 0.0}, "factor: got 0.0, expected more than 0"),
+        ({"factor": "8"}, "factor: got '8', expected more than 0"),
         ({"low_freq_factor": 4.0}, "expected 0 < low < high"),
     ],
 )

@@ -318,9 +318,9 @@ def test_weights_that_are_not_finite_are_all_named(src, tmp_path):
     tensors["model.norm.weight"][0] = -np.inf
     save_file(tensors, src / SINGLE)
     message = refused(src, "NaN or infinite as float32")
-    assert message.splitlines()[1:] == [
-        "  model.norm.weight (final_norm.scale)",
+    assert message.splitlines()[1:] == [  # in the file's order
         f"  {UP} (layers.1.mlp.up_proj)",
+        "  model.norm.weight (final_norm.scale)",
     ]
     convert(src, tmp_path / "dst", allow_nonfinite=True)
     model, _ = checkpoint.load(tmp_path / "dst")

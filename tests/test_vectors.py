@@ -109,18 +109,20 @@ ABOUT = {"layer": 10, "site": "resid_post", "provenance": {}}
     [
         ({"format": "pt"}, [1.0, 2.0], "the header's format is 'pt'"),
         ({"version": "2"}, [1.0, 2.0], "version '2' of the format"),
-        ({"directions": "{"}, [1.0, 2.0], "are not JSON"),
+        ({"directions": "{"}, [1.0, 2.0], "the header's directions: not JSON"),
         ({"directions": "[]"}, [1.0, 2.0], "expected an object by name"),
         ({"directions": json.dumps({"w": ABOUT})}, [1.0, 2.0], "'v' has a tensor"),
         ({"directions": json.dumps({"v": {}})}, [1.0, 2.0], "'v': expected layer, site"),
         ({}, [1.0, np.nan], "direction 'v': 1 of 2 numbers"),
         ({}, [1.0], "direction 'v': expected width 2, found 1"),
+        ({}, np.ones(2, np.int32), "'v': got I32, expected F64, F32, F16"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, metadata, vector, message):
     path = tmp_path / "set.safetensors"
     good = {"format": "jaxsteer.directions", "version": "1", "directions": json.dumps({"v": ABOUT})}
-    save_file({"v": np.array(vector, np.float32)}, path, metadata=good | metadata)
+    vector = vector if isinstance(vector, np.ndarray) else np.array(vector, np.float32)
+    save_file({"v": vector}, path, metadata=good | metadata)
     with pytest.raises(ValueError, match=message):
         load_directions(path, width=2)
 
@@ -130,7 +132,7 @@ def test_missing_and_damaged_files(tmp_path, load):
     with pytest.raises(FileNotFoundError, match="none: no such file"):
         load(tmp_path / "none")
     (tmp_path / "damaged").write_bytes(b"\0" * 5)
-    with pytest.raises(ValueError, match="damaged: not a"):
+    with pytest.raises(ValueError, match="damaged: (damaged or cut short|not a file of tensors)"):
         load(tmp_path / "damaged")
 
 
@@ -159,6 +161,10 @@ def test_other_safetensors_are_not_the_replications(tmp_path):
     save_file({"w": np.ones(2, np.float32)}, path, metadata=header)
     with pytest.raises(ValueError, match="tensor 'w': expected base or reasoning"):
         load_replication(path)
+    for field in header:
+        save_file({"base.union": np.ones(2, np.float32)}, path, metadata=header | {field: "?"})
+        with pytest.raises(ValueError, match=r"x\.safetensors: "):
+            load_replication(path)
 
 
 def test_pt_files_of_each_shape(tmp_path):

@@ -11,8 +11,8 @@ import argparse
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jaxsteer.paths import ParamPath, dotted
 from weights import hf
 from weights.folder import CONFIGS, Folder, n_bytes, open_folder
 from weights.source import Source, find_source
+from weights.stream import tensors_as_ours
 from weights.tokenizer_check import check_tokenizer
 
 _PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
@@ -73,15 +74,18 @@ def convert(
         _prove_tokenizer(folder)
     else:  # what was not proved is not carried along
         files = tuple(file for file in files if file.name in CONFIGS)
-    checkpoint.write(
-        dst,
-        folder.config,
-        _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
-        dtype=target,
-        files=files,
-        provenance=_provenance(source, folder, folder.shards + files),
-        overwrite=overwrite,
-    )
+    with ThreadPoolExecutor() as pool:
+        # Beside the conversion, which then finds the files in the system's cache.
+        hashes = {file.name: pool.submit(sha256, file) for file in folder.shards + files}
+        checkpoint.write(
+            dst,
+            folder.config,
+            _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
+            dtype=target,
+            files=files,
+            provenance=lambda: _provenance(source, folder, hashes),
+            overwrite=overwrite,
+        )
 
 
 def _leaves(
@@ -91,12 +95,11 @@ def _leaves(
     bad = []
     size = n_bytes(folder.config, dtype)
     with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
-        for tensor in hf.tensors(folder.config).values():
-            x = hf.cast(folder.read(tensor.name), dtype)
-            if not allow_nonfinite and not hf.is_finite(x):
+        for tensor, x, finite in tensors_as_ours(folder, dtype):
+            if not (finite or allow_nonfinite):
                 bad.append(f"{tensor.name} ({dotted(tensor.path)})")
             if not bad:  # once one is bad nothing is written, only the other names are found
-                yield tensor.path, tensor.to_ours(x)
+                yield tensor.path, x
             bar.update(x.nbytes)
     if bad:
         raise ValueError(
@@ -148,14 +151,14 @@ def _check_room(dst: Path, needed: int) -> None:
         raise OSError(f"{dst}: needs {needed:,} bytes, {parent} has {free:,} free")
 
 
-def _provenance(source: Source, folder: Folder, files: Sequence[Path]) -> dict[str, Any]:
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(sha256, files))
+def _provenance(
+    source: Source, folder: Folder, hashes: Mapping[str, Future[str]]
+) -> dict[str, Any]:
     return {
         "source": source.name,
         "revision": source.revision,
         "source_dtypes": folder.dtypes,
-        "source_sha256": {file.name: h for file, h in zip(files, hashes, strict=True)},
+        "source_sha256": {name: future.result() for name, future in hashes.items()},
         "versions": {name: _version(name) for name in _PACKAGES},
     }
 

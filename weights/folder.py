@@ -1,17 +1,17 @@
 """A Hugging Face model folder on disk: opened from headers alone, read tensor by tensor."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (safetensors reads bfloat16 into numpy only when it is there)
+import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only when it is there)
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.header import Entry, load_json, read_header
 from weights import hf
 
 SINGLE = "model.safetensors"
@@ -44,6 +44,7 @@ class Folder:
     config_json: dict[str, Any]
     shards: tuple[Path, ...]
     headers: dict[str, hf.Header]  # by Hugging Face name
+    entries: dict[str, Entry]
     file_of: dict[str, Path]
     companions: tuple[Path, ...]  # tokenizer, chat template and configs that are there
 
@@ -55,9 +56,25 @@ class Folder:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in Hugging Face's layout."""
-        # Opened for each tensor: a mapping that stays open counts its pages as ours for good.
-        with safe_open(self.file_of[name], "np") as file:
-            return file.get_tensor(name)
+        return self.read_rows(name, 0, (*self.headers[name].shape, 1)[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor, along its first axis.
+
+        Read, not mapped: the pages of a mapping would count as memory of this process.
+        """
+        header, entry, file = self.headers[name], self.entries[name], self.file_of[name]
+        rows = (*header.shape, 1)[0]
+        row_bytes = (entry.end - entry.begin) // max(rows, 1)
+        shape = (stop - start, *header.shape[1:]) if header.shape else ()
+        x = np.empty((stop - start) * row_bytes, np.uint8)
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(entry.begin + start * row_bytes)
+            if not _fill(opened, memoryview(x)):
+                raise ValueError(f"{file}: became shorter while it was read")
+        if header.dtype not in hf.FLOATS:  # an ignored tensor; its bytes can still be compared
+            return x
+        return x.view(header.dtype).reshape(shape)
 
 
 def open_folder(path: str | Path) -> Folder:
@@ -79,13 +96,17 @@ def open_folder(path: str | Path) -> Folder:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     shards, index = _find_shards(path)
-    headers, file_of = _read_headers(shards, index)
+    entries, file_of = _read_headers(shards, index)
+    headers = {
+        name: hf.Header(entry.shape, _DTYPES.get(entry.dtype, entry.dtype))
+        for name, entry in entries.items()
+    }
     try:
         hf.check(headers, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     companions = tuple(member(path, name) for name in COMPANIONS if (path / name).exists())
-    return Folder(path, config, config_json, shards, headers, file_of, companions)
+    return Folder(path, config, config_json, shards, headers, entries, file_of, companions)
 
 
 def member(folder: Path, name: str) -> Path:
@@ -111,9 +132,9 @@ def member(folder: Path, name: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `ValueError` names the file when it is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        data = load_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: got a {type(data).__name__}, expected a JSON object")
     return data
@@ -156,16 +177,16 @@ def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
 
 def _read_headers(
     shards: tuple[Path, ...], index: dict[str, str] | None
-) -> tuple[dict[str, hf.Header], dict[str, Path]]:
-    """Shapes and dtypes of all tensors, and the file of each; index and files must agree."""
-    headers: dict[str, hf.Header] = {}
+) -> tuple[dict[str, Entry], dict[str, Path]]:
+    """Place, shape and dtype of all tensors, and the file of each; index and files must agree."""
+    entries: dict[str, Entry] = {}
     file_of: dict[str, Path] = {}
     problems = []
     for shard in shards:
-        for name, header in _read_header(shard).items():
-            if name in headers:
+        for name, entry in read_header(shard).entries.items():
+            if name in entries:
                 problems.append(f"{name}: in {file_of[name].name} and in {shard.name}")
-            headers[name], file_of[name] = header, shard
+            entries[name], file_of[name] = entry, shard
     if index is not None:
         problems += [
             f"{name}: {INDEX} says it is in {where}, where it is not"
@@ -175,25 +196,17 @@ def _read_headers(
         problems += [f"{n}: not in {INDEX}" for n in file_of if n not in index]
     if problems:
         raise ValueError("the shards do not fit together:\n  " + "\n  ".join(problems))
-    return headers, file_of
+    return entries, file_of
 
 
-def _read_header(file: Path) -> dict[str, hf.Header]:
-    """What one safetensors file holds; the library checks offsets and sizes against the file."""
-    try:
-        with safe_open(file, "np") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {
-                name: hf.Header(
-                    tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype())
-                )
-                for name, part in parts.items()
-            }
-    except SafetensorError as error:
-        size = file.stat().st_size
-        raise ValueError(
-            f"{file}: damaged or cut short ({size:,} bytes): {error}; fetch or copy it again"
-        ) from None
+def _fill(file: RawIOBase, buffer: memoryview) -> bool:
+    """Read until the buffer is full; False if the file ends before. One call reads 2 GB at most."""
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            return False
+        buffer = buffer[count:]
+    return True
 
 
 def n_bytes(config: LlamaConfig, dtype: str) -> int:

@@ -162,6 +162,16 @@ def is_finite(x: np.ndarray) -> bool:
     return bool(np.isfinite(x).all())
 
 
+def transpose_into(out: np.ndarray, x: np.ndarray, rows: int = 16) -> None:
+    """`out[:] = x.T`, in strips that fit the cache: measured 3 × faster than numpy's copy.
+
+    As integers, whose copies numpy makes without holding the interpreter's lock.
+    """
+    out, x = _bits(out), _bits(x)
+    for start in range(0, x.shape[0], rows):
+        out[:, start : start + rows] = x[start : start + rows].T
+
+
 def check_tied(head: np.ndarray, embedding: np.ndarray) -> None:
     """Raise `ValueError` unless the head that a tied model came with is its embedding."""
     if head.dtype != embedding.dtype or not np.array_equal(_bits(head), _bits(embedding)):
@@ -192,11 +202,10 @@ def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     )
 
 
-def _transpose(x: np.ndarray, rows: int = 32) -> np.ndarray:
-    """`x.T`, contiguous. In strips that fit the cache: measured 3 × faster than numpy's copy."""
+def _transpose(x: np.ndarray) -> np.ndarray:
+    """`x.T`, contiguous."""
     out = np.empty(x.shape[::-1], x.dtype)
-    for start in range(0, x.shape[0], rows):
-        out[:, start : start + rows] = x[start : start + rows].T
+    transpose_into(out, x)
     return out
 
 
