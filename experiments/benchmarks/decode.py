@@ -1,149 +1,145 @@
-"""Time prefill, decoding and steering with random weights of a preset.
+"""Time prefill, decoding, steering and sampling with random weights of a preset.
 
-    python -m experiments.benchmarks.decode --preset llama31_8b --rows 1 160
+    python -m experiments.benchmarks.decode --preset llama31_8b
 
-Prints the machine's read bandwidth and matrix rate, then one JSON line a case: milliseconds a
-step, tokens a second, the floor, and their ratio. The floor of a step is the time to read every
-weight and the filled part of the cache once, or the time of its matrix products, if longer.
+Measures the machine's read bandwidth and matrix rate first, then prints one JSON line a case:
+milliseconds a step, tokens a second, the floor (`floor`), their ratio, compile time, compilations
+and peak memory. `--case 160,512,900` runs cases of your own: rows, prompt, steps.
 """
 
 import argparse
+import functools
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # 640 rows need it; before JAX
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.machine import matrix_rate, read_bandwidth
+from experiments.benchmarks.floor import Machine, decode_seconds, prefill_operations
+from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes, read_bandwidth
+from jaxsteer import compile_cache
 from jaxsteer.config import LlamaConfig
-from jaxsteer.generate import generate
+from jaxsteer.generate import Request, make_request, run
 from jaxsteer.interventions import add
 from jaxsteer.model import Model, init
-from jaxsteer.steering import Steering
+from jaxsteer.packing import pack
+from jaxsteer.sampling import Sampler, choose_sampler, sampling
 from jaxsteer.tokens import TokenBatch, left_pad
 
 PRESETS = ("llama31_8b", "tiny")
+CASES = {"llama31_8b": ("1,512,1024", "160,512,900", "640,512,512"), "tiny": ("2,16,8", "4,16,8")}
 
 
-def floor_seconds(
-    model: Model, *, rows: int, prompt: int, steps: int, bandwidth: float, rate: float
-) -> float:
-    """The least time that `steps` decode steps from a prompt of `prompt` tokens can take.
-
-    Weights and cache are read through the same memory, so their times add up; the products of a
-    row's token with every weight run beside the reading, so the longer of the two counts. The
-    embedding is looked up, not read.
-    """
-    config = model.config
-    embedding = model.params["embed"]["embedding"]
-    read = sum(x.nbytes for x in jax.tree.leaves(model.params))
-    if not config.tie_embeddings:
-        read -= embedding.nbytes
-    token_bytes = (
-        2 * config.n_layers * config.n_kv_heads * config.head_dim * embedding.dtype.itemsize
+def variants(config: LlamaConfig, rows: int) -> dict[str, dict[str, Any]]:
+    """What is timed for one batch: options of `make_request`, by name."""
+    random = np.random.default_rng(0)
+    each = add(
+        random.normal(size=(rows, config.d_model)) * 0.01,
+        layer=random.integers(0, config.n_layers, rows),
+        coeff=random.normal(size=rows),
     )
-    parameters = read / embedding.dtype.itemsize
-    total = 0.0
-    for step in range(steps):
-        memory = (read + rows * (prompt + step) * token_bytes) / bandwidth
-        products = 2 * rows * parameters / rate
-        total += max(memory, products)
-    return total
-
-
-def time_case(
-    model: Model, batch: TokenBatch, *, steps: int, steering: Steering | None
-) -> dict[str, float]:
-    """Seconds of a whole `generate`, of its first call, and of one decode step."""
-
-    def run(new_tokens: int) -> float:
-        started = time.perf_counter()
-        generate(model, batch, max_new_tokens=new_tokens, steering=steering)
-        return time.perf_counter() - started
-
-    first = run(steps)
-    whole = min(run(steps) for _ in range(2))
-    # The cache has the same size in both, so the difference is that of the steps alone.
-    prefill = _prefill_seconds(model, batch, steps, steering)
+    top_p = sampling(rows, temperature=0.6, top_p=0.95)
     return {
-        "compile_s": first - whole,
-        "whole_s": whole,
-        "prefill_s": prefill,
-        "step_ms": (whole - prefill) / (steps - 1) * 1e3,
+        "greedy": {},
+        "steered, each row with its own vector, layer and coefficient": {"steering": each},
+        "top-p": {"sampling_params": top_p},
     }
 
 
-def _prefill_seconds(
-    model: Model, batch: TokenBatch, steps: int, steering: Steering | None
-) -> float:
-    from jaxsteer.generate import make_request, run
-    from jaxsteer.sampling import greedy
+def time_case(
+    model: Model, batch: TokenBatch, *, steps: int, options: dict[str, Any], repeats: int
+) -> dict[str, float]:
+    """Seconds of prefill and of a whole run of `steps` steps, the best of `repeats`."""
+    request = make_request(model, batch, max_new_tokens=steps + 1, **options)
+    program = jax.jit(_limited, static_argnames=("room", "sampler"))
 
-    request = make_request(model, batch, max_new_tokens=steps, steering=steering)
-
-    def only_first(model: Model, batch: TokenBatch, request: Any) -> jax.Array:
-        return run(
-            model,
-            batch,
-            request,
-            max_new_tokens=steps,
-            sampler=greedy,
-            loop=lambda cond, body, state: state,
-        ).token
-
-    jitted = jax.jit(only_first)
-    times = []
-    for _ in range(3):
+    def timed(limit: int) -> float:
         started = time.perf_counter()
-        jax.block_until_ready(jitted(model, batch, request))
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+        call = functools.partial(program, room=steps + 1, sampler=choose_sampler(request.sampling))
+        jax.block_until_ready(call(model, batch, request, jnp.int32(limit)))
+        return time.perf_counter() - started
+
+    compilations = Compilations()
+    timed(1)
+    prefill = min(timed(1) for _ in range(repeats))
+    whole = min(timed(steps + 1) for _ in range(repeats))
+    return {
+        "prefill_s": prefill,
+        "step_ms": (whole - prefill) / steps * 1e3,
+        "compile_s": compilations.seconds,
+        "compilations": compilations.count,
+    }
+
+
+def _limited(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    limit: jax.Array,
+    *,
+    room: int,
+    sampler: Sampler,
+) -> jax.Array:
+    """`generate.run` up to `limit` steps, as data: prefill alone is timed in the same program."""
+
+    def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
+        return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
+
+    return run(model, batch, request, max_new_tokens=room, sampler=sampler, loop=loop).tokens
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.decode")
     parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 160])
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=256)
+    parser.add_argument("--case", nargs="+", metavar="ROWS,PROMPT,STEPS")
+    parser.add_argument("--only", nargs="+", help="words that the variants' names start with")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--separate", action="store_true", help="do not pack the projections")
     args = parser.parse_args(argv)
-    bandwidth, rate = read_bandwidth(), matrix_rate()
-    device = jax.devices()[0].device_kind
-    print(json.dumps({"device": device, "read_GB_s": bandwidth / 1e9, "TFLOP_s": rate / 1e12}))
+    compile_cache.turn_off()
     config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    machine = Machine(read_bandwidth(), matrix_rate())
+    device = jax.devices()[0].device_kind
+    rates = {"read_GB_s": machine.bandwidth / 1e9, "TFLOP_s": machine.rate / 1e12}
+    print(json.dumps({"device": device, "jax": jax.__version__} | _round(rates)), flush=True)
     model = init(config, dtype=jnp.bfloat16)
+    model = model if args.separate else pack(model, donate=True)
     random = np.random.default_rng(0)
-    for rows in args.rows:
-        lengths = random.integers(args.prompt // 2, args.prompt + 1, rows)
-        lengths[0] = args.prompt
+    for case in args.case or CASES[args.preset]:
+        rows, prompt, steps = (int(number) for number in case.split(","))
         batch = left_pad(
-            [random.integers(0, config.vocab_size, n).tolist() for n in lengths], length=args.prompt
+            random.integers(0, config.vocab_size, (rows, prompt)).tolist(), length=prompt
         )
-        each = add(
-            random.normal(size=(rows, config.d_model)) * 0.01,
-            layer=random.integers(0, config.n_layers, rows),
-            coeff=random.normal(size=rows),
+        floor_ms = (
+            decode_seconds(model, machine, rows=rows, prompt=prompt, steps=steps) / steps * 1e3
         )
-        floor = floor_seconds(
-            model, rows=rows, prompt=args.prompt, steps=args.steps, bandwidth=bandwidth, rate=rate
-        )
-        for name, steering in (("unsteered", None), ("steered, each row differently", each)):
-            times = time_case(model, batch, steps=args.steps, steering=steering)
-            floor_ms = floor / args.steps * 1e3
-            case = {"rows": rows, "prompt": args.prompt, "steps": args.steps, "case": name}
-            speed = {
-                "tokens_per_s": rows / times["step_ms"] * 1e3,
+        operations = prefill_operations(model, rows=rows, prompt=prompt)
+        for name, options in variants(config, rows).items():
+            if args.only and not name.startswith(tuple(args.only)):
+                continue
+            found = time_case(model, batch, steps=steps, options=options, repeats=args.repeats)
+            found |= {
+                "tokens_per_s": rows / found["step_ms"] * 1e3,
                 "floor_ms": floor_ms,
-                "ratio": times["step_ms"] / floor_ms,
+                "ratio": found["step_ms"] / floor_ms,
+                "prefill_share_of_rate": operations / found["prefill_s"] / machine.rate,
             }
-            print(
-                json.dumps(case | {k: round(v, 3) for k, v in (times | speed).items()}), flush=True
-            )
+            found["peak_GB"] = (peak_bytes() or 0) / 1e9
+            labels = {"rows": rows, "prompt": prompt, "steps": steps, "case": name}
+            print(json.dumps(labels | _round(found)), flush=True)
     return 0
+
+
+def _round(numbers: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{number:.4g}") for name, number in numbers.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import oracle
+import pytest
+
+from experiments.benchmarks import decode
+from experiments.benchmarks.floor import (
+    Machine,
+    decode_seconds,
+    prefill_operations,
+    step_seconds,
+    weights_read,
+)
+from experiments.benchmarks.machine import Compilations
+from jaxsteer.packing import pack
+
+# oracle.SHALLOW: D 16, F 24, N 4, K 2, H 4, V 61, two layers.
+LAYER = 2 * 16 + 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 24
+READ = 2 * LAYER + 16 + 16 * 61  # the final norm and the head; not the embedding
+
+
+@pytest.fixture(scope="module")
+def model():
+    return oracle.random_model(oracle.SHALLOW)
+
+
+def test_weights_read_leaves_out_the_embedding(model):
+    assert weights_read(model) == (READ, 4 * READ)
+    assert weights_read(pack(model)) == (READ, 4 * READ)
+
+
+def test_floor_of_a_step_adds_reading_weights_and_cache(model):
+    machine = Machine(bandwidth=1e3, rate=1e30)
+    cache = 3 * 5 * 2 * (2 * 2 * 4) * 4  # rows, tokens, layers, keys and values, bytes
+    assert step_seconds(model, machine, rows=3, tokens=5) == pytest.approx((4 * READ + cache) / 1e3)
+
+
+def test_floor_of_a_step_counts_operations_where_they_take_longer(model):
+    machine = Machine(bandwidth=1e30, rate=1e3)
+    attention = 3 * 5 * 2 * 4 * (2 * 4) * 2  # rows, tokens, layers, heads, widths of k and v
+    assert step_seconds(model, machine, rows=3, tokens=5) == pytest.approx(
+        (2 * 3 * READ + attention) / 1e3
+    )
+
+
+def test_floor_of_a_run_is_the_sum_of_its_steps(model):
+    machine = Machine(bandwidth=1e3, rate=1e9)
+    steps = [step_seconds(model, machine, rows=2, tokens=7 + n) for n in range(1, 6)]
+    total = decode_seconds(model, machine, rows=2, prompt=7, steps=5)
+    assert total == pytest.approx(sum(steps))
+
+
+def test_operations_of_a_prefill(model):
+    head = 16 * 61
+    attention = 2 * 2 * 2 * 4 * 4 * 10**2 / 2
+    assert prefill_operations(model, rows=3, prompt=10) == pytest.approx(
+        3 * (2 * (READ - head) * 10 + 2 * head + attention)
+    )
+
+
+def test_compilations_are_counted():
+    compilations = Compilations()
+    double = jax.jit(lambda x: 2 * x)
+    double(jnp.arange(3))
+    double(jnp.arange(3) + 1)
+    before = compilations.count
+    assert before >= 1
+    double(jnp.arange(4))
+    assert compilations.count == before + 1 + 1  # `arange` of another length compiles, too
+    assert compilations.seconds > 0
+
+
+def test_decode_benchmark_prints_a_line_for_each_case(capsys, monkeypatch):
+    monkeypatch.setattr(decode, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(decode, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(decode.compile_cache, "turn_off", lambda: None)
+    assert decode.main(["--preset", "tiny", "--case", "2,16,4", "--only", "greedy", "top"]) == 0
+    machine, *cases = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert machine["read_GB_s"] == 10
+    assert [case["case"] for case in cases] == ["greedy", "top-p"]
+    for case in cases:
+        assert case["ratio"] == pytest.approx(case["step_ms"] / case["floor_ms"], rel=1e-2)
+        assert case["compilations"] == 1
+        assert case["tokens_per_s"] == pytest.approx(2e3 / case["step_ms"], rel=1e-2)
