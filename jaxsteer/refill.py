@@ -20,7 +20,7 @@ filled. Arithmetic for the lengths of 300 reasoning traces, bytes at Llama-8B sh
     refill, one cursor, rows moved         48 s, 94%      40 s, 92%
     refill, a cursor a row (this module)   37 s, 94%      29 s, 92%
 
-A refill writes a sixteenth of the cache some thirty steps apart, and a step reads the weights and
+A refill writes a sixteenth of the cache some hundred steps apart, and a step reads the weights and
 a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
 """
 
