@@ -14,11 +14,12 @@ from oracle import SHALLOW, random_model, random_rows
 from experiments.benchmarks import refill as benchmark
 from jaxsteer import refill, scope
 from jaxsteer.generate import DecodeState, Request, decode_step, make_request, run
+from jaxsteer.interventions import add
 from jaxsteer.model import Model
 from jaxsteer.refill import FinishedRow, Occupancy, generate_queue, pool_sizes
 from jaxsteer.sampling import Sampling, sample, sampling
 from jaxsteer.scope import broadcast_rows
-from jaxsteer.steering import Steering, add
+from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch, left_pad
 
 SCALE = 16  # the traces are so many times longer than the rows of these tests
