@@ -13,9 +13,9 @@ from experiments.settings import Decoding
 from experiments.text import Prompt, decode, encode_prompts, stop_tokens
 from jaxsteer.generate import generate
 from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
-from jaxsteer.sweep import rows_that_fit
 from jaxsteer.tokens import bucket, left_pad
 
 FILE = "traces.jsonl"
@@ -38,7 +38,7 @@ def write_rollouts(
     length = bucket(max(map(len, ids)), step=16)
     stops = stop_tokens(tokenizer)
     chunk = decoding.rows_per_chunk or rows_that_fit(
-        model.config, length=length + decoding.max_new_tokens, dtype=model.dtype
+        model, prompt_length=length, new_tokens=decoding.max_new_tokens
     )
     chunk = min(chunk, len(prompts))
     done = len(read_rows(folder / FILE))  # chunks are written in order, whole

@@ -30,11 +30,11 @@ from experiments.text import Prompt, encode_prompts
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import KEYWORDS, split_sentences
+from jaxsteer.cells import Cell
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
 from jaxsteer.model import Model
-from jaxsteer.sweep import Cell
 from jaxsteer.tokens import bucket
 from weights.convert import convert
 from weights.small_grammar import KINDS

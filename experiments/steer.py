@@ -15,12 +15,14 @@ from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
 from experiments.text import decode, encode_prompts, stop_tokens
+from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
-from jaxsteer.sweep import Cell, rows_that_fit, sweep
+from jaxsteer.sweep import sweep
 from jaxsteer.tokens import bucket, left_pad
 from jaxsteer.vectors import load_directions
 
@@ -95,7 +97,7 @@ def write_sweep(
         return (cell.labels["source"], cell.labels["coeff"], prompt_ids[prompt]) in written
 
     rows = decoding.rows_per_chunk or rows_that_fit(
-        model.config, length=length + decoding.max_new_tokens, dtype=model.dtype
+        model, prompt_length=length, new_tokens=decoding.max_new_tokens
     )
     chunks = sweep(
         model,

@@ -10,6 +10,7 @@ Read `model`, `steering` and `generate` first, in this order.
 
 from jaxsteer import compile_cache, schedules, scope
 from jaxsteer.capture import Capture
+from jaxsteer.cells import Cell, grid
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import Request, decode_step, generate, make_request, prefill, stream
@@ -18,7 +19,7 @@ from jaxsteer.model import Model, forward, init
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
-from jaxsteer.sweep import Cell, grid, sweep
+from jaxsteer.sweep import sweep
 from jaxsteer.tokens import TokenBatch, left_pad
 from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
 

@@ -73,7 +73,7 @@ def default_folder() -> Path:
 def turn_on_by_default() -> None:
     """What importing `jaxsteer` does; a folder that cannot be used is no error, but a warning."""
     setting = os.environ.get(VARIABLE, "")
-    if jax.config.jax_compilation_cache_dir is not None or setting.lower() == "off":
+    if jax.config.values["jax_compilation_cache_dir"] is not None or setting.lower() == "off":
         return
     try:
         use(setting or default_folder())

@@ -1,23 +1,23 @@
 """Sweeps: many steered cells × many prompts in one compiled program, chunk by chunk.
 
-A cell is one intervention (a vector, a layer, a coefficient); every cell runs on every prompt.
-Cells are data along a vmapped axis *inside* the decoding loop, with one cursor and one stop
-condition for all: a `vmap` around the loop would put every cache buffer through a select at each
-step. All chunks have one shape, so the whole grid compiles once.
+Every cell runs on every prompt. Cells are data along an axis that is vmapped *inside* the decoding
+loop, with one cursor and one stop condition for all: a `vmap` around the loop would put every cache
+buffer through a select at each step. All chunks have one shape, so the whole grid compiles once,
+and so do all grids of that shape, whatever their vectors, layers, coefficients, scopes and model.
+(Two programs at most: one that runs the prompts once for all cells, and one for grids with a scope
+that reaches into the prompt.)
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
-from jaxsteer.cache import KVCache
-from jaxsteer.config import LlamaConfig
+from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import (
     DecodeState,
     Loop,
@@ -28,35 +28,14 @@ from jaxsteer.generate import (
     prefill,
     unfinished,
 )
-from jaxsteer.interventions import add
+from jaxsteer.memory import is_out_of_memory, program_bytes, usable_bytes
 from jaxsteer.model import Model
-from jaxsteer.sampling import Sampler, Sampling, choose_sampler, sampling
-from jaxsteer.scope import Scope, broadcast_rows
-from jaxsteer.steering import Steering, check_steering, stack
-from jaxsteer.tokens import TokenBatch, check_batch
+from jaxsteer.sampling import Sampler, choose_sampler
+from jaxsteer.steering import as_tuple
+from jaxsteer.tokens import TokenBatch
 
-# What a cell has of its own and what all share: the cell axis of each part of the state.
-_SHARED: Any = None
-_STATE_AXES = DecodeState(
-    **dict.fromkeys(("token", "tokens", "logprobs", "length", "done"), 0),  # type: ignore[arg-type]
-    step=_SHARED,
-    cache=KVCache(k=0, v=0, valid=_SHARED, cursor=_SHARED),  # type: ignore[arg-type]
-)
-_REQUEST_AXES = Request(
-    steering=0,  # type: ignore[arg-type]
-    sampling=_SHARED,
-    stop_tokens=_SHARED,
-    max_tokens=_SHARED,
-    prompt_length=_SHARED,
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One intervention of a sweep and the labels that tell it from the others."""
-
-    labels: Mapping[str, Any]  # what goes into the results, e.g. {"source": "base", "coeff": 8.0}
-    steering: Steering  # of one row, for every prompt alike
+Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, logprobs [C, B, G]; length [C, B]
 
 
 @dataclass(frozen=True)
@@ -69,53 +48,44 @@ class CellResult:
     logprobs: list[float]  # of these tokens, under the steered model
 
 
-def grid(
-    vectors: Mapping[str, ArrayLike],
-    *,
-    layers: Sequence[int],
-    coeffs: Sequence[float],
-    site: str = "resid_post",
-    scope: Scope | None = None,
-) -> list[Cell]:
-    """Every vector × layer × coefficient, labelled `vector`, `layer` and `coeff`.
-
-    >>> [dict(c.labels) for c in grid({"v": [1.0]}, layers=[0], coeffs=[0.0, 2.0])]
-    [{'vector': 'v', 'layer': 0, 'coeff': 0.0}, {'vector': 'v', 'layer': 0, 'coeff': 2.0}]
-    """
-    return [
-        Cell(
-            {"vector": name, "layer": layer, "coeff": coeff},
-            add(vectors[name], layer=layer, coeff=coeff, site=site, scope=scope),
-        )
-        for name, layer, coeff in itertools.product(vectors, layers, coeffs)
-    ]
-
-
 def prefill_cells(
     model: Model,
     batch: TokenBatch,
     request: Request,
     *,
-    cells: int,
     steer_prompt: bool,
     max_new_tokens: int,
     sampler: Sampler,
 ) -> DecodeState:
-    """The state of `cells` cells after the prompt; arrays gain a leading axis C, the cursor none.
+    """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
     Unless a scope reaches into the prompt, all cells start from the same activations, so the
-    prompt is run once and its cache copied to each cell.
+    prompt is run once and its cache copied to each cell. Otherwise cells are rows like others
+    here, so that they run in blocks of bounded memory.
     """
+    C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
 
-    def one_cell(request: Request) -> DecodeState:
-        return prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    def rows(x: jax.Array) -> jax.Array:  # [C, 1 or B, ...] to [C · B, ...]
+        return jnp.broadcast_to(x, (C, B, *x.shape[2:])).reshape(C * B, *x.shape[2:])
 
-    if steer_prompt:
-        over_cells = jax.vmap(one_cell, in_axes=(_REQUEST_AXES,), out_axes=_STATE_AXES)
-        return over_cells(request)
-    state = one_cell(replace(request, steering=()))
-    copy = jax.vmap(lambda _: state, out_axes=_STATE_AXES)
-    return copy(jnp.arange(cells))
+    def cells(x: jax.Array) -> jax.Array:
+        return x.reshape(C, B, *x.shape[1:]) if x.ndim else x
+
+    def copies(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
+    if not steer_prompt:
+        state = prefill(model, batch, replace(request, steering=()), **options)
+        return jax.tree.map(copies, state)
+    table = request.stop_table
+    once = replace(request, steering=(), stop_table=None)
+    batch, once = jax.tree.map(lambda x: rows(x[None]), (batch, once))
+    if table is not None and len(table) > 1:  # a single one serves all rows
+        table = rows(table[None])
+    steering = jax.tree.map(rows, request.steering)
+    state = prefill(model, batch, replace(once, steering=steering, stop_table=table), **options)
+    return jax.tree.map(cells, state)
 
 
 def run_cells(
@@ -134,15 +104,16 @@ def run_cells(
         model,
         batch,
         request,
-        cells=request.steering[0].coeff.shape[0],
         steer_prompt=steer_prompt,
         max_new_tokens=max_new_tokens,
         sampler=sampler,
     )
+    state_axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    request_axes = replace(jax.tree.map(lambda _: None, request), steering=0)
     over_cells = jax.vmap(
         lambda s, r: step(model, s, r, sampler=sampler),
-        in_axes=(_STATE_AXES, _REQUEST_AXES),
-        out_axes=_STATE_AXES,
+        in_axes=(state_axes, request_axes),
+        out_axes=state_axes,
     )
     return loop(unfinished, lambda s: over_cells(s, request), state)
 
@@ -158,131 +129,137 @@ def sweep(
     cells: Sequence[Cell],
     *,
     max_new_tokens: int,
-    sampling_params: Sampling | None = None,
-    stop_tokens: Sequence[int] = (),
     rows_per_chunk: int | None = None,
     done: Callable[[Cell, int], bool] = lambda cell, prompt: False,
     sampler: Sampler | None = None,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
+    **asked: Any,
 ) -> Iterator[list[CellResult]]:
-    """Run every cell on every prompt; yields the results of one chunk after the other.
+    """Run every cell on every prompt; an iterator over the results of one chunk after the other.
 
-    To resume, pass the same arguments and a `done` that knows what was written: chunks with
-    nothing left to do are skipped, and of the others only the missing results are yielded. Random
-    numbers belong to the prompt, so all cells share them and a resumed run repeats the first.
+    To resume, pass the same arguments and a `done` that knows what was written: only what is
+    missing is run and yielded, in chunks of any size. Random numbers belong to the prompt, so all
+    cells share them and a resumed run repeats the first. `sweep_file.sweep_to_file` does this.
+
+    If the device runs out of memory all the same, the chunk is halved and nothing is lost.
 
     Args:
         model: the weights; another model of the same shape runs in the same compiled program.
         batch: left-padded prompts.
-        cells: what to run on them, each with the steering of one row.
+        cells: what to run on them.
         max_new_tokens: tokens to make room for.
-        sampling_params: one row a prompt; greedy if not given.
-        stop_tokens: a row ends after any of these.
         rows_per_chunk: cells × prompts that run at once, by default what fits the device.
         done: tells results that the caller has already.
-        sampler: the cheapest that serves `sampling_params`, if not given.
+        sampler: the cheapest that serves the sampling, if not given.
         step: see `generate`.
         loop: see `generate`.
+        **asked: what else `make_request` takes: `sampling_params` and `stop_tokens`, for example,
+            with one row a prompt.
 
     Raises:
-        ValueError: for an empty grid or input that does not fit the model, before any work.
+        ValueError: at once, for an empty grid or input that does not fit the model.
+        MemoryError: from the iterator, if not even a single row fits.
     """
-    if not cells:
-        raise ValueError("cells: got none, expected at least one")
-    prompts = batch.tokens.shape[0]
-    check_batch(batch, model.config, new_tokens=max_new_tokens)
-    for cell in cells:
-        check_steering(cell.steering, model.config, rows=1)
-    params = sampling(prompts) if sampling_params is None else sampling_params
-    if params.seed.shape != (prompts,):
-        raise ValueError(
-            f"sampling_params: got {params.seed.shape[0]} rows, expected one a prompt, {prompts}"
-        )
+    check_cells(cells, model.config)
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
-    rows = rows_per_chunk or rows_that_fit(
-        model.config, length=batch.tokens.shape[1] + max_new_tokens, dtype=model.dtype
-    )
-    B = _even_share(prompts, rows)
-    C = _even_share(len(cells), rows // B)
-    stacked = stack([cell.steering for cell in cells])
-    steer_prompt = bool(np.any(np.asarray(reaches_prompt(stacked, batch.lengths))))
+    if "steering" in asked:
+        raise ValueError("steering: got one for all cells, expected it in each cell")
+    # What is asked for is checked against the cells' scopes, too.
+    every = [one for cell in cells for one in as_tuple(cell.steering)]
+    request = make_request(model, batch, max_new_tokens=max_new_tokens, steering=every, **asked)
+    request = replace(request, steering=())
+    steering = stack_cells(cells, model.config)
+    reached = [reaches_prompt(one, batch.lengths) for one in steering]
+    steer_prompt = bool(np.any(np.asarray(reached)))
     options = {
         "steer_prompt": steer_prompt,
         "max_new_tokens": max_new_tokens,
-        "sampler": sampler or choose_sampler(params),
+        "sampler": sampler or choose_sampler(request.sampling),
         "step": step,
         "loop": loop,
     }
-    for first_prompt, first_cell in itertools.product(
-        range(0, prompts, B), range(0, len(cells), C)
-    ):
-        wanted = [
-            (c, p)
-            for c in range(first_cell, min(first_cell + C, len(cells)))
-            for p in range(first_prompt, min(first_prompt + B, prompts))
-            if not done(cells[c], p)
-        ]
-        if not wanted:
-            continue
-        # The last chunk repeats its last cell or prompt up to the common shape.
-        p_index = jnp.minimum(first_prompt + jnp.arange(B), prompts - 1)
-        c_index = jnp.minimum(first_cell + jnp.arange(C), len(cells) - 1)
-        part = jax.tree.map(lambda x, i=p_index: x[i], batch)
-        request = make_request(
+
+    def run(c: np.ndarray, p: np.ndarray) -> _Found:
+        # A single row serves all.
+        part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], (batch, request))
+        steered = jax.tree.map(lambda x: x[c], steering)
+        state = _run_cells(model, part, replace(some, steering=steered), **options)
+        return jax.device_get((state.tokens, state.logprobs, state.length))
+
+    prompts, length = batch.tokens.shape
+    todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
+    usable = usable_bytes(model)
+
+    def by_calculation(C: int, B: int) -> bool:
+        if rows_per_chunk is not None:
+            return rows_per_chunk >= C * B
+        # Prompts that are run once have a cache of their own beside its copies.
+        once = B if C > 1 and not steer_prompt else 0
+        needed = program_bytes(
             model,
-            part,
-            max_new_tokens=max_new_tokens,
-            sampling_params=jax.tree.map(lambda x, i=p_index: x[i], params),
-            stop_tokens=stop_tokens,
+            rows=C * B + once,
+            prompt_rows=C * B if steer_prompt else B,
+            prompt_length=length,
+            new_tokens=max_new_tokens,
         )
-        request = replace(request, steering=(jax.tree.map(lambda x, i=c_index: x[i], stacked),))
-        state = _run_cells(model, part, request, **options)
-        tokens, logprobs, length = jax.device_get((state.tokens, state.logprobs, state.length))
-        chunk = []
-        for c, p in wanted:
-            at = (c - first_cell, p - first_prompt)
-            n = length[at]
-            chunk.append(
-                CellResult(cells[c], p, tokens[at][:n].tolist(), logprobs[at][:n].tolist())
+        return needed <= usable
+
+    fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
+    return _chunks(run, cells, todo, chunk_shape(len(cells), prompts, fits))
+
+
+def _chunks(
+    run: Callable[[np.ndarray, np.ndarray], _Found],
+    cells: Sequence[Cell],
+    todo: set[tuple[int, int]],
+    shape: tuple[int, int],
+) -> Iterator[list[CellResult]]:
+    while todo:
+        C, B = shape
+        p_index = sorted({p for _, p in todo})[:B]
+        c_index = sorted({c for c, p in todo if p in p_index})[:C]
+        try:
+            # A chunk with less to do repeats its last cell or prompt up to the common shape.
+            tokens, logprobs, length = run(_filled(c_index, C), _filled(p_index, B))
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if C * B == 1:
+                raise MemoryError(f"a single row does not fit the device: {error}") from error
+            shape = chunk_shape(C, B, _at_most(C * B // 2))
+            warnings.warn(
+                f"out of memory with {C} cells × {B} prompts at once, going on with "
+                f"{shape[0]} × {shape[1]}",
+                stacklevel=2,
             )
+            continue
+        chunk = []
+        for i, c in enumerate(c_index):
+            for j, p in enumerate(p_index):
+                if (c, p) in todo:
+                    n = length[i, j]
+                    found = tokens[i, j, :n].tolist(), logprobs[i, j, :n].tolist()
+                    chunk.append(CellResult(cells[c], p, *found))
+        todo.difference_update((c, p) for c in c_index for p in p_index)
         yield chunk
 
 
-def count_chunks(cells: int, prompts: int, rows: int) -> int:
-    """How many chunks `sweep` makes of a grid: what a progress bar needs to know."""
-    B = _even_share(prompts, rows)
-    return -(-prompts // B) * -(-cells // _even_share(cells, rows // B))
+def chunk_shape(cells: int, prompts: int, fits: Fits) -> tuple[int, int]:
+    """The largest equal chunks that fit, as cells and prompts; prompts stay together if they can.
 
-
-def rows_that_fit(config: LlamaConfig, *, length: int, dtype: jnp.dtype) -> int:
-    """Rows of `length` tokens whose caches fit into half of the free memory of a device.
-
-    The other half is for temporaries. On a CPU, where memory is shared with everybody, 2 GiB
-    stand for what is free.
+    >>> [chunk_shape(16, 20, lambda C, B: C * B <= rows) for rows in (320, 319, 19, 0)]
+    [(16, 20), (8, 20), (1, 10), (1, 1)]
     """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    free = stats.get("bytes_limit", 2**32) - stats.get("bytes_in_use", 0)
-    per_token = (
-        2 * config.n_layers * config.n_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
-    )
-    return max(1, int(free / 2 / (per_token * length)))
+    shapes = [(-(-cells // parts), prompts) for parts in range(1, cells + 1)]
+    shapes += [(1, -(-prompts // parts)) for parts in range(2, prompts + 1)]
+    return next((shape for shape in shapes if fits(*shape)), (1, 1))
 
 
-def reaches_prompt(steering: Steering, prompt_length: jax.Array) -> jax.Array:
-    """Whether each cell `[C]` touches any token of any prompt of the lengths `[B]`."""
-    longest = int(np.max(np.asarray(prompt_length)))
-    position = jnp.broadcast_to(jnp.arange(longest), (prompt_length.shape[0], longest))
-
-    def one(scope: Scope) -> jax.Array:
-        scope = broadcast_rows(scope, prompt_length.shape[0], "scope")
-        covered = scope.may_cover(position, prompt_length)
-        return jnp.any(covered & (position < prompt_length[:, None]))
-
-    return jax.vmap(one)(steering.scope)
+def _at_most(rows: int) -> Fits:
+    return lambda C, B: rows >= C * B
 
 
-def _even_share(total: int, most: int) -> int:
-    """The size of equal chunks of `total`, none larger than `most` (at least 1)."""
-    return -(-total // -(-total // max(most, 1)))
+def _filled(index: list[int], size: int) -> np.ndarray:
+    return np.array(index + index[-1:] * (size - len(index)))

@@ -1,34 +1,33 @@
 """jaxsteer.sweep: a cell of a grid is the cell alone, however the grid is cut into chunks."""
 
 import functools
+import importlib
+from dataclasses import replace
+from types import SimpleNamespace
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import SHALLOW, random_model, random_rows
 
-from jaxsteer import scope
+from jaxsteer import memory, scope
 from jaxsteer.attention import cudnn_attention
+from jaxsteer.cells import Cell, grid, reaches_prompt
 from jaxsteer.generate import decode_step, generate
-from jaxsteer.interventions import add
+from jaxsteer.interventions import ablate, add, clamp, when
+from jaxsteer.interventions import replace as replaced
 from jaxsteer.sampling import sampling
-from jaxsteer.sweep import (
-    Cell,
-    CellResult,
-    count_chunks,
-    grid,
-    reaches_prompt,
-    rows_that_fit,
-    sweep,
-)
+from jaxsteer.sweep import CellResult, sweep
 from jaxsteer.tokens import left_pad
+
+sweeping = importlib.import_module("jaxsteer.sweep")  # `jaxsteer.sweep` is the function
 
 G = 6
 PROMPTS = 3
 # Log-probabilities of two programs that sum in other orders: float32, of magnitude 10.
 LOGPROB = 2e-5
+V = np.ones(SHALLOW.d_model, np.float32)
 SETTINGS = sampling(PROMPTS, temperature=1.0, seed=3)
 
 
@@ -106,7 +105,6 @@ def test_a_cell_is_the_cell_alone(shallow, batch, cells, whole):
 def test_chunks_change_nothing(shallow, batch, cells, whole, rows, sizes):
     found, chunks = collect(shallow, batch, cells, sampling_params=SETTINGS, rows_per_chunk=rows)
     assert chunks == sizes
-    assert len(chunks) == count_chunks(len(cells), PROMPTS, rows)
     check_same(found, whole)
 
 
@@ -125,12 +123,12 @@ def test_what_is_done_is_not_done_again(shallow, batch, cells, whole):
 
     found, sizes = collect(shallow, batch, cells, done=done, **options)
     jax.effects_barrier()
-    # The first chunk lacks one result, the second three; the third is skipped.
-    assert (sizes, len(ran)) == ([1, 3], 2)
+    # One result of the first cell is missing and all of the sixth: one chunk holds both.
+    assert (sizes, len(ran)) == ([4], 1)
     check_same(found, {name: r for name, r in whole.items() if name not in some})
     assert collect(shallow, batch, cells, done=lambda cell, prompt: True, **options)[1] == []
     jax.effects_barrier()
-    assert len(ran) == 2
+    assert len(ran) == 1
 
 
 def test_cells_may_differ_in_scope_site_and_schedule(shallow, batch):
@@ -166,6 +164,25 @@ def test_which_scopes_reach_the_prompt(batch, one, expected):
     assert reaches_prompt(steering, batch.lengths).tolist() == [expected]
 
 
+def test_cells_may_have_several_interventions_or_none(shallow, batch):
+    """Of any operation; what a cell has no counterpart for changes nothing in it."""
+    a, b = vectors().values()
+    heads = np.ones(SHALLOW.n_heads * SHALLOW.head_dim)
+    steered = {
+        "none": (),
+        "two": (add(a, layer=0, coeff=1.0), when(ablate(b, layer=1), a, above=0.0)),
+        "at another width": (clamp(heads, 3.0, layer=0, site="head_out"), replaced(a, layer=1)),
+    }
+    cells = [Cell({"n": name}, steering) for name, steering in steered.items()]
+    found, _ = collect(shallow, batch, cells)
+    check_alone(shallow, batch, found)
+    unsteered = generate(shallow, batch, max_new_tokens=G).tokens
+    assert [found["none", p].tokens for p in range(PROMPTS)] == unsteered.tolist()
+    assert len({tuple(r.tokens) for r in found.values()}) == 3 * PROMPTS
+    bare, _ = collect(shallow, batch, cells[:1])
+    assert [bare["none", p].tokens for p in range(PROMPTS)] == unsteered.tolist()
+
+
 def test_rows_end_with_stop_tokens(shallow, batch, cells, whole):
     stop = whole["v0", 0, 1.0, 0].tokens[2]
     found, _ = collect(shallow, batch, cells, sampling_params=SETTINGS, stop_tokens=[stop])
@@ -184,6 +201,10 @@ def test_one_trace_for_the_whole_grid_and_another_model(shallow, batch, cells):
     rows = left_pad(random_rows([6, 2, 9], SHALLOW.vocab_size, seed=8), length=9)
     found, _ = collect(random_model(SHALLOW, seed=1), rows, [*others, *cells[:5]], **options)
     assert len(base) == len(found) == 24
+    # Other scopes, too, as long as they leave the prompt alone.
+    scopes = [scope.window(9, 12), scope.union(scope.generated(), exclude=[scope.window(10, 11)])]
+    others = [Cell({"n": i}, add(V, layer=0, coeff=1.0, scope=s)) for i, s in enumerate(scopes)]
+    collect(shallow, batch, others, **options)
 
 
 def test_cells_fold_into_the_rows_of_the_cudnn_path(shallow, batch, monkeypatch):
@@ -202,23 +223,99 @@ def test_cells_fold_into_the_rows_of_the_cudnn_path(shallow, batch, monkeypatch)
     check_alone(shallow, batch, found)
 
 
-def test_counting_chunks():
-    assert count_chunks(16, 20, 320) == 1
-    assert count_chunks(16, 20, 160) == 2
-    assert count_chunks(16, 20, 19) == 32  # prompts in two halves, cells one by one
-    assert count_chunks(1, 1, 1) == 1
+def failing_loop(limit: int, ran: list[tuple[int, ...]]):
+    """A loop for which there is no memory beyond `limit` rows, and what it was asked to run."""
+
+    def loop(cond, body, state):
+        ran.append(state.done.shape)
+        if state.done.size > limit:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        return jax.lax.while_loop(cond, body, state)
+
+    return loop
 
 
-def test_rows_that_fit_into_half_of_the_free_memory(monkeypatch):
-    class Device:
-        def memory_stats(self):
-            return {"bytes_limit": 10 * 2**20, "bytes_in_use": 2 * 2**20}
+def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(shallow, batch, cells, whole):
+    ran = []
+    with pytest.warns(UserWarning, match="out of memory with . cells × 3 prompts at once, going"):
+        found, sizes = collect(
+            shallow, batch, cells, sampling_params=SETTINGS, loop=failing_loop(7, ran)
+        )
+    assert ran == [(8, 3), (4, 3), (2, 3)]  # the last one is compiled once for all its chunks
+    assert sizes == [6] * 4
+    check_same(found, whole)
 
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    # 2 layers × (keys and values) × 2 heads × width 4 × 4 bytes = 128 bytes a token.
-    assert rows_that_fit(SHALLOW, length=100, dtype=jnp.float32) == 4 * 2**20 // (128 * 100)
-    assert rows_that_fit(SHALLOW, length=100, dtype=jnp.bfloat16) == 4 * 2**20 // (64 * 100)
-    assert rows_that_fit(SHALLOW, length=10**9, dtype=jnp.float32) == 1  # one row is always tried
+
+def test_memory_may_run_out_in_the_middle(shallow, batch, cells, whole, monkeypatch):
+    """What was yielded before is neither lost nor run again."""
+    chunks = sweep(
+        shallow, batch, cells, max_new_tokens=G, sampling_params=SETTINGS, rows_per_chunk=10
+    )
+    first = next(chunks)
+    run = sweeping._run_cells
+
+    def full(model, part, request, **options):
+        if part.tokens.shape[0] * request.steering[0].coeff.shape[0] > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return run(model, part, request, **options)
+
+    monkeypatch.setattr(sweeping, "_run_cells", full)
+    with pytest.warns(UserWarning, match="3 cells × 3 prompts at once, going on with 1 × 3"):
+        rest = list(chunks)
+    assert [len(chunk) for chunk in rest] == [3] * 5
+    check_same({key(r): r for chunk in [first, *rest] for r in chunk}, whole)
+
+
+def test_a_row_that_does_not_fit_is_an_error(shallow, batch, cells):
+    ran = []
+    chunks = sweep(shallow, batch, cells[:2], max_new_tokens=G, loop=failing_loop(0, ran))
+    with (
+        pytest.warns(UserWarning, match="out of memory"),
+        pytest.raises(MemoryError, match="a single row does not fit the device: RESOURCE_EXHAUS"),
+    ):
+        next(chunks)
+    assert ran == [(2, 3), (1, 3), (1, 1)]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(shallow, batch, cells):
+    def loop(cond, body, state):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        next(sweep(shallow, batch, cells, max_new_tokens=G, loop=loop))
+
+
+def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeypatch):
+    """By calculation, with the prompts' own cache beside the cells'; nothing is run for it."""
+    shapes = []
+
+    def run(model, part, request, **options):
+        shapes.append((request.steering[0].coeff.shape[0], part.tokens.shape[0]))
+        found = np.zeros((*shapes[-1], G))
+        return SimpleNamespace(tokens=found, logprobs=found, length=np.zeros(shapes[-1], int))
+
+    monkeypatch.setattr(sweeping, "_run_cells", run)
+
+    def shape(room: int, prompt_rows: int, **options) -> tuple[int, int]:
+        asked = {"rows": room, "prompt_rows": prompt_rows, "prompt_length": 9, "new_tokens": G}
+        usable = memory.program_bytes(shallow, **asked)
+        monkeypatch.setattr(sweeping, "usable_bytes", lambda model: usable)
+        collect(shallow, batch, **options)
+        return shapes[-1]
+
+    assert shape(27, 3, cells=cells) == (8, 3)
+    assert shape(26, 3, cells=cells) == (4, 3)
+    assert shape(3, 3, cells=cells) == (1, 3)
+    assert shape(2, 2, cells=cells) == (1, 2)
+    everywhere = grid(vectors(), layers=[0, 1], coeffs=[1.0, 2.0], scope=scope.everywhere())
+    assert shape(24, 24, cells=everywhere) == (8, 3)
+    assert shape(24, 23, cells=everywhere) == (4, 3)
+
+
+def bad(**fields) -> list[Cell]:
+    """A cell whose arrays were changed after they were checked."""
+    good = add(V, layer=0, coeff=1.0)
+    return [Cell({"n": 0}, good), Cell({"n": 1}, replace(good, **fields))]
 
 
 @pytest.mark.parametrize(
@@ -226,10 +323,15 @@ def test_rows_that_fit_into_half_of_the_free_memory(monkeypatch):
     [
         ({"cells": []}, "cells: got none, expected at least one"),
         ({"rows_per_chunk": 0}, "rows_per_chunk: got 0, expected at least 1"),
-        ({"sampling_params": sampling(2)}, "sampling_params: got 2 rows, expected .* 3"),
+        ({"sampling_params": sampling(2)}, "sampling: got 2 rows, expected .* 3"),
+        ({"steering": add(V, layer=0, coeff=1.0)}, "steering: got one for all cells"),
         ({"max_new_tokens": 60}, "prompt of 8 tokens and 60 new ones"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"cells": grid({"v": np.ones(17)}, layers=[0], coeffs=[1.0])}, "got width 17"),
-        ({"cells": grid(vectors(), layers=[2], coeffs=[1.0])}, "layer: got 2 to 2, expected 0"),
+        ({"cells": grid(vectors(), layers=[2], coeffs=[1.0])}, "layer: got 2.*, expected 0"),
+        ({"cells": bad(vector=V[None] * np.nan)}, "cells.1. {'n': 1}: steering.vector: got NaN"),
+        ({"cells": bad(coeff=np.array([np.inf]))}, "cells.1. {'n': 1}: steering.coeff: got NaN"),
+        ({"cells": [Cell({}, add([V, V], layer=0, coeff=1.0))]}, "got 2 rows, expected 1"),
         ({"stop_tokens": [-5]}, "stop_tokens: got id -5"),
     ],
 )
@@ -239,4 +341,12 @@ def test_sweeps_that_do_not_fit(shallow, batch, cells, options, message):
 
     arguments = {"cells": cells, "max_new_tokens": G, "step": never} | options
     with pytest.raises(ValueError, match=message):
-        next(sweep(shallow, batch, **arguments))
+        sweep(shallow, batch, **arguments)  # at once, not when the first chunk is asked for
+
+
+@pytest.mark.parametrize("empty", ["vectors", "layers", "coeffs"])
+def test_a_grid_of_nothing_is_refused(empty):
+    arguments = {"vectors": vectors(), "layers": [0], "coeffs": [1.0]}
+    arguments[empty] = type(arguments[empty])()
+    with pytest.raises(ValueError, match=f"{empty}: got none, expected at least one"):
+        grid(arguments.pop("vectors"), **arguments)

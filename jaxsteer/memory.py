@@ -1,0 +1,102 @@
+"""How many rows fit into a device's memory, by calculation.
+
+What a decoding program holds at its peak, the weights apart:
+
+    rows × row + block × token
+
+    row     the keys and values of a prompt and its new tokens, in all layers, and the row's share
+            of a step's temporaries, of which the logits over the vocabulary are the largest
+    token   what a prompt's token holds while the prompts run: stream, projections, MLP, and the
+            scores or the mask of attention. Prompts run in blocks of at most `BLOCK_TOKENS`
+            tokens, or of one row, so that this does not grow with the rows
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.attention import xla_attention
+from jaxsteer.model import Model
+from jaxsteer.prompts import BLOCK_TOKENS
+
+# Of the free memory: the rest is for what the allocator loses between its blocks.
+_USABLE = 0.9
+# On a CPU, where memory is shared with everybody, this much stands for what is free.
+_CPU_BYTES = 2**31
+
+
+def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
+    """What one row holds while it is decoded: its cache, and its share of a step's temporaries."""
+    config = model.config
+    width = jnp.dtype(model.dtype).itemsize
+    slots = prompt_length + new_tokens
+    cache = slots * _token_cache_bytes(model)
+    if model.attention is xla_attention:
+        cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
+    # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
+    logits = 6 * 4 * config.vocab_size
+    stream = width * (8 * config.d_model + 3 * config.d_mlp) + 4 * 4 * config.d_model
+    scores = 3 * 4 * config.n_heads * slots
+    return cache + logits + stream + scores
+
+
+def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
+    """What one token of a block of prompts holds at the peak of a layer."""
+    config = model.config
+    width = jnp.dtype(model.dtype).itemsize
+    heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
+    layer = width * (8 * config.d_model + 3 * config.d_mlp + heads) + 2 * 4 * config.d_model
+    if model.attention is xla_attention:
+        attention = config.n_heads * prompt_length * (2 * 4 + width)  # scores and probabilities
+    else:
+        attention = prompt_length * (width + 1)  # one mask for all heads, and its bias
+    return layer + attention + _token_cache_bytes(model)
+
+
+def program_bytes(
+    model: Model, *, rows: int, prompt_rows: int, prompt_length: int, new_tokens: int
+) -> int:
+    """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
+    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
+    token = prompt_token_bytes(model, prompt_length=prompt_length)
+    block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
+    return rows * row + block * token
+
+
+def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
+    """Rows for `generate` that fit into what is usable now.
+
+    At least 1: whether a single row fits, only trying can tell. The answer depends on what else is
+    in memory at the moment; where batches must be the same whatever that is, choose their size.
+    """
+    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
+    token = prompt_token_bytes(model, prompt_length=prompt_length)
+    usable = usable_bytes(model)
+    # `program_bytes` solved for rows: all prompts in one block, or several of the full size. Each
+    # is enough, so the larger.
+    one_block = usable / (row + prompt_length * token)
+    blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
+    return max(1, int(max(one_block, blocks)))
+
+
+def usable_bytes(model: Model) -> int:
+    """What a program may take of the fullest device that holds weights of the model."""
+    leaf = jax.tree.leaves(model.params)[0]
+    here = jax.process_index()
+    found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
+    known = [stats for stats in found if stats and "bytes_limit" in stats]
+    free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=_CPU_BYTES)
+    return int(_USABLE * free)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether JAX raised this because a device had no memory left."""
+    text = str(error)
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    )
+
+
+def _token_cache_bytes(model: Model) -> int:
+    config = model.config
+    per_layer = 2 * config.n_kv_heads * config.head_dim
+    return config.n_layers * per_layer * jnp.dtype(model.dtype).itemsize
