@@ -13,13 +13,17 @@ from jaxsteer.capture import Capture
 from jaxsteer.cells import Cell, grid
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
-from jaxsteer.generate import Request, decode_step, generate, make_request, prefill, stream
+from jaxsteer.generate import decode_step, generate, prefill, stream
 from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
+from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
+from jaxsteer.stop_strings import StopStrings, stop_strings
 from jaxsteer.sweep import sweep
+from jaxsteer.thinking import think_tokens
+from jaxsteer.token_text import token_bytes
 from jaxsteer.tokens import TokenBatch, left_pad
 from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
 
@@ -36,6 +40,7 @@ __all__ = [
     "Model",
     "Request",
     "Steering",
+    "StopStrings",
     "TokenBatch",
     "ablate",
     "add",
@@ -61,7 +66,10 @@ __all__ = [
     "schedules",
     "scope",
     "stack",
+    "stop_strings",
     "stream",
     "sweep",
+    "think_tokens",
+    "token_bytes",
     "when",
 ]

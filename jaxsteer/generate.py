@@ -16,28 +16,20 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxsteer.cache import KVCache
 from jaxsteer.model import Model, forward
 from jaxsteer.prompts import BLOCK_TOKENS, run_prompts
-from jaxsteer.sampling import Sampler, Sampling, choose_sampler, keys, sampling
-from jaxsteer.steering import Steering, as_tuple, check_steering
-from jaxsteer.tokens import TokenBatch, check_batch
+from jaxsteer.request import Request, StopTokens, make_request
+from jaxsteer.sampling import Sampler, Sampling, choose_sampler, keys
+from jaxsteer.steering import Steering
+from jaxsteer.stop_strings import FOUND, START, StopStrings
+from jaxsteer.thinking import still_thinking, thinking_in
+from jaxsteer.tokens import TokenBatch
 
 Step = Callable[..., "DecodeState"]
 Loop = Callable[..., "DecodeState"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Request:
-    """What each row asks for; all of it traced data."""
-
-    steering: tuple[Steering, ...]  # applied in order
-    sampling: Sampling
-    stop_tokens: jax.Array  # int32 [B, E]; -1 stands for none
-    max_tokens: jax.Array  # int32 [B]: new tokens after which the row ends
-    prompt_length: jax.Array  # int32 [B]: real tokens of the prompt
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +42,8 @@ class DecodeState:
     logprobs: jax.Array  # float32 [B, G]: of those tokens, under the steered model at temperature 1
     length: jax.Array  # int32 [B]: generated tokens, a stop token included
     done: jax.Array  # bool [B]: the row has ended; its later tokens are not kept
+    thinking: jax.Array  # bool [B]: the newest token lies inside <think>…</think>
+    stop_state: jax.Array  # int32 [B]: how much of a stop string the row ends with
     step: jax.Array  # int32 scalar: steps made; `length` has each row's own count
     cache: KVCache
 
@@ -69,6 +63,22 @@ class Generation:
             for row, n in zip(self.tokens, self.length, strict=True)
         ]
 
+    def texts(
+        self,
+        pieces: Sequence[bytes],
+        *,
+        drop: Sequence[int] = (),
+        stop_strings: StopStrings | None = None,
+    ) -> list[str]:
+        """The text of each row up to its stop string, with `pieces` from `token_bytes`.
+
+        A character that was cut short is shown as U+FFFD.
+        """
+        texts = [b"".join(pieces[t] for t in row) for row in self.rows(drop=drop)]
+        if stop_strings is not None:
+            texts = [stop_strings.cut(text) for text in texts]
+        return [text.decode(errors="replace") for text in texts]
+
 
 def prefill(
     model: Model,
@@ -87,20 +97,24 @@ def prefill(
     """
     B, T = batch.tokens.shape
     G = max_new_tokens
+    thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
     logits, cache = run_prompts(
         model,
         batch,
         capacity=T + G,
         steering=request.steering,
         prompt_length=request.prompt_length,
+        thinking=thinking,
         block_tokens=block_tokens,
     )
     state = DecodeState(
-        token=jnp.zeros((B,), jnp.int32),
+        token=batch.tokens[:, -1],
         tokens=jnp.zeros((B, G), jnp.int32),
         logprobs=jnp.zeros((B, G), jnp.float32),
         length=jnp.zeros((B,), jnp.int32),
         done=request.max_tokens <= 0,
+        thinking=thinking[:, -1],
+        stop_state=jnp.full((B,), START, jnp.int32),
         step=jnp.zeros((), jnp.int32),
         cache=cache,
     )
@@ -117,6 +131,7 @@ def decode_step(
         cache=state.cache,
         steering=request.steering,
         prompt_length=request.prompt_length,
+        thinking=state.thinking[:, None],
     )
     assert out.cache is not None
     return _append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)
@@ -136,6 +151,11 @@ def _append(
     column = jnp.where(state.done, state.tokens.shape[-1], position)  # past the end: dropped
     length = state.length + ~state.done
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
+    stop_state = state.stop_state
+    if request.stop_table is not None:
+        whose = jnp.minimum(rows, request.stop_table.shape[0] - 1)
+        stop_state = request.stop_table[whose, stop_state, token].astype(jnp.int32)
+        stopped |= stop_state == FOUND
     return replace(
         state,
         token=token,
@@ -143,6 +163,8 @@ def _append(
         logprobs=state.logprobs.at[rows, column].set(logprob, mode="drop", unique_indices=True),
         length=length,
         done=state.done | stopped | (length >= request.max_tokens),
+        thinking=still_thinking(state.thinking, state.token, token, request.think_tokens),
+        stop_state=stop_state,
         step=state.step + 1,
     )
 
@@ -168,44 +190,6 @@ def run(
 
 
 _run = jax.jit(run, static_argnames=("max_new_tokens", "sampler", "step", "loop"))
-_prefill = jax.jit(prefill, static_argnames=("max_new_tokens", "sampler"))
-
-
-def make_request(
-    model: Model,
-    batch: TokenBatch,
-    *,
-    max_new_tokens: int,
-    steering: Steering | Sequence[Steering] | None = None,
-    sampling_params: Sampling | None = None,
-    stop_tokens: Sequence[int] = (),
-) -> Request:
-    """Check everything on the host and bundle it for the compiled functions.
-
-    Raises:
-        ValueError: naming the field, what was found and what was expected.
-    """
-    rows = batch.tokens.shape[0]
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-    check_batch(batch, model.config, new_tokens=max_new_tokens)
-    for one in as_tuple(steering):
-        check_steering(one, model.config, rows=rows)
-    for token in stop_tokens:
-        if not 0 <= token < model.config.vocab_size:
-            raise ValueError(
-                f"stop_tokens: got id {token}, expected 0 to {model.config.vocab_size - 1}"
-            )
-    params = sampling(rows) if sampling_params is None else sampling_params
-    if params.seed.shape != (rows,):
-        raise ValueError(f"sampling: got {params.seed.shape[0]} rows, expected the batch's {rows}")
-    return Request(
-        steering=as_tuple(steering),
-        sampling=params,
-        stop_tokens=jnp.tile(jnp.array([*stop_tokens, -1], jnp.int32), (rows, 1)),
-        max_tokens=jnp.full((rows,), max_new_tokens, jnp.int32),
-        prompt_length=batch.lengths,
-    )
 
 
 def generate(
@@ -213,23 +197,34 @@ def generate(
     batch: TokenBatch,
     *,
     max_new_tokens: int,
+    max_tokens: ArrayLike | None = None,
     steering: Steering | Sequence[Steering] | None = None,
     sampling_params: Sampling | None = None,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: StopTokens = (),
+    stop_strings: StopStrings | None = None,
+    think_tokens: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
 ) -> Generation:
     """Generate up to `max_new_tokens` for every row of `batch`, in one compiled program.
 
+    Other values of anything but `max_new_tokens`, `sampler`, `step` and `loop` never recompile.
+
     Args:
         model: the weights.
         batch: left-padded prompts.
-        max_new_tokens: tokens to make room for; another value compiles another program.
-        steering: one intervention or several, applied in order; other values of them never
-            recompile.
+        max_new_tokens: tokens to make room for.
+        max_tokens: tokens after which a row ends, one number or one a row; `max_new_tokens` if
+            not given.
+        steering: one intervention or several, applied in order.
         sampling_params: per-row sampling; greedy if not given.
-        stop_tokens: a row ends after any of these (Llama-3 has several).
+        stop_tokens: a row ends after any of these ids (Llama-3 has several): one list for all
+            rows, or one a row.
+        stop_strings: a row ends with the token in which one of these is complete; see
+            `stop_strings.stop_strings`.
+        think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
+            lies between them; see `thinking.think_tokens`.
         sampler: the cheapest that serves `sampling_params`, if not given.
         step: what the loop repeats.
         loop: what drives it.
@@ -241,9 +236,12 @@ def generate(
         model,
         batch,
         max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
         steering=steering,
         sampling_params=sampling_params,
         stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
+        think_tokens=think_tokens,
     )
     state = _run(
         model,
@@ -258,20 +256,73 @@ def generate(
     return Generation(tokens, logprobs, length)
 
 
+def _first(
+    model: Model, batch: TokenBatch, request: Request, *, max_new_tokens: int, sampler: Sampler
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """The state after the prompt, what a stream shows of it, and whether it goes on."""
+    state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    return state, jnp.where(state.length > 0, state.token, -1), unfinished(state)
+
+
+def _next(
+    model: Model, state: DecodeState, request: Request, *, step: Step, sampler: Sampler
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """The same after one step more."""
+    after = step(model, state, request, sampler=sampler)
+    return after, jnp.where(state.done, -1, after.token), unfinished(after)
+
+
+_first_jit = jax.jit(_first, static_argnames=("max_new_tokens", "sampler"))
+_next_jit = jax.jit(_next, static_argnames=("step", "sampler"), donate_argnames="state")
+
+
 def stream(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    max_new_tokens: int,
+    max_tokens: ArrayLike | None = None,
+    steering: Steering | Sequence[Steering] | None = None,
+    sampling_params: Sampling | None = None,
+    stop_tokens: StopTokens = (),
+    stop_strings: StopStrings | None = None,
+    think_tokens: tuple[int, int] | None = None,
+    sampler: Sampler | None = None,
+    step: Step = decode_step,
+) -> Iterator[np.ndarray]:
+    """Yield each step's tokens as they come, int32 `[B]`, -1 in rows that had ended.
+
+    They are the tokens of `generate`, made by the same step; so are the arguments and what is
+    raised.
+    """
+    request = make_request(
+        model,
+        batch,
+        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
+        steering=steering,
+        sampling_params=sampling_params,
+        stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
+        think_tokens=think_tokens,
+    )
+    sampler = sampler or choose_sampler(request.sampling)
+    return _stream(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler, step=step)
+
+
+def _stream(
     model: Model,
     batch: TokenBatch,
     request: Request,
     *,
     max_new_tokens: int,
-    sampler: Sampler | None = None,
-    step: Step = decode_step,
+    sampler: Sampler,
+    step: Step,
 ) -> Iterator[np.ndarray]:
-    """Yield each step's tokens, int32 `[B]`, as they come; the same tokens as `generate`."""
-    sampler = sampler or choose_sampler(request.sampling)
-    jitted = jax.jit(step, static_argnames="sampler", donate_argnums=1)
-    state = _prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
-    yield np.asarray(state.token)
-    while unfinished(state):
-        state = jitted(model, state, request, sampler=sampler)
-        yield np.asarray(state.token)
+    state, shown, more = _first_jit(
+        model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler
+    )
+    yield np.asarray(shown)
+    while more:
+        state, shown, more = _next_jit(model, state, request, step=step, sampler=sampler)
+        yield np.asarray(shown)

@@ -34,6 +34,7 @@ def run_prompts(
     capacity: int,
     steering: tuple[Steering, ...],
     prompt_length: jax.Array,
+    thinking: jax.Array | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> tuple[jax.Array, KVCache]:
     """Logits behind each prompt, float32 `[B, V]`, and a cache of `capacity` slots a row; pure.
@@ -46,8 +47,8 @@ def run_prompts(
     n = count_blocks(B, T, limit=block_tokens)
 
     def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:
-        tokens, mask, steered, lengths = _block(
-            (batch.tokens, batch.mask, steering, prompt_length), j, n, B
+        tokens, mask, steered, lengths, thought = _block(
+            (batch.tokens, batch.mask, steering, prompt_length, thinking), j, n, B
         )
         out = forward(
             model,
@@ -56,6 +57,7 @@ def run_prompts(
             cache=empty_cache(model.config, rows=B // n, capacity=T, dtype=model.dtype),
             steering=steered,
             prompt_length=lengths,
+            thinking=thought,
             last_only=True,
         )
         assert out.cache is not None

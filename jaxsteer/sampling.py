@@ -6,7 +6,7 @@ cells of a sweep that differ in their steering share them, so that comparisons a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,31 @@ def sampling(
         "seed": (seed, np.uint32, 0, 2**32 - 1),
         "row": (np.arange(rows) if row is None else row, np.uint32, 0, 2**32 - 1),
     }
-    fields = {}
+    arrays = {}
     for name, (value, dtype, low, high) in limits.items():
         array = np.asarray(value)
         if array.ndim > 1 or (array.ndim == 1 and len(array) != rows):
             raise ValueError(f"{name}: got shape {array.shape}, expected one value or [{rows}]")
+        wanted, kinds = ("integers", "iu") if np.dtype(dtype).kind in "iu" else ("numbers", "iuf")
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"{name}: got dtype {array.dtype}, expected {wanted}")
         if not np.all((array >= low) & (array <= high)):  # NaN fails this, too
             raise ValueError(f"{name}: got {value}, expected {low} to {high}")
-        fields[name] = jnp.asarray(np.broadcast_to(array.astype(dtype), (rows,)))
-    return Sampling(**fields)
+        arrays[name] = jnp.asarray(np.broadcast_to(array.astype(dtype), (rows,)))
+    return Sampling(**arrays)
+
+
+def check_sampling(params: Sampling, *, rows: int) -> None:
+    """Check settings that may have been made by hand, as `sampling` checks its arguments.
+
+    Raises:
+        ValueError: naming the setting, what was found and what was expected.
+    """
+    if np.shape(params.seed) != (rows,):
+        raise ValueError(
+            f"sampling: got {np.shape(params.seed)[0]} rows, expected the batch's {rows}"
+        )
+    sampling(rows, **{field.name: getattr(params, field.name) for field in fields(params)})
 
 
 def keys(params: Sampling, position: jax.Array) -> jax.Array:

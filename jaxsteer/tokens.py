@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
 
@@ -46,13 +47,13 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
     [[0, 5, 8], [0, 0, 7]]
 
     Raises:
-        ValueError: for no rows, an empty row, or one longer than `length`.
+        ValueError: for no rows, an empty row, one longer than `length`, or what is no token id.
     """
     if len(rows) == 0:
         raise ValueError("prompts: got none, expected at least one")
+    for i, row in enumerate(rows):
+        _check_ids(row, f"prompts[{i}]")
     lengths = [len(row) for row in rows]
-    if min(lengths) == 0:
-        raise ValueError(f"prompts[{lengths.index(0)}]: got no tokens, expected at least one")
     length = bucket(max(lengths)) if length is None else length
     if max(lengths) > length:
         worst = lengths.index(max(lengths))
@@ -65,16 +66,36 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
     return TokenBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
-def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: int = 0) -> None:
+def _check_ids(row: Sequence[int], name: str) -> None:
+    if isinstance(row, str):
+        raise ValueError(f"{name}: got a text, expected token ids: encode it first")
+    ids = np.asarray(row)
+    if ids.ndim != 1:
+        raise ValueError(f"{name}: got {row!r}, expected a list of token ids")
+    if ids.size == 0:
+        raise ValueError(f"{name}: got no tokens, expected at least one")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name}: got dtype {ids.dtype}, expected token ids (integers)")
+    if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{name}: got ids {ids.min()} to {ids.max()}, expected 0 or more")
+
+
+def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: ArrayLike = 0) -> None:
     """Check a batch against a model on the host, where JAX would clamp ids silently.
 
+    `new_tokens` are still to come, as many in each row or `[B]`.
+
     Raises:
-        ValueError: for an id outside the vocabulary, a mask that is not left padding, or rows
-            that outgrow the model's positions with `new_tokens` more.
+        ValueError: for other dtypes than TokenBatch has, no rows, an id outside the vocabulary, a
+            mask that is not left padding, or rows that outgrow the model's positions.
     """
     tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
-    if tokens.ndim != 2 or tokens.shape != mask.shape:
+    if tokens.ndim != 2 or tokens.shape != mask.shape or tokens.size == 0:
         raise ValueError(f"tokens and mask: got {tokens.shape} and {mask.shape}, expected [B, T]")
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"tokens: got dtype {tokens.dtype}, expected integers")
+    if mask.dtype != np.bool_:
+        raise ValueError(f"mask: got dtype {mask.dtype}, expected bool")
     wrong = (tokens < 0) | (tokens >= config.vocab_size)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
@@ -84,9 +105,12 @@ def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: int = 0) 
         )
     if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
         raise ValueError("mask: expected left padding, then at least one real token, in every row")
-    longest = int(mask.sum(axis=1).max())
-    if longest + new_tokens > config.max_positions:
+    lengths = mask.sum(axis=1)
+    total = lengths + np.asarray(new_tokens)
+    if total.max() > config.max_positions:
+        worst = int(total.argmax())
         raise ValueError(
-            f"prompt of {longest} tokens and {new_tokens} new ones: expected at most "
+            f"prompts[{worst}]: got a prompt of {lengths[worst]} tokens and "
+            f"{total[worst] - lengths[worst]} new ones, expected at most "
             f"max_positions={config.max_positions} together"
         )

@@ -14,9 +14,12 @@ from jaxsteer.generate import decode_step, generate, make_request, run, stream
 from jaxsteer.interventions import add
 from jaxsteer.sampling import greedy, sampling
 from jaxsteer.steering import Steering
-from jaxsteer.tokens import left_pad
+from jaxsteer.stop_strings import stop_strings
+from jaxsteer.tokens import TokenBatch, left_pad
 
 B, G = 3, 8
+THINKING = add(np.ones(SHALLOW.d_model), layer=0, coeff=1.0, scope=scope.thinking())
+STOP = stop_strings(["a"], [b"a"], vocab_size=7)
 # Log-probabilities of two programs that sum in other orders: float32, of magnitude 10.
 LOGPROB = 2e-5
 
@@ -104,30 +107,42 @@ def test_a_row_ends_with_its_first_stop_token(shallow, batch):
 
 def test_the_loop_ends_when_every_row_has(shallow, batch):
     whole = generate(shallow, batch, max_new_tokens=G)
-    request = make_request(shallow, batch, max_new_tokens=G, stop_tokens=set(whole.tokens[:, 1]))
-    seen = list(stream(shallow, batch, request, max_new_tokens=G))
+    seen = list(stream(shallow, batch, max_new_tokens=G, stop_tokens=set(whole.tokens[:, 1])))
     assert len(seen) == 2
 
 
-def test_each_row_may_have_its_own_maximum(shallow, batch):
-    whole = generate(shallow, batch, max_new_tokens=G)
-    request = make_request(shallow, batch, max_new_tokens=G)
-    request = replace(request, max_tokens=jnp.array([2, 0, 5], jnp.int32))
-    state = jax.jit(run, static_argnames=("max_new_tokens", "sampler"))(
-        shallow, batch, request, max_new_tokens=G, sampler=greedy
-    )
-    assert state.length.tolist() == [2, 0, 5]
-    assert int(state.step) == 5
-    for row, end in enumerate([2, 0, 5]):
-        expected = np.where(np.arange(G) < end, whole.tokens[row], 0)
-        np.testing.assert_array_equal(state.tokens[row], expected)
+def test_rows_may_end_after_tokens_and_maxima_of_their_own(shallow, batch):
+    whole = generate(shallow, batch, max_new_tokens=G).tokens
+    stops = [[], [int(whole[1, 3])], [int(whole[2, 1]), int(whole[0, 0])]]
+    first_hit = [np.isin(row, stop).argmax() + 1 for row, stop in zip(whole, stops, strict=True)]
+    found = generate(shallow, batch, max_new_tokens=G, max_tokens=[5, G, G], stop_tokens=stops)
+    ends = [5, first_hit[1], first_hit[2]]
+    assert found.length.tolist() == ends
+    for row, end in enumerate(ends):
+        expected = np.where(np.arange(G) < end, whole[row], 0)
+        np.testing.assert_array_equal(found.tokens[row], expected)
+    found = generate(shallow, batch, max_new_tokens=G, max_tokens=[2, 0, 3])
+    assert found.length.tolist() == [2, 0, 3]
 
 
 def test_a_stream_yields_the_tokens_of_generate(shallow, batch, steering):
-    found = generate(shallow, batch, max_new_tokens=G, steering=steering)
-    request = make_request(shallow, batch, max_new_tokens=G, steering=steering)
-    seen = list(stream(shallow, batch, request, max_new_tokens=G))
-    np.testing.assert_array_equal(np.stack(seen, axis=1), found.tokens)
+    options = {
+        "max_new_tokens": G,
+        "max_tokens": [G, 0, 3],
+        "steering": steering,
+        "sampling_params": sampling(B, temperature=1.0, top_k=9, seed=2),
+    }
+    found = generate(shallow, batch, **options)
+    step = chex.assert_max_traces(decode_step, n=1)
+    for _ in range(2):  # the second stream compiles nothing
+        seen = np.stack(list(stream(shallow, batch, **options, step=step)), axis=1)
+        ended = np.arange(G) >= found.length[:, None]
+        np.testing.assert_array_equal(seen, np.where(ended, -1, found.tokens))
+
+
+def test_a_stream_refuses_bad_input_when_it_is_made(shallow, batch):
+    with pytest.raises(ValueError, match="max_new_tokens: got 0"):
+        stream(shallow, batch, max_new_tokens=0)
 
 
 def test_a_loop_in_python_is_the_compiled_loop(shallow, batch, steering):
@@ -186,7 +201,8 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
             max_new_tokens=4,
             steering=add(vector(i), layer=[i % 2, 0, 1], coeff=float(i), scope=where),
             sampling_params=sampling(B, temperature=0.5 + i, seed=i),
-            stop_tokens=[i],
+            stop_tokens=[i] * (1 + i),
+            max_tokens=4 - i % 2,
             step=step,
         )
         seen.add(found.tokens.tobytes())
@@ -197,8 +213,29 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: got 2.5, expected at least 1"),
         ({"max_new_tokens": 57}, "prompt of 8 tokens and 57 new ones.*max_positions=64"),
+        ({"max_tokens": 5}, "max_tokens: got 5, expected 0 to max_new_tokens=4"),
+        ({"max_tokens": [1, -1, 2]}, "max_tokens: got -1, expected 0 to"),
+        ({"max_tokens": [1, 2]}, r"max_tokens: got int64 \[2\], expected an integer or \[3\]"),
+        ({"max_tokens": [1.0, 2.0, 3.0]}, "max_tokens: got float64"),
         ({"stop_tokens": [61]}, "stop_tokens: got id 61, expected 0 to 60"),
+        ({"stop_tokens": [1.5]}, "stop_tokens: got id 1.5, expected 0 to 60"),
+        ({"stop_tokens": [[1], [2]]}, "stop_tokens: got 2 entries, .* each of the 3 rows"),
+        ({"stop_tokens": [[1], [2], 3]}, "stop_tokens: got 3 entries, 2 of them lists"),
+        ({"stop_tokens": [[1], [], [-1]]}, "stop_tokens: got id -1"),
+        ({"think_tokens": (61, 1)}, "think_tokens: got id 61"),
+        ({"think_tokens": (3, 3)}, r"think_tokens: got \(3, 3\), expected two different ids"),
+        ({"steering": THINKING}, "think_tokens: got None, expected the ids of <think> and </thi"),
+        ({"stop_strings": STOP}, "stop_strings: got a table for 7 tokens, expected vocab_size=61"),
+        (
+            {"sampling_params": replace(sampling(3), temperature=jnp.array([1, jnp.nan, 1]))},
+            "temperature: got .*nan",
+        ),
+        (
+            {"sampling_params": replace(sampling(3), top_p=jnp.ones(2))},
+            r"top_p: got shape \(2,\), expected one value or \[3\]",
+        ),
         ({"sampling_params": sampling(2)}, "sampling: got 2 rows, expected the batch's 3"),
     ],
 )
@@ -213,3 +250,9 @@ def test_requests_that_do_not_fit(shallow, batch, options, message):
 def test_a_token_outside_the_vocabulary_is_refused(shallow):
     with pytest.raises(ValueError, match=r"tokens\[0, 2\]: got id 61, expected 0 to 60"):
         generate(shallow, left_pad([[1, 61]], length=3), max_new_tokens=1)
+
+
+def test_tokens_that_are_no_integers_are_refused(shallow, batch):
+    wrong = TokenBatch(batch.tokens.astype(jnp.float32), batch.mask)
+    with pytest.raises(ValueError, match="tokens: got dtype float32, expected integers"):
+        generate(shallow, wrong, max_new_tokens=1)

@@ -215,6 +215,9 @@ def test_the_cheapest_sampler_is_chosen(settings, expected):
         ({"top_p": 1.1}, "top_p: got 1.1"),
         ({"min_p": 1.5}, "min_p: got 1.5, expected 0.0 to 1.0"),
         ({"seed": -1}, "seed: got -1"),
+        ({"seed": 1.5}, "seed: got dtype float64, expected integers"),
+        ({"top_k": [1.0, 2.0, 3.0]}, "top_k: got dtype float64, expected integers"),
+        ({"top_p": "all"}, "top_p: got dtype <U3, expected numbers"),
         ({"seed": [1, 2]}, r"seed: got shape \(2,\), expected one value or \[3\]"),
     ],
 )

@@ -31,6 +31,11 @@ def test_lengths_are_bucketed(longest, width):
         ([], "prompts: got none, expected at least one"),
         ([[1], []], r"prompts\[1\]: got no tokens, expected at least one"),
         ([[1], [1] * 5], r"prompts\[1\]: got 5 tokens, expected at most 4"),
+        ([[1], [2.0]], r"prompts\[1\]: got dtype float64, expected token ids \(integers\)"),
+        ([[1], [-2]], r"prompts\[1\]: got ids -2 to -2, expected 0 or more"),
+        ([[1], [2**40]], r"prompts\[1\]: got ids 1099511627776 to"),
+        ([[1], "text"], r"prompts\[1\]: got a text, expected token ids"),
+        ([[1], [[2]]], r"prompts\[1\]: got \[\[2\]\], expected a list of token ids"),
     ],
 )
 def test_rows_that_cannot_be_padded(rows, message):
@@ -57,6 +62,26 @@ def batch_of(tokens, mask) -> TokenBatch:
 def test_batches_that_do_not_fit_the_model(batch, new_tokens, message):
     with pytest.raises(ValueError, match=message):
         check_batch(batch, CONFIG, new_tokens=new_tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "message"),
+    [
+        (jnp.ones((1, 2)), jnp.ones((1, 2), bool), "tokens: got dtype float32, expected integers"),
+        (jnp.ones((1, 2), int), jnp.ones((1, 2), int), "mask: got dtype int32, expected bool"),
+        (jnp.ones((0, 2), int), jnp.ones((0, 2), bool), r"got \(0, 2\) and \(0, 2\), expected"),
+    ],
+)
+def test_batches_of_other_types(tokens, mask, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(TokenBatch(tokens, mask), CONFIG)
+
+
+def test_each_row_has_room_for_its_own_new_tokens():
+    batch = left_pad([[1] * 8, [1]])
+    check_batch(batch, CONFIG, new_tokens=np.array([2, 9]))
+    with pytest.raises(ValueError, match=r"prompts\[1\]: got a prompt of 1 tokens and 10 new"):
+        check_batch(batch, CONFIG, new_tokens=np.array([2, 10]))
 
 
 def test_padding_does_not_count_towards_the_positions():

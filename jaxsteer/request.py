@@ -1,0 +1,142 @@
+"""What each row of a batch asks for, checked on the host before anything is compiled."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.model import Model
+from jaxsteer.sampling import Sampling, check_sampling, sampling
+from jaxsteer.steering import Steering, as_tuple, check_steering
+from jaxsteer.stop_strings import StopStrings
+from jaxsteer.tokens import TokenBatch, bucket, check_batch
+
+# Lists of stop tokens are padded to a multiple of it, so that another length rarely recompiles.
+_STOP_TOKENS = 8
+
+StopTokens = Sequence[int] | Sequence[Sequence[int]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """What each row asks for; all of it traced data."""
+
+    steering: tuple[Steering, ...]  # applied in order
+    sampling: Sampling
+    stop_tokens: jax.Array  # int32 [B, E]; -1 stands for none
+    max_tokens: jax.Array  # int32 [B]: new tokens after which the row ends
+    prompt_length: jax.Array  # int32 [B]: real tokens of the prompt
+    think_tokens: jax.Array  # int32 [B, 2]: ids of <think> and </think>; -1 stands for none
+    stop_table: jax.Array | None = None  # [1, S, V] for all rows or [B, S, V]: see `stop_strings`
+
+
+def make_request(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    max_new_tokens: int,
+    max_tokens: ArrayLike | None = None,
+    steering: Steering | Sequence[Steering] | None = None,
+    sampling_params: Sampling | None = None,
+    stop_tokens: StopTokens = (),
+    stop_strings: StopStrings | None = None,
+    think_tokens: tuple[int, int] | None = None,
+) -> Request:
+    """Check everything on the host and bundle it for the compiled functions.
+
+    The arguments are those of `generate`.
+
+    Raises:
+        ValueError: naming the field, what was found and what was expected.
+    """
+    config = model.config
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
+    rows = batch.tokens.shape[0]
+    most = _max_tokens(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
+    check_batch(batch, config, new_tokens=most)
+    steerings = as_tuple(steering)
+    for one in steerings:
+        check_steering(one, config, rows=rows)
+    params = sampling(rows) if sampling_params is None else sampling_params
+    check_sampling(params, rows=rows)
+    if stop_strings is not None and stop_strings.table.shape[-1] != config.vocab_size:
+        raise ValueError(
+            f"stop_strings: got a table for {stop_strings.table.shape[-1]} tokens, "
+            f"expected vocab_size={config.vocab_size}"
+        )
+    return Request(
+        steering=steerings,
+        sampling=params,
+        stop_tokens=jnp.asarray(_stop_tokens(stop_tokens, rows=rows, config=config)),
+        max_tokens=jnp.asarray(most),
+        prompt_length=batch.lengths,
+        think_tokens=jnp.tile(
+            jnp.array(check_think_tokens(think_tokens, steerings, config), jnp.int32), (rows, 1)
+        ),
+        stop_table=None if stop_strings is None else stop_strings.table,
+    )
+
+
+def check_think_tokens(
+    think_tokens: tuple[int, int] | None, steerings: Sequence[Steering], config: LlamaConfig
+) -> tuple[int, int]:
+    """The pair, or (-1, -1) for none.
+
+    Raises:
+        ValueError: for ids outside the vocabulary, two that are equal, or none where the scope of
+            a steering needs them.
+    """
+    if think_tokens is None:
+        if any(one.scope.needs_thinking for one in steerings):
+            raise ValueError(
+                "think_tokens: got None, expected the ids of <think> and </think> (see "
+                "jaxsteer.think_tokens), because a scope is confined to what lies between them"
+            )
+        return -1, -1
+    if len(think_tokens) != 2 or think_tokens[0] == think_tokens[1]:
+        raise ValueError(f"think_tokens: got {think_tokens}, expected two different ids")
+    for token in think_tokens:
+        _check_id("think_tokens", token, config)
+    return think_tokens
+
+
+def _max_tokens(given: ArrayLike | None, *, rows: int, max_new_tokens: int) -> np.ndarray:
+    """Each row's maximum, int32 `[B]`."""
+    most = np.asarray(max_new_tokens if given is None else given)
+    if not np.issubdtype(most.dtype, np.integer) or most.shape not in ((), (rows,)):
+        raise ValueError(
+            f"max_tokens: got {most.dtype} {list(most.shape)}, expected an integer or [{rows}]"
+        )
+    wrong = most[(most < 0) | (most > max_new_tokens)]
+    if wrong.size:
+        raise ValueError(
+            f"max_tokens: got {wrong.flat[0]}, expected 0 to max_new_tokens={max_new_tokens}"
+        )
+    return np.broadcast_to(most.astype(np.int32), (rows,))
+
+
+def _stop_tokens(given: Collection[Any], *, rows: int, config: LlamaConfig) -> np.ndarray:
+    """Each row's stop tokens, int32 `[B, E]`, filled up with -1."""
+    lists = [list(x) for x in given if np.ndim(x)]
+    if lists and not len(lists) == len(given) == rows:
+        raise ValueError(
+            f"stop_tokens: got {len(given)} entries, {len(lists)} of them lists; expected ids, or "
+            f"a list of them for each of the {rows} rows"
+        )
+    each = lists or [list(given)] * rows
+    for token in {token for row in each for token in row}:
+        _check_id("stop_tokens", token, config)
+    width = bucket(max(1, *map(len, each)), step=_STOP_TOKENS)
+    return np.array([row + [-1] * (width - len(row)) for row in each], np.int32)
+
+
+def _check_id(name: str, token: int, config: LlamaConfig) -> None:
+    if not isinstance(token, int | np.integer) or not 0 <= token < config.vocab_size:
+        raise ValueError(f"{name}: got id {token!r}, expected 0 to {config.vocab_size - 1}")
