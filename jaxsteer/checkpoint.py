@@ -6,10 +6,10 @@ DIR/huggingface/    tokenizer files and Hugging Face configs, byte for byte as t
 """
 
 import json
+import os
+import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1
 
+from jaxsteer.checksums import check_files, checksums
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import write_atomic
+from jaxsteer.header import load_json
 from jaxsteer.model import Model, abstract_params, from_params
 from jaxsteer.newdir import new_directory
 from jaxsteer.paths import ParamPath, dotted, flatten, nest
@@ -116,7 +118,7 @@ def write(
         for file in map(Path, files):
             shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
         about = provenance() if callable(provenance) else provenance
-        manifest = Manifest(config, dtype, dict(about or {}), _summarise(folder))
+        manifest = Manifest(config, dtype, dict(about or {}), checksums(folder))
         write_atomic(folder / MANIFEST, manifest.to_json())
 
 
@@ -175,12 +177,15 @@ def read_manifest(path: PathLike) -> Manifest:
             )
         raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST})")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = load_json(file.read_bytes())
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
         config = LlamaConfig.from_dict(data["config"])
-        return Manifest(config, data["dtype"], data["provenance"], data["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        if data["dtype"] not in DTYPES or not isinstance(data["provenance"], dict):
+            raise ValueError(f"dtype {data['dtype']!r} or a provenance that is no object")
+        files = {str(name): [int(size), int(crc)] for name, (size, crc) in data["files"].items()}
+        return Manifest(config, data["dtype"], data["provenance"], files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: damaged or of another version: {error}") from None
 
 
@@ -233,13 +238,27 @@ def _write_params(path: Path, leaves: Leaves) -> None:
     with context:
         try:
             for batch in _batches(leaves):
-                if writing:
-                    writing.result()  # two at a time would write into one temporary directory
-                writing = v1.partial.save_async(path, nest(batch))
+                if writing:  # two at a time would write into one temporary directory
+                    _written(writing.result, path)
+                tree = nest(batch)
+                writing = _written(lambda tree=tree: v1.partial.save_async(path, tree), path)
         finally:
             if writing:
-                writing.result()
-        v1.partial.finalize(path)
+                _written(writing.result, path)
+        _written(lambda: v1.partial.finalize(path), path)
+
+
+def _written(work: Callable[[], Any], path: Path) -> Any:
+    """What `work` returns; what Orbax raises when it cannot write becomes one short `OSError`."""
+    try:
+        return work()
+    except Exception as error:  # of many kinds, with the system's reason in the text
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(path.parent)) from None
+        reason = str(error).partition("\n")[0][:300]
+        raise OSError(f"{path.parent}: cannot be written: {reason}") from error
 
 
 def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
@@ -257,8 +276,12 @@ def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
 def _open(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose files are whole and whose weights fit its config."""
     manifest = read_manifest(folder)
-    _check_files(folder, manifest.files)
-    stored = {dotted(p): x.shape for p, x in flatten(v1.metadata(folder / _PARAMS).metadata)}
+    check_files(folder, manifest.files)
+    try:
+        metadata = v1.metadata(folder / _PARAMS).metadata
+        stored = {dotted(p): x.shape for p, x in flatten(metadata)}
+    except Exception as error:  # of any kind, when the directory is not Orbax's
+        raise _unreadable(folder, error) from None
     expected = {dotted(p): x.shape for p, x in flatten(abstract_params(manifest.config))}
     problems = [
         f"{name}: got {stored.get(name, 'none')}, expected {expected.get(name, 'none')}"
@@ -284,46 +307,10 @@ def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any,
     try:
         with context:
             return v1.load(folder / _PARAMS, placed)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0][:300]
-        raise ValueError(f"{folder}: its weights cannot be read: {reason}") from error
+    except Exception as error:  # of any kind, when the directory is damaged
+        raise _unreadable(folder, error) from error
 
 
-def _summarise(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:  # zlib lets go of the GIL
-        sums = pool.map(_crc32, files)
-        return {
-            file.relative_to(folder).as_posix(): [file.stat().st_size, crc]
-            for file, crc in zip(files, sums, strict=True)
-        }
-
-
-def _check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
-    """Raise `ValueError` that names every file that is missing or not as it was written."""
-    there = {name: folder / name for name in files if (folder / name).is_file()}
-    problems = [f"missing: {name}" for name in files if name not in there]
-    whole = {}
-    for name, file in there.items():
-        size = file.stat().st_size
-        if size != files[name][0]:
-            problems.append(f"cut short: {name}: {size:,} bytes, expected {files[name][0]:,}")
-        else:
-            whole[name] = file
-    with ThreadPoolExecutor() as pool:
-        for name, crc in zip(whole, pool.map(_crc32, whole.values()), strict=True):
-            if crc != files[name][1]:
-                problems.append(f"damaged: {name}: its content has changed")
-    if problems:
-        raise ValueError(
-            f"{folder}: damaged, convert or copy it again:\n  " + "\n  ".join(problems)
-        )
-
-
-def _crc32(file: Path) -> int:
-    value = 0
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 24):
-            value = zlib.crc32(block, value)
-    return value
+def _unreadable(folder: Path, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0][:300]
+    return ValueError(f"{folder}: its weights cannot be read: {reason}")

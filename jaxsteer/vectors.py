@@ -103,13 +103,14 @@ def save_directions(
 
 
 def load_directions(
-    path: str | os.PathLike[str], *, width: int | None = None
+    path: str | os.PathLike[str], *, width: int | None = None, model: str | None = None
 ) -> dict[str, Direction]:
     """Read a file that `save_directions` wrote: its directions by name, in the order saved.
 
     Args:
       path: the file.
       width: the width D that the directions must have, or None for any.
+      model: a model's hash, which the provenance must name under `models`, or None for any.
 
     Raises FileNotFoundError, or ValueError naming the file and the direction.
     """
@@ -134,6 +135,9 @@ def load_directions(
             raise ValueError(f"{path}: direction {name!r}: expected layer, site and provenance")
         directions[name] = _direction(path, vector=tensors[name], name=name, **fields)
         check_width(directions[name], width)
+        models = directions[name].provenance.get("models")
+        if model is not None and not (isinstance(models, dict) and model in models.values()):
+            raise ValueError(f"{path}: direction {name!r}: from {models!r}, expected {model!r}")
     return directions
 
 

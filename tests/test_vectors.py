@@ -132,7 +132,7 @@ def test_missing_and_damaged_files(tmp_path, load):
     with pytest.raises(FileNotFoundError, match="none: no such file"):
         load(tmp_path / "none")
     (tmp_path / "damaged").write_bytes(b"\0" * 5)
-    with pytest.raises(ValueError, match="damaged: (damaged or cut short|not a file of tensors)"):
+    with pytest.raises(ValueError, match=r"damaged: (damaged or cut short|not a file of tensors)"):
         load(tmp_path / "damaged")
 
 

@@ -9,7 +9,6 @@ read; DST appears when it is complete, or not at all.
 
 import argparse
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from jaxsteer import checkpoint
 from jaxsteer.files import sha256
 from jaxsteer.newdir import check_free
 from jaxsteer.paths import ParamPath, dotted
-from weights import hf
+from weights import command, hf
 from weights.folder import CONFIGS, Folder, n_bytes, open_folder
 from weights.source import Source, find_source
 from weights.stream import tensors_as_ours
@@ -77,15 +76,19 @@ def convert(
     with ThreadPoolExecutor() as pool:
         # Beside the conversion, which then finds the files in the system's cache.
         hashes = {file.name: pool.submit(sha256, file) for file in folder.shards + files}
-        checkpoint.write(
-            dst,
-            folder.config,
-            _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
-            dtype=target,
-            files=files,
-            provenance=lambda: _provenance(source, folder, hashes),
-            overwrite=overwrite,
-        )
+        try:
+            checkpoint.write(
+                dst,
+                folder.config,
+                _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
+                dtype=target,
+                files=files,
+                provenance=lambda: _provenance(source, folder, hashes),
+                overwrite=overwrite,
+            )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _leaves(
@@ -202,6 +205,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Ending like this instead of at once lets the half-built directory be removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    command.run(main)

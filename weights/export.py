@@ -8,20 +8,20 @@ Convert and export give back every tensor byte for byte, unless the conversion c
 import argparse
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from jaxsteer import checkpoint
 from jaxsteer.files import write_atomic
 from jaxsteer.newdir import check_free, new_directory
-from weights import hf
+from weights import command, hf
 from weights.folder import INDEX, SINGLE, n_bytes, read_json
 
 CONFIG = "config.json"
@@ -57,13 +57,20 @@ def export(
     ):
         where: dict[str, int] = {}
         for number, shard in enumerate(_shards(Path(src), manifest, shard_bytes), start=1):
-            save_file(shard, folder / _part(number), metadata={"format": "pt"})
+            _save(shard, folder / _part(number))
             where |= dict.fromkeys(shard, number)
             bar.update(sum(x.nbytes for x in shard.values()))
         _name_shards(folder, where, total)
         for file in checkpoint.companions(src):
             shutil.copyfile(file, folder / file.name)
         _write_config(folder / CONFIG, manifest)
+
+
+def _save(shard: dict[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(f"{file.parent}: cannot be written: {error}") from None
 
 
 def _shards(
@@ -130,6 +137,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Ending like this instead of at once lets the half-built directory be removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    command.run(main)

@@ -70,7 +70,7 @@ class Folder:
         x = np.empty((stop - start) * row_bytes, np.uint8)
         with open(file, "rb", buffering=0) as opened:
             opened.seek(entry.begin + start * row_bytes)
-            if not _fill(opened, memoryview(x)):
+            if not _fill(opened, memoryview(x.data)):
                 raise ValueError(f"{file}: became shorter while it was read")
         if header.dtype not in hf.FLOATS:  # an ignored tensor; its bytes can still be compared
             return x
@@ -122,8 +122,12 @@ def member(folder: Path, name: str) -> Path:
     roots = [home]
     if home.parent.name == "snapshots":
         roots.append(home.parent.parent / "blobs")
-    if not any(path.resolve().is_relative_to(root) for root in roots):
-        raise ValueError(f"{path}: leads out of the folder, to {path.resolve()}; expected a file")
+    try:
+        place = path.resolve()
+    except RuntimeError:  # in Python 3.13 an OSError
+        raise ValueError(f"{path}: a link that leads in a circle") from None
+    if not any(place.is_relative_to(root) for root in roots):
+        raise ValueError(f"{path}: leads out of the folder, to {place}; expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return path

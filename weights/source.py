@@ -22,8 +22,10 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Source:
 
     Raises:
         FileNotFoundError: no such folder, and no hub id either.
-        ValueError: the hub has no such model, or does not give it to this user.
+        ValueError: a URL, or the hub has no such model, or does not give it to this user.
     """
+    if "://" in str(source):  # not repeated in the message: a URL can hold a password
+        raise ValueError("source: got a URL, expected a folder or a hub id like owner/name")
     folder = Path(source)
     if folder.exists():
         return Source(folder, folder.resolve().name, None)
@@ -52,7 +54,8 @@ def _download(repo: str, revision: str | None) -> Source:
             f"in with: hf auth login). See {page}"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repo}: download failed: {type(error).__name__}; see {page}") from error
+        # Without the error itself: its text can hold a signed address, or the request's headers.
+        raise ValueError(f"{repo}: download failed: {type(error).__name__}; see {page}") from None
     # Snapshots live in a folder named after the commit.
     path = Path(folder)
     return Source(path, repo, path.name if path.parent.name == "snapshots" else revision)

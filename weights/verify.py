@@ -26,7 +26,7 @@ from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import Model, forward
 from jaxsteer.paths import dotted
-from weights import hf
+from weights import command, hf
 from weights.folder import Folder, open_folder
 from weights.source import find_source
 
@@ -166,4 +166,4 @@ def _report(path: Path, src: str, tokens: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

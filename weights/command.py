@@ -1,0 +1,32 @@
+"""What the commands of this floor share: how they end, and that an error is one line."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a command and exit with its code; interrupted, it first removes what is half-built.
+
+    Orbax and TensorStore report an error of their threads three times: in the log, through the
+    threads' hook, and by raising it. Only the last is kept, and the command says it in one line.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    threading.excepthook = lambda _: None  # the thread's result raises it again
+    sys.unraisablehook = _without_echo
+    # Raising SystemExit instead of ending at once lets the half-built directory be removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _without_echo(unraisable: Any) -> None:
+    # TensorStore's late answers find the loop closed that asked for them.
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
