@@ -54,17 +54,13 @@ def expected_of(operation: str, x: np.ndarray, *, strength: float = 1.0, seed: i
 def one_program(one: Steering, rows: int = B, *, thinking: bool = True) -> Steering:
     """The same steering with every field and in shapes that tests share: it compiles once."""
     where = scope.mask([True, False] * 4)
-    full = interventions.when(
-        steering.rows(
-            [
-                one_of("replace", layer=[[0] * 4], preserve_norm=True, schedule=[1.0] * 8),
-                one_of(
-                    "ablate", layer=0, scope=scope.thinking(within=where) if thinking else where
-                ),
-            ]
-        ),
-        exact_vectors()[0],
-        above=0.0,
+    where = scope.thinking(within=where) if thinking else where
+    full = steering.rows(
+        [
+            one_of("replace", layer=[[0] * 4], preserve_norm=True, schedule=[1.0] * 8),
+            interventions.ablate(np.eye(4, D), layer=0, scope=where),
+        ]
     )
+    full = interventions.when(full, exact_vectors()[0], above=0.0)
     wide = steering.rows([broadcast_rows(one, rows, "steering"), full])
     return jax.tree.map(lambda x: x[:rows], replace(wide, sites=SITES))
