@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import decode
+from experiments.benchmarks import cpu, decode
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -84,3 +85,22 @@ def test_decode_benchmark_prints_a_line_for_each_case(capsys, monkeypatch):
         assert case["ratio"] == pytest.approx(case["step_ms"] / case["floor_ms"], rel=1e-2)
         assert case["compilations"] == 1
         assert case["tokens_per_s"] == pytest.approx(2e3 / case["step_ms"], rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def both_engines():
+    model = oracle.random_model(replace(oracle.SHALLOW, d_model=32, head_dim=8))
+    return model, oracle.torch_twin(model)
+
+
+def test_cpu_benchmark_finds_equal_tokens(both_engines):
+    found = cpu.compare(*both_engines, layer=1, rows=2, prompt=8, steps=5, repeats=1)
+    assert found["same_tokens"]
+    faster = found["transformers_ms"] / found["jaxsteer_ms"]
+    assert found["times_faster"] == pytest.approx(faster)
+
+
+def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):
+    monkeypatch.setattr(cpu, "add", lambda *args, **options: None)
+    found = cpu.compare(*both_engines, layer=1, rows=2, prompt=8, steps=5, repeats=1)
+    assert not found["same_tokens"]

@@ -1,0 +1,122 @@
+"""Steered generation on a CPU against transformers with a forward hook, on the same weights.
+
+    python -m experiments.benchmarks.cpu
+
+Greedy decoding of the small pair's reasoning model in float32, both steered at one layer by the
+same vector from the first generated token on. Both engines take turns, the best of several runs
+counts, compilation is not timed; the tokens must be the same. Prints one JSON line a batch size;
+exits with 1 if a token differs. Needs PyTorch.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from jaxsteer import checkpoint
+from jaxsteer.generate import generate
+from jaxsteer.interventions import add
+from jaxsteer.model import Model
+from jaxsteer.scope import from_last_prompt_token
+from jaxsteer.tokens import left_pad
+from weights.convert import convert
+
+SMALL = Path(__file__).parents[2] / "weights" / "small" / "reasoning"
+LAYER, COEFF = 4, 4.0  # of the small pair: half-way up, strong enough to change tokens
+
+
+def load_both(source: Path) -> tuple[Model, Any]:
+    """The model of a Hugging Face folder in both engines, float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        convert(source, Path(folder) / "converted")
+        model, _ = checkpoint.load(Path(folder) / "converted", dtype=jnp.float32)
+    twin = transformers.LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    twin.generation_config.eos_token_id = None  # the same number of steps for both
+    return model, twin
+
+
+def compare(
+    model: Model, twin: Any, *, layer: int, rows: int, prompt: int, steps: int, repeats: int
+) -> dict[str, Any]:
+    """Milliseconds a step of both engines, prefill included, and whether the tokens agree."""
+    random = np.random.default_rng(0)
+    config = model.config
+    tokens = random.integers(3, config.vocab_size, (rows, prompt))
+    vector = random.normal(size=config.d_model) / config.d_model**0.5
+    batch = left_pad(tokens.tolist(), length=prompt)
+    steering = add(vector, layer=layer, coeff=COEFF, scope=from_last_prompt_token())
+    shift = torch.tensor(COEFF * vector, dtype=torch.float32)
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden[:, -1] += shift  # the prompt's last token, then each new one
+        return output
+
+    def ours() -> np.ndarray:
+        return generate(model, batch, max_new_tokens=steps, steering=steering).tokens
+
+    def theirs() -> np.ndarray:
+        ids = torch.tensor(tokens)
+        with torch.inference_mode():
+            out = twin.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=steps,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return out[:, prompt:].numpy()
+
+    handle = twin.model.layers[layer].register_forward_hook(hook)
+    try:
+        same = bool(np.array_equal(ours(), theirs()))
+        times: dict[str, list[float]] = {"jaxsteer": [], "transformers": []}
+        for _ in range(repeats):
+            for name, work in (("jaxsteer", ours), ("transformers", theirs)):
+                started = time.perf_counter()
+                work()
+                times[name].append(time.perf_counter() - started)
+    finally:
+        handle.remove()
+    best = {f"{name}_ms": min(spent) / steps * 1e3 for name, spent in times.items()}
+    return {
+        "rows": rows,
+        "prompt": prompt,
+        "steps": steps,
+        **best,
+        "times_faster": best["transformers_ms"] / best["jaxsteer_ms"],
+        "same_tokens": same,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.cpu")
+    parser.add_argument("--source", type=Path, default=SMALL, help="a Hugging Face folder")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    model, twin = load_both(args.source)
+    same = True
+    for rows in args.rows:
+        sizes = {"rows": rows, "prompt": args.prompt, "steps": args.steps}
+        found = compare(model, twin, layer=LAYER, repeats=args.repeats, **sizes)
+        print(json.dumps(found), flush=True)
+        same &= found["same_tokens"]
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
