@@ -153,8 +153,7 @@ def _append(
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
     stop_state = state.stop_state
     if request.stop_table is not None:
-        whose = jnp.minimum(rows, request.stop_table.shape[0] - 1)
-        stop_state = request.stop_table[whose, stop_state, token].astype(jnp.int32)
+        stop_state = request.stop_table[0, stop_state, token].astype(jnp.int32)
         stopped |= stop_state == FOUND
     return replace(
         state,

@@ -26,18 +26,18 @@ a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.generate import DecodeState, Request, Step, decode_step, prefill
+from jaxsteer.generate import DecodeState, Step, decode_step, prefill
 from jaxsteer.model import Model
+from jaxsteer.request import Request, map_rows
 from jaxsteer.sampling import Sampler, choose_sampler
 from jaxsteer.tokens import TokenBatch, check_batch
 
-Tree = TypeVar("Tree")
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
 
 _REFILL_SHARE = 16  # a refill waits until one slot in so many is free
@@ -105,7 +105,7 @@ def admit(
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
 
-    return jax.tree.map(put, state, fresh), jax.tree.map(put, request, new)
+    return jax.tree.map(put, state, fresh), map_rows(put, request, new)
 
 
 def advance(
@@ -137,7 +137,7 @@ def keep(state: DecodeState, request: Request, slots: jax.Array) -> tuple[Decode
     def take(x: jax.Array) -> jax.Array:
         return x if x.ndim == 0 else x[slots]
 
-    return jax.tree.map(take, state), jax.tree.map(take, request)
+    return jax.tree.map(take, state), map_rows(take, request)
 
 
 _start = jax.jit(start, static_argnames=("max_new_tokens", "sampler"))
@@ -210,7 +210,7 @@ def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch
     def widen(x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(x, (rows, *x.shape[1:]))
 
-    return jax.device_get(batch), jax.tree.map(widen, jax.device_get(request))
+    return jax.device_get(batch), map_rows(widen, jax.device_get(request))
 
 
 def _run_queue(
@@ -230,7 +230,7 @@ def _run_queue(
     holds = np.arange(slots)  # which prompt each slot holds
     live = np.ones(slots, bool)  # slots whose row has not been yielded
     waiting = slots  # the first prompt that has had no slot yet
-    asks = jax.tree.map(jnp.asarray, _rows(request, holds))
+    asks = jax.tree.map(jnp.asarray, map_rows(lambda x: x[holds], request))
     state = _start(model, _rows(batch, holds), asks, **options)
     while live.any():
         smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
@@ -247,7 +247,7 @@ def _run_queue(
             new = np.minimum(waiting + np.arange(refill), prompts - 1)
             into = np.full(refill, len(holds))
             into[: len(free)] = free
-            parts = _rows(batch, new), _rows(request, new)
+            parts = _rows(batch, new), map_rows(lambda x, new=new: x[new], request)
             state, asks = _admit(model, state, asks, *parts, into, **options)
             holds[free], live[free] = new[: len(free)], True
             waiting += len(free)
@@ -260,8 +260,8 @@ def _run_queue(
         yield from finished
 
 
-def _rows(tree: Tree, rows: np.ndarray) -> Tree:
-    return jax.tree.map(lambda x: x[rows], tree)
+def _rows(batch: TokenBatch, rows: np.ndarray) -> TokenBatch:
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
 def _count(occupancy: Occupancy, before: Counts, after: Counts) -> None:

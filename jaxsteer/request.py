@@ -1,7 +1,7 @@
 """What each row of a batch asks for, checked on the host before anything is compiled."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -33,7 +33,14 @@ class Request:
     max_tokens: jax.Array  # int32 [B]: new tokens after which the row ends
     prompt_length: jax.Array  # int32 [B]: real tokens of the prompt
     think_tokens: jax.Array  # int32 [B, 2]: ids of <think> and </think>; -1 stands for none
-    stop_table: jax.Array | None = None  # [1, S, V] for all rows or [B, S, V]: see `stop_strings`
+    # uint8 or uint16 [1, S, V], the same for all rows: see `stop_strings`.
+    stop_table: jax.Array | None = None
+
+
+def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> Request:
+    """`change` applied to the arrays of the requests that have a row axis; the table is shared."""
+    bare = [replace(one, stop_table=None) for one in (request, *others)]
+    return replace(jax.tree.map(change, *bare), stop_table=request.stop_table)
 
 
 def make_request(

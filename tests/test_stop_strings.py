@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from oracle import SHALLOW
 
 from jaxsteer.generate import Generation, decode_step, generate
+from jaxsteer.interventions import add
+from jaxsteer.refill import generate_queue
+from jaxsteer.request import make_request
 from jaxsteer.sampling import sampling
 from jaxsteer.stop_strings import FOUND, START, automaton, stop_strings
+from jaxsteer.sweep import Cell, sweep
 
 V = SHALLOW.vocab_size
 # Tokens of 0 to 5 letters out of two, so that strings begin and end anywhere in them.
@@ -95,6 +99,19 @@ def test_other_strings_do_not_compile_again(shallow, batch):
     for strings in (["a" * 9], ["bbb", "abab"]):
         stops = stop_strings(strings, PIECES, vocab_size=V)
         generate(shallow, batch, max_new_tokens=4, stop_strings=stops, step=step)
+
+
+def test_slots_that_are_filled_again_and_cells_of_a_sweep_stop_alike(shallow, batch, whole):
+    strings = ["abab", "bbb"]
+    stops = stop_strings(strings, PIECES, vocab_size=V)
+    options = {"max_new_tokens": 12, "sampling_params": HOT, "stop_strings": stops}
+    expected = [row[: tokens_until(row, strings)] for row in whole.tokens.tolist()]
+    request = make_request(shallow, batch, **options)
+    queue = generate_queue(shallow, batch, request, slots=2, max_new_tokens=12)
+    assert {row.index: row.tokens for row in queue} == dict(enumerate(expected))
+    nothing = Cell({}, add(np.ones(SHALLOW.d_model), layer=0, coeff=0.0))
+    (chunk,) = sweep(shallow, batch, [nothing], **options)
+    assert [result.tokens for result in chunk] == expected
 
 
 def test_the_text_is_cut_before_the_string_that_was_complete_first():
