@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,11 @@ def _write_params(path: Path, leaves: Leaves) -> None:
             for batch in _batches(leaves):
                 if writing:  # two at a time would write into one temporary directory
                     _written(writing.result, path)
-                tree = nest(batch)
-                writing = _written(lambda tree=tree: v1.partial.save_async(path, tree), path)
+                writing = _written(partial(v1.partial.save_async, path, nest(batch)), path)
         finally:
             if writing:
                 _written(writing.result, path)
-        _written(lambda: v1.partial.finalize(path), path)
+        _written(partial(v1.partial.finalize, path), path)
 
 
 def _written(work: Callable[[], Any], path: Path) -> Any:

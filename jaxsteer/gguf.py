@@ -205,6 +205,8 @@ def _read_value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
         return _read_string(data, at)
     if kind == _ARRAY:
         item, count = struct.unpack_from("<IQ", data, at)
+        if item == _ARRAY:  # llama.cpp reads none either, and a chain of them would not end
+            raise ValueError("an array of arrays")
         at, values = at + 12, []
         for _ in range(count):
             value, at = _read_value(data, at, item)

@@ -66,6 +66,8 @@ class Direction:
                 f"found {self.site!r}"
             )
         layer = _as_layer(self.layer, self.name)
+        if not isinstance(self.provenance, dict):
+            raise ValueError(f"direction {self.name!r}: provenance: got {self.provenance!r:.80}")
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:

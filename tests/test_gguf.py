@@ -64,7 +64,7 @@ def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path):
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_file_of_another_program(tmp_path, version):
     path = tmp_path / "v.gguf"
-    array = text(b"list") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 8, 1) + text(b"x")
+    array = text(b"list") + struct.pack("<IIQ", 9, 8, 2) + text(b"x") + text(b"y")
     tensors = [(b"direction.2", [1.0, 2.0]), (b"direction.1", [3.0, 4.0])]
     path.write_bytes(foreign(tensors, version=version, extra=array))
     loaded = load_gguf(path)
@@ -111,6 +111,7 @@ ONE = [(b"direction.2", [1.0, 2.0])]
         (foreign([(b"direction.2", [float("nan")])]), "direction 'direction.2': 1 of 1 numbers"),
         (foreign([]), "there is none"),
         (foreign(ONE, extra=number(b"general.alignment", 0)), "general.alignment: 0"),
+        (foreign(ONE, extra=text(b"a") + struct.pack("<IIQ", 9, 9, 1) * 5000), "array of arrays"),
         (foreign(ONE, extra=number(b"jaxsteer.directions", 7)), "expected an object by layer"),
     ],
 )

@@ -68,6 +68,7 @@ def test_a_direction_is_a_read_only_float32_copy():
         ({"layer": -1}, "direction 'v': layer: expected 0 or more, found -1"),
         ({"layer": 1.5}, "direction 'v': layer: expected 0 or more, found 1.5"),
         ({"provenance": {"x": {1}}}, "direction 'v': provenance: .*set"),
+        ({"provenance": [1]}, r"direction 'v': provenance: got \[1\]"),
         ({"provenance": {"x": np.nan}}, "direction 'v': provenance"),
         ({"name": ""}, "name: expected a non-empty text"),
     ],

@@ -51,7 +51,7 @@ def check_tokenizer(tokenizer: Any, config: LlamaConfig, hf_config: Mapping[str,
     else:
         texts = [*TEXTS, *_chat_texts(tokenizer, problems)]
     for text in texts:
-        problems += _text_problems(tokenizer, plain, text)
+        problems += text_problems(tokenizer, plain, text)
     if problems:
         raise ValueError("the tokenizer cannot be trusted:\n  " + "\n  ".join(problems))
     return len(texts)
@@ -101,7 +101,7 @@ def _chat_texts(tokenizer: Any, problems: list[str]) -> list[str]:
         return []
 
 
-def _text_problems(tokenizer: Any, plain: Tokenizer | None, text: str) -> list[str]:
+def text_problems(tokenizer: Any, plain: Tokenizer | None, text: str) -> list[str]:
     ids = _encode(tokenizer, text)
     back = _decode(tokenizer, ids)
     problems = []
