@@ -13,6 +13,7 @@ from jaxsteer.capture import Capture
 from jaxsteer.cells import Cell, grid
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
+from jaxsteer.end_tokens import end_tokens
 from jaxsteer.generate import decode_step, generate, prefill, stream
 from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
@@ -48,6 +49,7 @@ __all__ = [
     "compile_cache",
     "cosine",
     "decode_step",
+    "end_tokens",
     "forward",
     "generate",
     "grid",
