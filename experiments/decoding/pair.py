@@ -1,0 +1,103 @@
+"""What the examples share: both models of a run, and its problems in each one's format."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import derive
+from experiments.run import Run
+from experiments.text import decode, encode_prompts, stop_tokens
+from jaxsteer import Model, Request, TokenBatch, left_pad, load_directions, make_request, sampling
+from jaxsteer.cache import KVCache
+from jaxsteer.directions import rescale
+from jaxsteer.generate import DecodeState
+from jaxsteer.prompts import run_prompts
+from jaxsteer.tokens import bucket
+
+Models = tuple[Model, Model]  # the reasoning model, and the base model that it was made from
+Prompts = tuple[TokenBatch, TokenBatch]  # the same problems in each one's format
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that share a vocabulary, and problems for them."""
+
+    models: Models
+    prompts: Prompts
+    tokenizer: Any  # the reasoning model's
+    stop_tokens: list[int]
+    max_new_tokens: int
+
+    def request(self, *, temperature: float = 0.0, **options: Any) -> Request:
+        """What is asked of the reasoning model; see `make_request` for more options."""
+        rows = len(self.prompts[0].tokens)
+        return make_request(
+            self.models[0],
+            self.prompts[0],
+            max_new_tokens=self.max_new_tokens,
+            sampling_params=sampling(rows, temperature=temperature),
+            stop_tokens=self.stop_tokens,
+            **options,
+        )
+
+    def print(self, title: str, row: int, tokens: list[int]) -> None:
+        """Print the text that `tokens` add to the prompt of `row`."""
+        batch = self.prompts[0]
+        prompt = np.asarray(batch.tokens[row])[np.asarray(batch.mask[row])].tolist()
+        text = decode(self.tokenizer, prompt, tokens, self.stop_tokens)
+        print(f"[{title}, problem {row}]{text}\n")
+
+    def print_state(self, title: str, state: DecodeState) -> None:
+        """Print what every row of `state` has generated."""
+        for row, (tokens, n) in enumerate(zip(state.tokens, state.length, strict=True)):
+            self.print(title, row, tokens[:n].tolist())
+
+
+def load_pair(run: Run, *, problems: int) -> Pair:
+    """The models of `run` and the first of its problems.
+
+    Raises:
+        ValueError: if the models do not share a vocabulary.
+    """
+    reasoning, tokenizer = run.load("reasoning")
+    base, base_tokenizer = run.load("base")
+    sizes = reasoning.config.vocab_size, base.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"vocab_size: got {sizes[0]} and {sizes[1]}, expected one vocabulary")
+    chosen = run.evaluate_prompts[:problems]
+    template = run.settings.prompts.base_template
+    rows = encode_prompts(tokenizer, chosen, role="reasoning")
+    base_rows = encode_prompts(base_tokenizer, chosen, role="base", base_template=template)
+    batches = [left_pad(r, length=bucket(max(map(len, r)), step=16)) for r in (rows, base_rows)]
+    return Pair(
+        models=(reasoning, base),
+        prompts=(batches[0], batches[1]),
+        tokenizer=tokenizer,
+        stop_tokens=stop_tokens(tokenizer),
+        max_new_tokens=run.settings.decoding.max_new_tokens,
+    )
+
+
+def read_prompts(model: Model, batch: TokenBatch, *, room: int) -> tuple[jax.Array, KVCache]:
+    """Logits `[B, V]` behind each prompt, and a cache with room for `room` tokens more."""
+    return run_prompts(
+        model,
+        batch,
+        capacity=batch.tokens.shape[1] + room,
+        steering=(),
+        prompt_length=batch.lengths,
+    )
+
+
+def load_direction(run: Run) -> tuple[np.ndarray, int]:
+    """The base model's direction at its layer, as long as the reasoning model's stream there.
+
+    Runs the stages that it comes from if `run` has not done so.
+    """
+    folder, layer = derive.stage(run), run.settings.direction.layer
+    lengths = json.loads((folder / derive.FACTS).read_text())["residual_norm"]["reasoning"]
+    direction = load_directions(folder / derive.FILE)[f"base.{layer}.union"]
+    return rescale(direction.vector, lengths[layer]), layer
