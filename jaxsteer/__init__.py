@@ -23,6 +23,7 @@ from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
 from jaxsteer.stop_strings import StopStrings, stop_strings
 from jaxsteer.sweep import sweep
+from jaxsteer.sweep_file import sweep_to_file
 from jaxsteer.thinking import think_tokens
 from jaxsteer.token_text import token_bytes
 from jaxsteer.tokens import TokenBatch, left_pad
@@ -71,6 +72,7 @@ __all__ = [
     "stop_strings",
     "stream",
     "sweep",
+    "sweep_to_file",
     "think_tokens",
     "token_bytes",
     "when",

@@ -18,18 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
-from jaxsteer.generate import (
-    DecodeState,
-    Loop,
-    Request,
-    Step,
-    decode_step,
-    make_request,
-    prefill,
-    unfinished,
-)
+from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
 from jaxsteer.memory import is_out_of_memory, program_bytes, usable_bytes
 from jaxsteer.model import Model
+from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
 from jaxsteer.steering import as_tuple
 from jaxsteer.tokens import TokenBatch
@@ -150,7 +142,7 @@ def sweep(
         cells: what to run on them.
         max_new_tokens: tokens to make room for.
         rows_per_chunk: cells × prompts that run at once, by default what fits the device.
-        done: tells results that the caller has already.
+        done: tells results that the caller has already; asked when the first chunk is.
         sampler: the cheapest that serves the sampling, if not given.
         step: see `generate`.
         loop: see `generate`.
@@ -189,7 +181,6 @@ def sweep(
         return jax.device_get((state.tokens, state.logprobs, state.length))
 
     prompts, length = batch.tokens.shape
-    todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
     usable = usable_bytes(model)
 
     def by_calculation(C: int, B: int) -> bool:
@@ -207,15 +198,17 @@ def sweep(
         return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
-    return _chunks(run, cells, todo, chunk_shape(len(cells), prompts, fits))
+    return _chunks(run, cells, prompts, done, chunk_shape(len(cells), prompts, fits))
 
 
 def _chunks(
     run: Callable[[np.ndarray, np.ndarray], _Found],
     cells: Sequence[Cell],
-    todo: set[tuple[int, int]],
+    prompts: int,
+    done: Callable[[Cell, int], bool],
     shape: tuple[int, int],
 ) -> Iterator[list[CellResult]]:
+    todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
     while todo:
         C, B = shape
         p_index = sorted({p for _, p in todo})[:B]
