@@ -7,7 +7,7 @@
 
 A slot whose row has ended takes the next prompt: once a sixteenth of the slots is free, that many
 prompts are prefilled and put there. When no prompt waits any more, the pool halves as its rows
-end, twice: three sizes are three compiled programs, whatever the number of prompts.
+end, twice at most: three sizes are three compiled programs, whatever the number of prompts.
 
 Each row has a cursor of its own, so a row keeps its place in the cache from its first token to
 its last, and nothing is moved to make room. The other way, one cursor for all and rows moved up
@@ -40,6 +40,7 @@ from jaxsteer.tokens import TokenBatch, check_batch
 
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
 
+_FEWEST_SLOTS = 8  # smaller pools do not shrink
 _REFILL_SHARE = 16  # a refill waits until one slot in so many is free
 
 
@@ -70,10 +71,12 @@ class Occupancy:
 def pool_sizes(slots: int) -> list[int]:
     """Numbers of slots that a pool has one after the other; each compiles a program of its own.
 
-    >>> pool_sizes(64)
-    [64, 32, 16]
+    Half and a quarter, but nothing below 8 slots, where a program costs more than it saves.
+
+    >>> pool_sizes(64), pool_sizes(20), pool_sizes(6)
+    ([64, 32, 16], [20, 10], [6])
     """
-    return sorted({max(1, slots // share) for share in (1, 2, 4)}, reverse=True)
+    return [slots, *(slots // share for share in (2, 4) if slots // share >= _FEWEST_SLOTS)]
 
 
 def start(

@@ -184,6 +184,5 @@ def test_bad_input_is_refused_before_any_work(model, batch, options, message):
 
 def test_sizes_of_a_pool():
     assert pool_sizes(1) == [1]
-    assert pool_sizes(3) == [3, 1]
-    assert pool_sizes(6) == [6, 3, 1]
+    assert pool_sizes(16) == [16, 8]
     assert pool_sizes(100) == [100, 50, 25]
