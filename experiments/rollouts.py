@@ -1,7 +1,7 @@
 """Stage 1: reasoning traces, written by the unsteered reasoning model."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from tqdm import tqdm
 from experiments.run import Run, command
 from experiments.settings import Decoding
 from experiments.text import Prompt, decode, encode_prompts, stop_tokens
-from jaxsteer.generate import generate
-from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.jsonl import append_rows, read_rows, sort_rows
 from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
+from jaxsteer.refill import generate_queue
+from jaxsteer.request import make_request
 from jaxsteer.sampling import sampling
 from jaxsteer.tokens import bucket, left_pad
 
@@ -32,46 +33,69 @@ def write_rollouts(
     """Generate one trace a prompt and append it to `traces.jsonl`; goes on after a kill.
 
     A row: `id`, `prompt` (as rendered), `text` (the trace), `tokens` (how many were generated),
-    `stopped` (False if it was cut at the maximum).
+    `stopped` (False if it was cut at the maximum). Rows are written as they finish, and put into
+    the order of the prompts when all are there.
     """
+    file = folder / FILE
     ids = encode_prompts(tokenizer, prompts, role="reasoning")
-    length = bucket(max(map(len, ids)), step=16)
     stops = stop_tokens(tokenizer)
-    chunk = decoding.rows_per_chunk or rows_that_fit(
+    written = {row["id"] for row in read_rows(file)}
+    left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
+    bar = tqdm(total=len(prompts), initial=len(written), desc="rollouts", unit="trace")
+    for index, tokens in _traces(model, ids, left, stops=stops, decoding=decoding):
+        row = {
+            "id": prompts[index].id,
+            "prompt": tokenizer.decode(ids[index], clean_up_tokenization_spaces=False),
+            "text": decode(tokenizer, ids[index], tokens, stops),
+            "tokens": len(tokens),
+            "stopped": bool(tokens) and tokens[-1] in stops,
+        }
+        append_rows(file, [row])
+        bar.update()
+    bar.close()
+    order = {prompt.id: i for i, prompt in enumerate(prompts)}
+    sort_rows(file, key=lambda row: order[row["id"]])
+
+
+def _traces(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    left: Sequence[int],
+    *,
+    stops: Sequence[int],
+    decoding: Decoding,
+) -> Iterator[tuple[int, list[int]]]:
+    """Index and new tokens of each prompt in `left`, as they finish."""
+    if not left:
+        return
+    length = bucket(max(map(len, ids)), step=16)
+    slots = decoding.rows_per_chunk or rows_that_fit(
         model, prompt_length=length, new_tokens=decoding.max_new_tokens
     )
-    chunk = min(chunk, len(prompts))
-    done = len(read_rows(folder / FILE))  # chunks are written in order, whole
-    bar = tqdm(total=len(prompts), initial=done, desc="rollouts", unit="trace")
-    for first in range(done, len(prompts), chunk):
-        # The last chunk repeats its last prompt: one shape for all.
-        padded = [min(i, len(prompts) - 1) for i in range(first, first + chunk)]
-        out = generate(
-            model,
-            left_pad([ids[i] for i in padded], length=length),
-            max_new_tokens=decoding.max_new_tokens,
-            sampling_params=sampling(
-                chunk,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                seed=decoding.seed,
-                row=padded,
-            ),
-            stop_tokens=stops,
-        )
-        rows = [
-            {
-                "id": prompts[i].id,
-                "prompt": tokenizer.decode(ids[i], clean_up_tokenization_spaces=False),
-                "text": decode(tokenizer, ids[i], tokens, stops),
-                "tokens": len(tokens),
-                "stopped": bool(tokens) and tokens[-1] in stops,
-            }
-            for i, tokens in zip(padded[: len(prompts) - first], out.rows(), strict=False)
-        ]
-        append_rows(folder / FILE, rows)
-        bar.update(len(rows))
-    bar.close()
+    batch = left_pad([ids[i] for i in left], length=length)
+    request = make_request(
+        model,
+        batch,
+        max_new_tokens=decoding.max_new_tokens,
+        sampling_params=sampling(
+            len(left),
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed,
+            row=left,
+        ),
+        stop_tokens=stops,
+    )
+    # With a third as many slots as prompts they are busy for nine tenths of the time.
+    rows = generate_queue(
+        model,
+        batch,
+        request,
+        slots=min(slots, -(-len(ids) // 3)),
+        max_new_tokens=decoding.max_new_tokens,
+    )
+    for row in rows:
+        yield left[row.index], row.tokens
 
 
 def stage(run: Run) -> Path:

@@ -3,17 +3,19 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxsteer.files import write_atomic
+
 
 def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    data = _lines(rows)
     with open(path, "ab") as file:
-        file.write(text.encode())
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -41,6 +43,18 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
     return rows
+
+
+def sort_rows(path: str | os.PathLike[str], *, key: Callable[[dict[str, Any]], Any]) -> None:
+    """Put the rows of a JSON lines file into the order of `key`, in one step."""
+    rows = read_rows(path)
+    ordered = sorted(rows, key=key)
+    if ordered != rows:
+        write_atomic(path, _lines(ordered))
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxsteer.jsonl import append_rows, locked, read_rows
+from jaxsteer.jsonl import append_rows, locked, read_rows, sort_rows
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -19,6 +19,18 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     append_rows(file, [])
     assert read_rows(file) == rows
     assert file.read_bytes().count(b"\n") == 2
+
+
+def test_rows_are_put_in_order_in_one_step(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append_rows(file, [{"i": 1, "text": "ü"}, {"i": 0}])
+    sort_rows(file, key=lambda row: row["i"])
+    assert read_rows(file) == [{"i": 0}, {"i": 1, "text": "ü"}]
+    inode = file.stat().st_ino
+    sort_rows(file, key=lambda row: row["i"])
+    assert file.stat().st_ino == inode  # in order already: not written again
+    sort_rows(tmp_path / "missing.jsonl", key=lambda row: row["i"])
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 9])
