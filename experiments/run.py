@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.preflight import check_prompts, read_configs
 from experiments.settings import Settings, load_settings
 from experiments.stages import locked, run_stage
@@ -16,6 +18,7 @@ from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint
 from jaxsteer.files import sha256
 from jaxsteer.model import Model
+from jaxsteer.packing import pack
 from weights.convert import convert
 
 DEFAULT_SETTINGS = Path(__file__).parent / "configs" / "small.toml"
@@ -61,8 +64,9 @@ class Run:
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def load(self, role: str) -> tuple[Model, Any]:
-        """A model and its tokenizer."""
-        return checkpoint.load(self.checkpoint(role), dtype=self.settings.models.dtype)
+        """A model and its tokenizer; on a GPU with its projections packed, which decodes faster."""
+        model, tokenizer = checkpoint.load(self.checkpoint(role), dtype=self.settings.models.dtype)
+        return pack(model, donate=True) if jax.default_backend() == "gpu" else model, tokenizer
 
     def tokenizer(self, role: str) -> Any:
         """A model's tokenizer alone."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import cpu, decode
+from experiments.benchmarks import cpu, decode, profile
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -104,3 +104,8 @@ def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):
     monkeypatch.setattr(cpu, "add", lambda *args, **options: None)
     found = cpu.compare(*both_engines, layer=1, rows=2, prompt=8, steps=5, repeats=1)
     assert not found["same_tokens"]
+
+
+def test_profile_says_that_it_needs_a_gpu(capsys):
+    assert profile.main(["--preset", "tiny"]) == 2
+    assert "NVIDIA GPUs only" in capsys.readouterr().err

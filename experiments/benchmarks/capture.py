@@ -17,6 +17,7 @@ from experiments.benchmarks.decode import PRESETS
 from jaxsteer.config import LlamaConfig
 from jaxsteer.directions import Trace, activation_sums
 from jaxsteer.model import init
+from jaxsteer.packing import pack
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=4)
     args = parser.parse_args(argv)
     config: LlamaConfig = getattr(LlamaConfig, args.preset)()
-    model = init(config, dtype=jnp.bfloat16)
+    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
     random = np.random.default_rng(0)
     starts = list(range(64, args.length, 24))
     traces = [

@@ -58,12 +58,12 @@ def time_case(
 ) -> dict[str, float]:
     """Seconds of prefill and of a whole run of `steps` steps, the best of `repeats`."""
     request = make_request(model, batch, max_new_tokens=steps + 1, **options)
-    program = jax.jit(_limited, static_argnames=("room", "sampler"))
+    program = jax.jit(limited, static_argnames=("room", "sampler"))
 
     def timed(limit: int) -> float:
         started = time.perf_counter()
         call = functools.partial(program, room=steps + 1, sampler=choose_sampler(request.sampling))
-        jax.block_until_ready(call(model, batch, request, jnp.int32(limit)))
+        jax.block_until_ready(call(model, batch, request, np.int32(limit)))
         return time.perf_counter() - started
 
     compilations = Compilations()
@@ -78,7 +78,7 @@ def time_case(
     }
 
 
-def _limited(
+def limited(
     model: Model,
     batch: TokenBatch,
     request: Request,
