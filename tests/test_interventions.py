@@ -123,7 +123,9 @@ def test_a_stream_of_nothing_keeps_its_length_of_nothing():
     one = add(vector, coeff=1.0, preserve_norm=True, **EVERYWHERE)
     np.testing.assert_array_equal(applied(zeros, one), zeros)
     # And where an operation leaves nothing, there is no direction in which to keep a length.
-    along = jnp.broadcast_to(vector * np.float32(0.3), (1, T, D))
+    vector = np.random.default_rng(1).standard_normal(D)
+    along = jnp.broadcast_to(jnp.float32(vector) * 0.3, (1, T, D))
+    assert 0 < np.abs(applied(along, ablate(vector, **EVERYWHERE))).max() <= 1e-6  # rounding
     found = applied(along, ablate(vector, preserve_norm=True, **EVERYWHERE))
     assert np.abs(found).max() <= 1e-5
 
@@ -403,7 +405,7 @@ def test_one_head_is_steered_where_heads_are_wider_than_the_stream():
         out = run(model, tokens, steering=one, capture=Capture(sites=("head_out",)))
         return np.asarray(out.captured["head_out"][0])
 
-    expected = heads(replace(one, coeff=jnp.zeros(1)))
+    expected = heads(replace(one, coeff=jnp.zeros(1))).copy()
     expected[:, 1:3, 16:24] += 2.0 * exact_vectors()[0, :8]
     np.testing.assert_array_equal(heads(one), expected)
 
@@ -436,6 +438,17 @@ def test_stacking_changes_nothing():
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
         assert any((x != stream()).any() for x in found)
+
+
+def test_a_shorter_schedule_goes_on_as_it_ended():
+    short = replace(one_of("add", layer=0), schedule=jnp.array([[1.0, 2.0]]))
+    long = one_of("add", layer=0, schedule=np.arange(20.0))
+    position, prompt = jnp.arange(12)[None], jnp.array([2])
+    expected = steering.strength(short, position, prompt).amount
+    assert expected[0, -1] == 2.0
+    together = steering.rows([short, long])
+    first = jax.tree.map(lambda x: x[:1], together)
+    np.testing.assert_array_equal(steering.strength(first, position, prompt).amount, expected)
 
 
 def test_names_of_transformerlens_are_understood():
