@@ -14,6 +14,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.paths import flatten
 from weights import verify
 from weights.convert import convert
+from weights.folder import open_folder
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -58,6 +59,21 @@ def test_bfloat16_and_tied_passes(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "tensors: 20 of 20 are the source's as bfloat16" in out
     assert out.splitlines()[-1].startswith("PASS")
+
+
+def test_the_first_layers_alone(src, dst, capsys):
+    argv = [str(src), str(dst), "--tokens", "8", "--layers"]
+    assert verify.main([*argv, "1"]) == 0
+    out = capsys.readouterr().out
+    assert "tensors: 21 of 21" in out
+    assert re.findall(r"(layer \d|logits): largest", out) == ["layer 0", "logits"]
+    assert verify.main([*argv, "3"]) == 2
+    assert "layers: got 3, expected at most 2" in capsys.readouterr().err
+
+
+def test_bfloat16_arithmetic_is_near(src, dst):
+    errors = verify.layer_errors(open_folder(src), dst, "float32", tokens=8, compute="bfloat16")
+    assert all(1e-5 < error < 0.1 for error in errors.values())
 
 
 def test_one_changed_weight_fails_by_name(src, dst, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Check a converted checkpoint against the Hugging Face folder that it came from.
 
-    python -m weights.verify SRC DST [--tokens N]
+    python -m weights.verify SRC DST [--tokens N] [--layers N]
 
-Every tensor is compared by its hash, then logits and every layer's output with those of
-transformers' `LlamaForCausalLM`, both in float32. Exit code 0: they agree; 1: they do not; 2: the
-check could not be made.
+Every tensor is compared by its hash, a tensor at a time. Then logits and every layer's output are
+compared with those of transformers' `LlamaForCausalLM`, both in float32, which takes both models'
+memory: 64 GB for 8 billion parameters. `--layers 4` takes the first four layers alone, as do both
+models then, with the embedding and the head: 16 GB. Exit code 0: they agree; 1: they do not; 2:
+the check could not be made.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,8 @@ from jaxsteer import checkpoint
 from jaxsteer.attention import xla_attention
 from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
-from jaxsteer.model import Model, forward
-from jaxsteer.paths import dotted
+from jaxsteer.model import Model, forward, from_params
+from jaxsteer.paths import dotted, nest
 from weights import command, hf
 from weights.folder import Folder, open_folder
 from weights.source import find_source
@@ -52,16 +55,33 @@ def different_tensors(folder: Folder, path: Path, dtype: str) -> list[str]:
     return different
 
 
-def layer_errors(folder: Folder, path: Path, dtype: str, *, tokens: int) -> dict[str, float]:
+def layer_errors(
+    folder: Folder,
+    path: Path,
+    dtype: str,
+    *,
+    tokens: int,
+    layers: int | None = None,
+    compute: str = "float32",
+) -> dict[str, float]:
     """Largest relative error of each layer's output and of the logits over `batteries`.
 
     The error at one position is |ours - theirs| / |theirs|, Euclidean over the width.
+
+    Args:
+        folder: the source.
+        path: the checkpoint.
+        dtype: of the weights in the checkpoint.
+        tokens: length of the longest sequence.
+        layers: only the first so many, in both models.
+        compute: dtype of weights and arithmetic, here and there. Only `"float32"` proves anything
+            to four digits.
     """
-    model, _ = checkpoint.load(path, dtype="float32")
-    model = model.with_attention(xla_attention)  # the exact one, on whatever machine
-    theirs = _torch_model(folder, dtype)
+    config = replace(folder.config, n_layers=layers or folder.config.n_layers)
+    model = _our_model(path, config, compute)
+    theirs = _torch_model(folder, dtype, config.n_layers, compute)
     worst: dict[str, float] = {}
-    for row in batteries(folder.config, tokens):
+    for row in batteries(config, tokens):
         for name, ours, reference in _outputs(model, theirs, row):
             error = np.linalg.norm(ours - reference, axis=-1) / np.linalg.norm(reference, axis=-1)
             # NaN must not pass as small, and max() would let it.
@@ -91,32 +111,54 @@ def _outputs(
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        seen.append(hidden[0].numpy())
+        seen.append(hidden[0].float().cpu().numpy())
 
     handles = [layer.register_forward_hook(keep) for layer in theirs.model.layers]
     try:
         with torch.no_grad():
-            logits = theirs(torch.from_numpy(row.astype(np.int64))).logits[0].numpy()
+            tokens = torch.from_numpy(row.astype(np.int64)).to(theirs.device)
+            logits = theirs(tokens).logits[0].float().cpu().numpy()
     finally:
         for handle in handles:
             handle.remove()
-    ours = np.asarray(out.captured["resid_post"])
+    ours = np.asarray(out.captured["resid_post"], np.float32)
     for layer, reference in enumerate(seen):
         yield f"layer {layer}", ours[layer, 0], reference
-    yield "logits", np.asarray(out.logits)[0], logits
+    yield "logits", np.asarray(out.logits, np.float32)[0], logits
 
 
-def _torch_model(folder: Folder, dtype: str) -> Any:
-    """Transformers' model in float32, its weights rounded to the checkpoint's dtype first."""
+def _our_model(path: Path, config: LlamaConfig, compute: str) -> Model:
+    """The checkpoint's model, or its first layers, with the exact attention on every machine."""
+    if config.n_layers == checkpoint.read_manifest(path).config.n_layers:
+        model, _ = checkpoint.load(path, dtype=compute)
+    else:
+        model = from_params(
+            nest(
+                (leaf_path, jnp.asarray(x, compute))
+                for leaf_path, x in checkpoint.read_leaves(path)
+                if leaf_path[0] != "layers" or int(leaf_path[1]) < config.n_layers
+            ),
+            config,
+        )
+    return model.with_attention(xla_attention)
+
+
+def _torch_model(folder: Folder, dtype: str, layers: int, compute: str) -> Any:
+    """Transformers' model or its first layers, its weights rounded to the checkpoint's dtype."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoConfig, LlamaForCausalLM
 
+    config = AutoConfig.from_pretrained(str(folder.path))
+    config.num_hidden_layers = layers
     model = LlamaForCausalLM.from_pretrained(
-        str(folder.path), dtype=torch.float32, attn_implementation="eager"
+        str(folder.path),
+        config=config,
+        dtype=getattr(torch, compute),
+        attn_implementation="eager",
     )
     for parameter in model.parameters():  # not the rotary frequencies, which stay float32
-        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
-    return model.eval()
+        parameter.data = parameter.data.to(getattr(torch, dtype)).to(getattr(torch, compute))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _sha256(x: np.ndarray) -> str:
@@ -131,31 +173,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("src", help="Hugging Face folder or hub id")
     parser.add_argument("dst", help="what weights.convert made of it")
     parser.add_argument("--tokens", type=int, default=2048, help="longest sequence (default 2048)")
+    parser.add_argument("--layers", type=int, help="run the first N layers (default: all)")
     args = parser.parse_args(argv)
-    if args.tokens < 1:
-        parser.error(f"--tokens: got {args.tokens}, expected at least 1")
+    for name in ("tokens", "layers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: got {value}, expected at least 1")
     if importlib.util.find_spec("torch") is None:
         print(f"verify: {_NO_TORCH}", file=sys.stderr)
         return 2
     try:
-        return _report(Path(args.dst), str(args.src), args.tokens)
+        return _report(Path(args.dst), str(args.src), args.tokens, args.layers)
     except (ValueError, OSError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
 
 
-def _report(path: Path, src: str, tokens: int) -> int:
+def _report(path: Path, src: str, tokens: int, layers: int | None) -> int:
     manifest = checkpoint.read_manifest(path)
     folder = open_folder(find_source(src, revision=manifest.provenance.get("revision")).folder)
     if folder.config != manifest.config:
         print(f"FAIL: the configs differ:\n  {folder.config}\n  {manifest.config}")
         return 1
+    if layers is not None and layers > folder.config.n_layers:
+        raise ValueError(f"layers: got {layers}, expected at most {folder.config.n_layers}")
     different = different_tensors(folder, path, manifest.dtype)
     count = len(hf.tensors(folder.config))
     print(f"tensors: {count - len(different)} of {count} are the source's as {manifest.dtype}")
     for name in different:
         print(f"  differs: {name}")
-    errors = layer_errors(folder, path, manifest.dtype, tokens=tokens)
+    errors = layer_errors(folder, path, manifest.dtype, tokens=tokens, layers=layers)
     for name, error in errors.items():
         print(f"{name}: largest relative error {error:.1e}")
     worst = max(errors.values())
