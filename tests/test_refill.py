@@ -12,6 +12,7 @@ import pytest
 from oracle import SHALLOW, random_model, random_rows
 
 from experiments.benchmarks import refill as benchmark
+from experiments.benchmarks.refill_simulation import cost_of_refill
 from jaxsteer import refill, scope
 from jaxsteer.generate import DecodeState, Request, decode_step, make_request, run
 from jaxsteer.interventions import add
@@ -106,6 +107,10 @@ def test_with_the_lengths_of_300_traces_nine_tenths_of_the_row_steps_are_live(mo
     assert len(LENGTHS) == 300
     assert spent.live_row_steps == LENGTHS.sum() - N  # prefill made each row's first token
     assert spent.live_share >= 0.9
+    counted = cost_of_refill(
+        LENGTHS.tolist(), SLOTS, share=16, sizes=pool_sizes(SLOTS), cursor_a_row=True
+    )
+    assert (spent.live_row_steps, spent.row_steps) == (counted.live, counted.row_steps)
     assert benchmark.plain_share(LENGTHS.tolist(), SLOTS) < 0.75
     assert (plain.length == LENGTHS).all()
 
