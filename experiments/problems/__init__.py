@@ -1,0 +1,1 @@
+"""Templates of reasoning problems: each draws numbers, and answers them twice in different ways."""
