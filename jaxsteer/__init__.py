@@ -17,6 +17,7 @@ from jaxsteer.end_tokens import end_tokens
 from jaxsteer.generate import decode_step, generate, prefill, stream
 from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
+from jaxsteer.refill import generate_queue
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import sampling
 from jaxsteer.sites import SITES
@@ -53,6 +54,7 @@ __all__ = [
     "end_tokens",
     "forward",
     "generate",
+    "generate_queue",
     "grid",
     "head_vector",
     "init",
