@@ -3,12 +3,11 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments import derive
 from experiments.run import Run, command
@@ -18,11 +17,10 @@ from experiments.text import decode, encode_prompts, stop_tokens
 from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.interventions import add
-from jaxsteer.jsonl import append_rows, read_rows
-from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
-from jaxsteer.sweep import sweep
+from jaxsteer.sweep import CellResult
+from jaxsteer.sweep_file import sweep_to_file
 from jaxsteer.tokens import bucket, left_pad
 from jaxsteer.vectors import load_directions
 
@@ -87,23 +85,25 @@ def write_sweep(
     (mean over the tokens, under the steered model). Rows that are there already are not run again.
     """
     stops = stop_tokens(tokenizer)
-    written = {
-        (row["source"], row["coeff"], row["prompt"])
-        for row in read_rows(folder / FILE)
-        if row["target"] == target
-    }
 
-    def done(cell: Cell, prompt: int) -> bool:
-        return (cell.labels["source"], cell.labels["coeff"], prompt_ids[prompt]) in written
+    def to_row(result: CellResult) -> dict[str, Any]:
+        return {
+            "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops),
+            "tokens": len(result.tokens),
+            "stopped": bool(result.tokens) and result.tokens[-1] in stops,
+            "logprob": float(np.mean(result.logprobs)) if result.logprobs else None,
+        }
 
-    rows = decoding.rows_per_chunk or rows_that_fit(
-        model, prompt_length=length, new_tokens=decoding.max_new_tokens
-    )
-    chunks = sweep(
+    sweep_to_file(
+        folder / FILE,
         model,
         left_pad(prompts, length=length),
-        cells,
+        [replace(cell, labels={"target": target, **cell.labels}) for cell in cells],
         max_new_tokens=decoding.max_new_tokens,
+        prompt_ids=prompt_ids,
+        to_row=to_row,
+        progress=f"steering {target}",
+        rows_per_chunk=decoding.rows_per_chunk,
         sampling_params=sampling(
             len(prompts),
             temperature=decoding.temperature,
@@ -111,29 +111,7 @@ def write_sweep(
             seed=decoding.seed,
         ),
         stop_tokens=stops,
-        rows_per_chunk=rows,
-        done=done,
     )
-    total = len(cells) * len(prompts)
-    bar = tqdm(total=total, initial=len(written), desc=f"steering {target}", unit="text")
-    for chunk in chunks:
-        append_rows(
-            folder / FILE,
-            [
-                {
-                    "target": target,
-                    **result.cell.labels,
-                    "prompt": prompt_ids[result.prompt],
-                    "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops),
-                    "tokens": len(result.tokens),
-                    "stopped": bool(result.tokens) and result.tokens[-1] in stops,
-                    "logprob": float(np.mean(result.logprobs)) if result.logprobs else None,
-                }
-                for result in chunk
-            ],
-        )
-        bar.update(len(chunk))
-    bar.close()
 
 
 def stage(run: Run) -> dict[str, Path]:

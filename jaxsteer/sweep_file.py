@@ -6,28 +6,21 @@ sweep.jsonl                one row a cell and prompt, appended as chunks finish
 sweep.jsonl.config.json    what the rows were made with: only the same may go on with them
 """
 
-import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from jaxsteer.cells import Cell
-from jaxsteer.files import write_atomic
-from jaxsteer.fingerprints import describe, differences, tree_print, weights_print
 from jaxsteer.jsonl import append_rows, locked, read_rows
 from jaxsteer.model import Model
-from jaxsteer.request import make_request
-from jaxsteer.steering import as_tuple
 from jaxsteer.sweep import CellResult, sweep
+from jaxsteer.sweep_config import agree, as_json, configuration, key_of
 from jaxsteer.tokens import TokenBatch
-
-_SHOWN = 5  # differences that a refusal names
 
 
 def tokens_and_logprobs(result: CellResult) -> dict[str, Any]:
@@ -45,7 +38,7 @@ def sweep_to_file(
     prompt_ids: Sequence[str | int] | None = None,
     to_row: Callable[[CellResult], Mapping[str, Any]] = tokens_and_logprobs,
     identity: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: str | None = "sweep",
     **options: Any,
 ) -> Path:
     """Run every cell on every prompt and append a row for each to a JSON lines file.
@@ -53,7 +46,7 @@ def sweep_to_file(
     A row holds the cell's labels, the prompt's id as `prompt`, and what `to_row` makes of the
     result. Rows are flushed to the disk chunk by chunk. Started again with the same arguments
     after a kill, it goes on where it was: a last line that was cut short is removed, and nothing
-    is lost or written twice. Chunks may have another size then.
+    is lost or written twice. Chunks may have another size then, and cells may be added.
 
     Args:
         path: the file; a folder that is missing is made.
@@ -65,7 +58,7 @@ def sweep_to_file(
         to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities.
         identity: whatever else decides what the rows hold, as JSON: the tokenizer, for example,
             if `to_row` makes text. The weights are told apart without it.
-        progress: show a bar with cells, tokens a second and the time left.
+        progress: title of the bar with cells, tokens a second and the time left; None for no bar.
         **options: what else `sweep` takes, `done` apart.
 
     Raises:
@@ -88,26 +81,27 @@ def sweep_to_file(
         **options,
     )
     keys |= _keys(cells, ids, rows=len(batch.tokens))
-    config = _configuration(model, batch, cells, ids, max_new_tokens, identity, options)
+    config = configuration(
+        model,
+        batch,
+        cells,
+        prompt_ids=ids,
+        max_new_tokens=max_new_tokens,
+        identity=identity or {},
+        options=options,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, busy=f"{path}: another process is writing this sweep"):
         rows = read_rows(path)
-        _check_configuration(path, config, rows)
-        written |= {_key(row, cells[0].labels) for row in rows}
-        strange = written - set(keys.values())
-        if strange:
-            raise ValueError(f"{path}: holds a row of no cell of this sweep: {min(strange)}")
+        agree(path, config, rows=len(rows))
+        names = [*cells[0].labels, "prompt"]
+        written |= {key_of({name: row.get(name) for name in names}) for row in rows}
         left = Counter(cell for (cell, _), key in keys.items() if key not in written)
-        with _Bar(len(cells), len(keys), left, shown=progress) as bar:
+        with _Bar(len(cells), len(keys), left, title=progress) as bar:
             for chunk in chunks:
                 append_rows(path, [_row(result, ids, to_row) for result in chunk])
                 bar.update(chunk)
     return path
-
-
-def config_path(path: str | os.PathLike[str]) -> Path:
-    """Where the configuration of the rows in `path` stands."""
-    return Path(path).with_name(Path(path).name + ".config.json")
 
 
 def _row(
@@ -117,7 +111,7 @@ def _row(
     rest = to_row(result)
     if clash := head.keys() & rest.keys():
         raise ValueError(f"to_row: got {sorted(clash)}, which are labels of the row already")
-    return _as_json({**head, **rest}, "to_row")
+    return as_json({**head, **rest}, "to_row")
 
 
 def _keys(
@@ -134,7 +128,7 @@ def _keys(
             expected = "no label `prompt`" if "prompt" in names else f"{sorted(names)} as in cell 0"
             raise ValueError(f"cells[{c}].labels: got {sorted(cell.labels)}, expected {expected}")
         for p, prompt in enumerate(ids):
-            key = _key({**cell.labels, "prompt": prompt}, names)
+            key = key_of({**cell.labels, "prompt": prompt})
             where = f"cells[{c}] with prompt_ids[{p}]"
             if key in seen:
                 raise ValueError(f"{where}: labels and id are those of {seen[key]}: {key}")
@@ -143,100 +137,20 @@ def _keys(
     return keys
 
 
-def _key(row: Mapping[str, Any], names: Iterable[str]) -> str:
-    named = {name: row.get(name) for name in sorted([*names, "prompt"])}
-    return json.dumps(_as_json(named, "labels"), ensure_ascii=False)
-
-
-def _as_json(value: Any, name: str) -> Any:
-    """`value` as it comes back from a JSON file; numpy's numbers are numbers, too."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, np.generic | np.ndarray):
-            return x.tolist()
-        raise TypeError(f"got {type(x).__name__}, expected JSON")
-
-    try:
-        return json.loads(json.dumps(value, default=plain, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _configuration(
-    model: Model,
-    batch: TokenBatch,
-    cells: Sequence[Cell],
-    ids: Sequence[str | int],
-    max_new_tokens: int,
-    identity: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that decides what the rows hold. How chunks are cut and looped over does not."""
-    from jaxsteer import __version__
-
-    asked = {k: v for k, v in options.items() if k not in ("rows_per_chunk", "loop", *_FUNCTIONS)}
-    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
-    config = {
-        "jaxsteer": __version__,
-        "model": model.config.to_dict(),
-        "dtype": np.dtype(model.dtype).name,
-        "weights": weights_print(model),
-        "identity": dict(identity or {}),
-        "prompt_ids": list(ids),
-        "prompts": describe(batch),
-        "max_new_tokens": max_new_tokens,
-        "request": describe(request),
-        "functions": {
-            name: getattr(options[name], "__qualname__", type(options[name]).__name__)
-            for name in _FUNCTIONS
-            if options.get(name) is not None
-        },
-        "cells": [
-            {"labels": dict(cell.labels), "steering": _steering_print(cell)} for cell in cells
-        ],
-    }
-    return _as_json(config, "identity and labels")
-
-
-_FUNCTIONS = ("sampler", "step")
-
-
-def _steering_print(cell: Cell) -> list[str]:
-    return [f"{' '.join(one.sites)} {tree_print(one)}" for one in as_tuple(cell.steering)]
-
-
-def _check_configuration(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Go on with the file only if it was made with this configuration; begin an empty one."""
-    beside = config_path(path)
-    if not rows:
-        write_atomic(beside, json.dumps(config, indent=1, ensure_ascii=False).encode())
-        return
-    try:
-        there = json.loads(beside.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path}: has {len(rows)} rows, but {beside.name} is missing, which says what they "
-            "were made with; choose another file"
-        ) from None
-    except ValueError:
-        raise ValueError(f"{beside}: damaged; choose another file for this sweep") from None
-    found = list(differences(there, config))
-    if found:
-        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise ValueError(
-            f"{path}: its rows were made with another configuration; choose another file:\n  "
-            + "\n  ".join(found[:_SHOWN])
-            + more
-        )
-
-
 class _Bar:
     """Progress in rows, with whole cells, tokens a second and the time left."""
 
-    def __init__(self, cells: int, rows: int, left: Counter[int], *, shown: bool) -> None:
+    def __init__(self, cells: int, rows: int, left: Counter[int], *, title: str | None) -> None:
         self.cells, self.left = cells, left  # rows still missing, by the identity of their cell
         done = rows - left.total()
-        self.bar = tqdm(total=rows, initial=done, unit="row", disable=not shown, smoothing=0)
+        self.bar = tqdm(
+            total=rows,
+            initial=done,
+            desc=title,
+            unit="row",
+            smoothing=0,  # the time left by the mean, chunks come in jumps
+            disable=title is None,
+        )
         self.tokens, self.started = 0, time.monotonic()
 
     def __enter__(self) -> "_Bar":

@@ -191,9 +191,10 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     # Killed after the second of five chunks, with a row half written.
     script = """
 import os, signal, sys
-from experiments import reproduce, steer
+from experiments import reproduce
+from jaxsteer import sweep_file
 
-append, chunks = steer.append_rows, []
+append, chunks = sweep_file.append_rows, []
 
 def append_and_die(path, rows):
     append(path, rows)
@@ -203,7 +204,7 @@ def append_and_die(path, rows):
             file.write('{"target": "reasoning", "sou')
         os.kill(os.getpid(), signal.SIGKILL)
 
-steer.append_rows = append_and_die
+sweep_file.append_rows = append_and_die
 reproduce.main(sys.argv[1:])
 """
     killed = subprocess.run(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pipeline_helpers import write_tiny_pair
 
-from experiments import rollouts, small_pair, steer
+from experiments import rollouts, small_pair
 from experiments.outcome import CellOutcome
 from experiments.small_pair import Plan, judge, main, natural_rates
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
+from jaxsteer import sweep_file
 from jaxsteer.annotate import split_sentences
 from jaxsteer.metrics import Estimate, PairedDifference
 from jaxsteer.sweep import CellResult
@@ -260,7 +261,7 @@ def test_a_pair_is_judged_from_end_to_end_and_again_from_its_files(
         random=1,
         max_new_tokens=40,
     )
-    monkeypatch.setattr(steer, "sweep", same_text_for_all)
+    monkeypatch.setattr(sweep_file, "sweep", same_text_for_all)
     # Scored in this process: starting others takes longer than the work.
     monkeypatch.setattr(small_pair, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
     first = judge(tmp_path / "models", tmp_path / "out", plan)
@@ -285,7 +286,7 @@ def test_a_pair_is_judged_from_end_to_end_and_again_from_its_files(
     def never(*args: object, **fields: object) -> None:
         raise AssertionError("generated once more")
 
-    monkeypatch.setattr(steer, "append_rows", never)
+    monkeypatch.setattr(sweep_file, "append_rows", never)
     monkeypatch.setattr(rollouts, "append_rows", never)
     again = judge(tmp_path / "models", tmp_path / "out", plan)
     assert json.dumps(again) == json.dumps(first)
