@@ -217,6 +217,8 @@ def align(scopes: Sequence[Scope]) -> list[Scope]:
 def pad_windows(scope: Scope, windows: int) -> Scope:
     """The same scope with empty windows added up to `windows`."""
     missing = windows - scope.excluded.shape[1]
+    if not missing:
+        return scope
 
     def pad(leaf: jax.Array) -> jax.Array:
         return jnp.pad(leaf, ((0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 2))
@@ -252,6 +254,8 @@ def broadcast_rows(tree: Tree, rows: int, name: str) -> Tree:
     def widen(leaf: jax.Array) -> jax.Array:
         if leaf.shape[0] not in (1, rows):
             raise ValueError(f"{name}: got {leaf.shape[0]} rows, expected 1 or {rows}")
+        if leaf.shape[0] == rows:
+            return leaf
         return jnp.broadcast_to(leaf, (rows, *leaf.shape[1:]))
 
     return jax.tree.map(widen, tree)

@@ -34,6 +34,8 @@ from jaxsteer.sites import SITES, site_width
 NO_LAYER = -1
 EVERY_LAYER = -2
 
+_OPTIONAL = ("basis", "erase", "preserve_norm", "condition", "threshold")
+
 # Products in full float32, on hardware that would make less of them.
 _EXACT = jax.lax.Precision.HIGHEST
 # A stream shorter than this share of what it was is rounding error: it has no direction to keep.
@@ -246,13 +248,15 @@ def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
     steps = max(one.schedule.shape[1] for one in steerings)
     layers = max(one.layer.shape[1] for one in steerings)
     rank = max(0 if one.basis is None else one.basis.shape[1] for one in steerings)
-    used = [
-        name for name in _neutral(1, 1, 1) if any(getattr(s, name) is not None for s in steerings)
-    ]
+    used = [name for name in _OPTIONAL if any(getattr(one, name) is not None for one in steerings)]
     aligned = []
     for one, scope in zip(steerings, scopes.align([s.scope for s in steerings]), strict=True):
-        neutral = _neutral(one.coeff.shape[0], rank, widths[0])
-        missing = {name: neutral[name] for name in used if getattr(one, name) is None}
+        count = one.coeff.shape[0]
+        missing = {
+            name: _neutral(name, count, rank, widths[0])
+            for name in used
+            if getattr(one, name) is None
+        }
         one = replace(
             one,
             sites=sites,
@@ -265,18 +269,17 @@ def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
     return aligned
 
 
-def _neutral(rows: int, rank: int, width: int) -> dict[str, jax.Array]:
-    """Values of the optional fields that change nothing."""
-    return {
-        "basis": jnp.zeros((rows, rank, width)),
-        "erase": jnp.zeros((rows,)),
-        "preserve_norm": jnp.zeros((rows,), bool),
-        "condition": jnp.zeros((rows, width)),
-        "threshold": jnp.full((rows,), -jnp.inf),
-    }
+def _neutral(name: str, rows: int, rank: int, width: int) -> jax.Array:
+    """The value of an optional field that changes nothing."""
+    if name == "threshold":
+        return jnp.full((rows,), -jnp.inf)
+    shape = {"basis": (rows, rank, width), "condition": (rows, width)}.get(name, (rows,))
+    return jnp.zeros(shape, bool if name == "preserve_norm" else jnp.float32)
 
 
 def _pad(array: jax.Array, size: int, **how: Any) -> jax.Array:
     """`array` with its second axis prolonged to `size`."""
     missing = size - array.shape[1]
+    if not missing:
+        return array
     return jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2), **how)
