@@ -1,4 +1,4 @@
-"""A Llama in Flax NNX whose residual stream can be read and steered at named sites.
+"""A Llama or Qwen2 in Flax NNX whose residual stream can be read and steered at named sites.
 
 Read `Block.__call__` first: the sites stand there in reading order. The modules are built inside
 traced code only; what callers hold is `Model`, a pytree of plain arrays, so that two models of
@@ -77,29 +77,41 @@ def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Par
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
 
 
+def _biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...]
+
+
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions; biases on q, k and v where the config says."""
 
     def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
         D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
         self.packed = packed
+
+        def bias(*shape: int) -> nnx.Param | None:
+            return _weight(rngs, shape, dtype) if config.qkv_bias else None
+
         if packed:
             self.qkv_proj = _weight(rngs, (D, K, N // K + 2, H), dtype)
+            self.qkv_bias = bias(K, N // K + 2, H)
         else:
             self.q_proj = _weight(rngs, (D, N, H), dtype)
             self.k_proj = _weight(rngs, (D, K, H), dtype)
             self.v_proj = _weight(rngs, (D, K, H), dtype)
+            self.q_bias, self.k_bias, self.v_bias = bias(N, H), bias(K, H), bias(K, H)
         self.o_proj = _weight(rngs, (N, H, D), dtype)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not yet rotated."""
         if self.packed:
             qkv = jnp.einsum("BTD,DKPH->BTKPH", x, self.qkv_proj[...])
+            qkv = _biased(qkv, self.qkv_bias)
             q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
             return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
         q = jnp.einsum("BTD,DNH->BTNH", x, self.q_proj[...])
         k = jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...])
-        return q, k, jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+        v = jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+        return _biased(q, self.q_bias), _biased(k, self.k_bias), _biased(v, self.v_bias)
 
     def __call__(self, x: jax.Array, context: "Context", layer: int) -> tuple[jax.Array, Any]:
         q, k, v = self.project(x)

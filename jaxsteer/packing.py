@@ -6,6 +6,7 @@ less, and leave XLA nothing to join by itself, which it does with a slow kernel 
 `experiments/benchmarks/RESULTS.md`).
 
     attn.qkv_proj      [D, K, N / K + 2, H]   of each key/value head: its queries, key, value
+    attn.qkv_bias      [K, N / K + 2, H]      likewise, in models that have biases there
     mlp.gate_up_proj   [D, 2, F]
 
 Tensor parallelism splits the axes K and F, not the joined ones. `model` computes with either
@@ -19,6 +20,11 @@ import jax.numpy as jnp
 
 from jaxsteer.model import Model, Params, is_packed
 
+_QKV = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
+}
+
 
 def pack(model: Model, *, donate: bool = False) -> Model:
     """The same model with q, k, v joined and gate, up joined; a packed one as it is.
@@ -31,12 +37,16 @@ def pack(model: Model, *, donate: bool = False) -> Model:
     layers = {}
     for i, layer in model.params["layers"].items():
         attn, mlp = dict(layer["attn"]), dict(layer["mlp"])
-        qkv = [attn.pop(name) for name in ("q_proj", "k_proj", "v_proj")]
+        separate = {
+            joined: [attn.pop(part) for part in parts]
+            for joined, parts in _QKV.items()
+            if parts[0] in attn
+        }
         gate_up = [mlp.pop(name) for name in ("gate_proj", "up_proj")]
-        attn["qkv_proj"], mlp["gate_up_proj"] = _join(qkv, gate_up)
-        layers[i] = layer | {"attn": attn, "mlp": mlp}
+        qkv, mlp["gate_up_proj"] = _join(separate, gate_up)
+        layers[i] = layer | {"attn": attn | qkv, "mlp": mlp}
         if donate:
-            _free([*qkv, *gate_up], after=layers[i])
+            _free([*jax.tree.leaves(separate), *gate_up], after=layers[i])
     return replace(model, params=model.params | {"layers": layers})
 
 
@@ -47,29 +57,34 @@ def unpack(model: Model, *, donate: bool = False) -> Model:
     layers = {}
     for i, layer in model.params["layers"].items():
         attn, mlp = dict(layer["attn"]), dict(layer["mlp"])
-        joined = [attn.pop("qkv_proj"), mlp.pop("gate_up_proj")]
-        qkv, gate_up = _part(*joined)
-        attn |= dict(zip(("q_proj", "k_proj", "v_proj"), qkv, strict=True))
+        joined = {name: attn.pop(name) for name in _QKV if name in attn}
+        both = mlp.pop("gate_up_proj")
+        qkv, gate_up = _part(joined, both)
+        for name, parts in qkv.items():
+            attn |= dict(zip(_QKV[name], parts, strict=True))
         mlp |= dict(zip(("gate_proj", "up_proj"), gate_up, strict=True))
         layers[i] = layer | {"attn": attn, "mlp": mlp}
         if donate:
-            _free(joined, after=layers[i])
+            _free([*joined.values(), both], after=layers[i])
     return replace(model, params=model.params | {"layers": layers})
 
 
 @jax.jit
-def _join(qkv: list[jax.Array], gate_up: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    q, k, v = qkv
-    D, K, H = k.shape
-    grouped = [q.reshape(D, K, -1, H), k[:, :, None], v[:, :, None]]
-    return jnp.concatenate(grouped, axis=2), jnp.stack(gate_up, axis=1)
+def _join(qkv: dict[str, list[jax.Array]], gate_up: list[jax.Array]) -> tuple[Params, jax.Array]:
+    joined = {}
+    for name, (q, k, v) in qkv.items():  # [D, N, H] and twice [D, K, H]; biases without D
+        q = q.reshape(*k.shape[:-1], -1, k.shape[-1])
+        joined[name] = jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
+    return joined, jnp.stack(gate_up, axis=1)
 
 
 @jax.jit
-def _part(qkv: jax.Array, gate_up: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
-    D, _, _, H = qkv.shape
-    q = qkv[:, :, :-2].reshape(D, -1, H)
-    return (q, qkv[:, :, -2], qkv[:, :, -1]), (gate_up[:, 0], gate_up[:, 1])
+def _part(qkv: Params, gate_up: jax.Array) -> tuple[Params, tuple[jax.Array, ...]]:
+    parted = {}
+    for name, x in qkv.items():
+        q = x[..., :-2, :].reshape(*x.shape[:-3], -1, x.shape[-1])
+        parted[name] = (q, x[..., -2, :], x[..., -1, :])
+    return parted, (gate_up[:, 0], gate_up[:, 1])
 
 
 def _free(weights: list[jax.Array], *, after: Params) -> None:

@@ -127,7 +127,7 @@ def test_everything_that_is_not_implemented_is_named_at_once():
         "  attention_bias=True: not implemented, expected False or None",
         "  hidden_act='gelu': not implemented, expected 'silu'",
         "  mlp_bias=True: not implemented, expected False or None",
-        "  model_type='mistral': not implemented, expected 'llama'",
+        "  model_type='mistral': not implemented, expected 'llama' or 'qwen2'",
         "  pretraining_tp=2: not implemented, expected 1 or None",
         "  sliding_window=4096: not implemented, expected None",
         "  quantization_config={'bits': 4}: not implemented, expected None",

@@ -84,7 +84,8 @@ def test_every_problem_is_named_at_once(config):
         "  misshapen: model.norm.weight (final_norm.scale): got [33], expected [32]",
         "  dtype: lm_head.weight (lm_head.kernel): got int8, expected float32 or float16 or "
         "bfloat16",
-        "  unexpected: model.layers.0.self_attn.q_proj.bias [32]",
+        "  unexpected: model.layers.0.self_attn.q_proj.bias [32]: config.json has a model_type "
+        "without biases",
         "  unexpected: model.layers.3.mlp.up_proj.weight [48, 32]: config.json has "
         "num_hidden_layers=3",
     ]

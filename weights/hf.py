@@ -1,4 +1,4 @@
-"""Hugging Face's names and layouts of a Llama's tensors, and ours: one table, both directions."""
+"""Names and layouts of a Llama's or Qwen2's tensors, Hugging Face's and ours: one table."""
 
 import math
 import re
@@ -20,6 +20,9 @@ _TABLE = (
     (_LAYER + r"self_attn\.q_proj\.weight", "layers.{}.attn.q_proj", "(N H) D -> D N H"),
     (_LAYER + r"self_attn\.k_proj\.weight", "layers.{}.attn.k_proj", "(K H) D -> D K H"),
     (_LAYER + r"self_attn\.v_proj\.weight", "layers.{}.attn.v_proj", "(K H) D -> D K H"),
+    (_LAYER + r"self_attn\.q_proj\.bias", "layers.{}.attn.q_bias", "(N H) -> N H"),
+    (_LAYER + r"self_attn\.k_proj\.bias", "layers.{}.attn.k_bias", "(K H) -> K H"),
+    (_LAYER + r"self_attn\.v_proj\.bias", "layers.{}.attn.v_bias", "(K H) -> K H"),
     (_LAYER + r"self_attn\.o_proj\.weight", "layers.{}.attn.o_proj", "D (N H) -> N H D"),
     (_LAYER + r"post_attention_layernorm\.weight", "layers.{}.mlp_norm.scale", "D -> D"),
     (_LAYER + r"mlp\.gate_proj\.weight", "layers.{}.mlp.gate_proj", "F D -> D F"),
@@ -48,14 +51,14 @@ class Tensor:
     def to_ours(self, x: np.ndarray) -> np.ndarray:
         """Lay an array `hf_shape` out as `shape`, contiguous."""
         if not self.transposed:
-            return x
+            return x.reshape(self.shape)
         # Every row of the table that moves axes moves the first group behind the second.
         return _transpose(x).reshape(self.shape)
 
     def to_hf(self, x: np.ndarray) -> np.ndarray:
         """Lay an array `shape` out as `hf_shape`, contiguous; the inverse of `to_ours`."""
         if not self.transposed:
-            return x
+            return x.reshape(self.hf_shape)
         return _transpose(x.reshape(self.hf_shape[::-1]))
 
 
@@ -85,7 +88,7 @@ hf_shape=(16, 32), shape=(32, 2, 8), transposed=True)
     found = [_tensor(row, None, sizes) for row in _TABLE if "{}" not in row[1]]
     for layer in range(config.n_layers):
         found += [_tensor(row, layer, sizes) for row in _TABLE if "{}" in row[1]]
-    return {t.name: t for t in found if not (config.tie_embeddings and t.name == HEAD)}
+    return {t.name: t for t in found if _has(config, t.name)}
 
 
 def check(headers: Mapping[str, Header], config: LlamaConfig) -> None:
@@ -181,6 +184,13 @@ def check_tied(head: np.ndarray, embedding: np.ndarray) -> None:
         )
 
 
+def _has(config: LlamaConfig, name: str) -> bool:
+    """Whether a model of this config has a tensor that is in the table."""
+    if name == HEAD:
+        return not config.tie_embeddings
+    return config.qkv_bias or not name.endswith(".bias")
+
+
 def _tensor(row: tuple[str, str, str], layer: int | None, sizes: Mapping[str, int]) -> Tensor:
     pattern, place, axes = row
     before, after = axes.split(" -> ")
@@ -190,7 +200,7 @@ def _tensor(row: tuple[str, str, str], layer: int | None, sizes: Mapping[str, in
         path=tuple(int(part) if part.isdigit() else part for part in path),
         hf_shape=_shape(before, sizes),
         shape=_shape(after, sizes),
-        transposed=before != after,
+        transposed=re.findall(r"\w", before) != re.findall(r"\w", after),
     )
 
 
@@ -225,6 +235,8 @@ def _why(name: str, config: LlamaConfig) -> str:
     """The likely reason why a name has no place."""
     for pattern, _, _ in _TABLE:
         match = re.fullmatch(pattern, name)
+        if match and not _has(config, name):
+            return ": config.json has a model_type without biases"
         if match and match.groups():
             return f": config.json has num_hidden_layers={config.n_layers}"
     return ""
