@@ -9,9 +9,10 @@ from experiments import rollouts
 from experiments.run import Run, command
 from experiments.settings import Labels
 from experiments.stages import fingerprint
-from jaxsteer.annotate import keyword_labels, labels_from_file, split_sentences
+from jaxsteer.annotate import keyword_labels, split_sentences
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.jsonl import read_rows
+from jaxsteer.labels import labels_from_file
 
 FILE = "sentences.jsonl"
 

@@ -1,34 +1,18 @@
-"""Sentences of a reasoning trace, where they lie in characters and tokens, and their labels.
+"""Sentences of a reasoning trace, and where they lie in characters and tokens.
 
-The paper labels the *sentences* of a trace (its taxonomy is that of Venhoff et al.,
-arXiv 2506.18167) and reads activations at token offsets before a sentence starts. Spans are
-half-open: characters of the trace, and tokens by the tokenizer's own offset mapping.
+The paper labels the *sentences* of a trace and reads activations at token offsets before a sentence
+starts. Spans are half-open: characters of the trace, and tokens by the tokenizer's own offset
+mapping.
 """
 
 import bisect
 import functools
-import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-from jaxsteer.files import write_atomic
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 KEYWORDS = ("wait", "hmm")
 """The paper's B (Eq. 1): the words whose rate stands for backtracking."""
-
-TAXONOMY = (
-    "initializing",
-    "deduction",
-    "adding-knowledge",
-    "example-testing",
-    "uncertainty-estimation",
-    "backtracking",
-)
-"""The labels a sentence can have."""
 
 # Words that end in a full stop without ending a sentence: never; unless a capital follows; or when
 # a number follows. Compared in lower case, but for the titles ("5 ms. Then" ends one).
@@ -158,67 +142,6 @@ def keyword_labels(sentences: Sequence[Sentence], keywords: Sequence[str] = KEYW
     return [pattern.search(sentence.text) is not None for sentence in sentences]
 
 
-@dataclass(frozen=True)
-class SentenceLabel:
-    """A judge's label for the sentence `start` to `stop` (characters) of the trace `trace`."""
-
-    trace: str
-    start: int
-    stop: int
-    label: str
-
-
-def write_labels(path: str | os.PathLike[str], labels: Iterable[SentenceLabel]) -> None:
-    """Write labels as JSON lines (`{"trace", "start", "stop", "label"}`), all or nothing.
-
-    Raises ValueError for a label that is not in the taxonomy.
-    """
-    rows = [_checked_label(asdict(label), f"label {i}") for i, label in enumerate(labels)]
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(path, text.encode())
-
-
-def labels_from_file(
-    path: str | os.PathLike[str], sentences: Mapping[str, Sequence[Sentence]]
-) -> dict[str, list[str]]:
-    """Read the labels of traces from JSON lines, or from one JSON array of the same records.
-
-    Args:
-      path: the file; records as `write_labels` writes them.
-      sentences: for each trace id, the sentences that the labels are for.
-
-    Returns one label for each sentence of each trace. Raises ValueError, naming the record, for a
-    label outside the taxonomy, an unknown trace, a span that is not one of the trace's sentences,
-    a sentence labelled twice or not at all.
-    """
-    spans = {
-        trace: {(s.start, s.stop): i for i, s in enumerate(items)}
-        for trace, items in sentences.items()
-    }
-    found: dict[str, dict[int, str]] = {trace: {} for trace in sentences}
-    for where, record in _records(Path(path)):
-        label = _checked_label(record, where)
-        if label.trace not in spans:
-            raise ValueError(f"{where}: unknown trace {label.trace!r}")
-        index = spans[label.trace].get((label.start, label.stop))
-        if index is None:
-            raise ValueError(
-                f"{where}: trace {label.trace!r} has no sentence {label.start}:{label.stop}; "
-                "the labels are for another text or another splitting"
-            )
-        if index in found[label.trace]:
-            raise ValueError(f"{where}: sentence {label.start}:{label.stop} is labelled twice")
-        found[label.trace][index] = label.label
-    for trace, items in sentences.items():
-        if len(found[trace]) < len(items):
-            missing = next(s for i, s in enumerate(items) if i not in found[trace])
-            raise ValueError(
-                f"{path}: trace {trace!r} has {len(items)} sentences, {len(found[trace])} of them "
-                f"labelled; the first without a label is {missing.start}:{missing.stop}"
-            )
-    return {trace: [found[trace][i] for i in range(len(sentences[trace]))] for trace in sentences}
-
-
 def _inside(position: int, spans: Sequence[tuple[int, int]]) -> bool:
     """Say whether `position` lies strictly inside one of the ordered spans."""
     index = bisect.bisect_left(spans, (position, -1)) - 1
@@ -316,34 +239,3 @@ def _sentences_between(text: str, cuts: Sequence[int]) -> list[Sentence]:
         else:
             spans.append((start, stop))
     return [Sentence(start=a, stop=b, text=text[a:b]) for a, b in spans]
-
-
-def _records(path: Path) -> list[tuple[str, Any]]:
-    """Return the records of a JSON array or of JSON lines, each with the place it stands at."""
-    content, where = path.read_text(encoding="utf-8"), str(path)
-    try:
-        if content.lstrip().startswith("["):
-            return [(f"{path}: record {i}", row) for i, row in enumerate(json.loads(content))]
-        records = []
-        for number, line in enumerate(content.split("\n"), 1):
-            where = f"{path}:{number}"
-            if line.strip():
-                records.append((where, json.loads(line)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    return records
-
-
-def _checked_label(record: Any, where: str) -> SentenceLabel:
-    fields = {"trace": str, "start": int, "stop": int, "label": str}
-    if not isinstance(record, dict) or set(record) != set(fields):
-        found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{where}: expected the fields {sorted(fields)}, found {found}")
-    for name, kind in fields.items():
-        if type(record[name]) is not kind:
-            raise ValueError(f"{where}: {name}: expected {kind.__name__}, found {record[name]!r}")
-    if record["label"] not in TAXONOMY:
-        raise ValueError(
-            f"{where}: label: expected one of {', '.join(TAXONOMY)}, found {record['label']!r}"
-        )
-    return SentenceLabel(**record)

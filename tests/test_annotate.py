@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsteer.annotate import (
-    Sentence,
-    SentenceLabel,
-    keyword_labels,
-    labels_from_file,
-    split_sentences,
-    token_spans,
-    write_labels,
-)
+from jaxsteer.annotate import Sentence, keyword_labels, split_sentences, token_spans
+from jaxsteer.labels import SentenceLabel, labels_from_file, read_labels, write_labels
 
 # One line for each sentence: the text is the lines joined, the splitter has to find them again.
 SPLITS = {
@@ -165,6 +158,7 @@ def test_labels_round_trip(tmp_path):
     path = tmp_path / "new" / "labels.jsonl"
     write_labels(path, LABELS)
     assert labels_from_file(path, TRACES) == READ
+    assert read_labels(path) == LABELS
     assert [p.name for p in path.parent.iterdir()] == ["labels.jsonl"]
 
 
@@ -177,7 +171,7 @@ def test_a_json_array_reads_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "doubt"}, "label: expected one of initializing"),
+        ({"label": "doubt"}, "label: expected one of initializing, .*, other, found 'doubt'"),
         ({"trace": "c"}, "unknown trace 'c'"),
         ({"start": 7}, "trace 'a' has no sentence 7:15"),
         ({"start": 0, "stop": 5}, "sentence 0:5 is labelled twice"),
