@@ -3,7 +3,7 @@
     python -m weights.verify SRC DST [--tokens N] [--layers N]
 
 Every tensor is compared by its hash, a tensor at a time. Then logits and every layer's output are
-compared with those of transformers' `LlamaForCausalLM`, both in float32, which takes both models'
+compared with those of transformers' own model, both in float32, which takes both models'
 memory: 64 GB for 8 billion parameters. `--layers 4` takes the first four layers alone, as do both
 models then, with the embedding and the head: 16 GB. Exit code 0: they agree; 1: they do not; 2:
 the check could not be made.
@@ -146,11 +146,11 @@ def _our_model(path: Path, config: LlamaConfig, compute: str) -> Model:
 def _torch_model(folder: Folder, dtype: str, layers: int, compute: str) -> Any:
     """Transformers' model or its first layers, its weights rounded to the checkpoint's dtype."""
     import torch
-    from transformers import AutoConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(folder.path))
     config.num_hidden_layers = layers
-    model = LlamaForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         str(folder.path),
         config=config,
         dtype=getattr(torch, compute),
