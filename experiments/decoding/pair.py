@@ -51,8 +51,8 @@ class Pair:
         print(f"[{title}, problem {row}]{text}\n")
 
     def print_state(self, title: str, state: DecodeState) -> None:
-        """Print what every row of `state` has generated."""
-        for row, (tokens, n) in enumerate(zip(state.tokens, state.length, strict=True)):
+        """Print what the first rows of `state` have generated."""
+        for row, (tokens, n) in enumerate(zip(state.tokens[:4], state.length, strict=False)):
             self.print(title, row, tokens[:n].tolist())
 
 

@@ -64,15 +64,15 @@ def speculative(
 
 
 def show(run: Run) -> None:
-    """Print what comes out at two temperatures, and the share of the drafts that are accepted."""
-    pair, k = load_pair(run, problems=4), 4
+    """Print what comes out at two temperatures, and the share of the drafts that are used."""
+    pair, k = load_pair(run, problems=64), 4
     G = pair.max_new_tokens
     for heat in (0.0, 1.0):
         request = pair.request(temperature=heat)
         state, rounds = speculative(pair.models, pair.prompts, request, k=k, max_new_tokens=G)
         pair.print_state(f"temperature {heat}", state)
         share = float((state.length - 1 - rounds).sum() / (k * rounds.sum()))
-        print(f"temperature {heat}: {share:.2f} of the drafts accepted\n")
+        print(f"temperature {heat}: {share:.2f} of the drafts used\n")
 
 
 if __name__ == "__main__":
