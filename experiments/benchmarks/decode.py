@@ -25,6 +25,7 @@ import numpy as np
 from experiments.benchmarks.floor import Machine, decode_seconds, prefill_operations
 from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes, read_bandwidth
 from jaxsteer import compile_cache
+from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import Request, make_request, run
 from jaxsteer.interventions import add
@@ -33,8 +34,9 @@ from jaxsteer.packing import pack
 from jaxsteer.sampling import Sampler, choose_sampler, sampling
 from jaxsteer.tokens import TokenBatch, left_pad
 
-PRESETS = ("llama31_8b", "tiny")
-CASES = {"llama31_8b": ("1,512,1024", "160,512,900", "640,512,512"), "tiny": ("2,16,8", "4,16,8")}
+PRESETS = (*PUBLISHED, "tiny")
+CASES = {"tiny": ("2,16,8", "4,16,8")}
+LARGE = ("1,512,1024", "160,512,900", "640,512,512")  # of every other preset
 
 
 def variants(config: LlamaConfig, rows: int) -> dict[str, dict[str, Any]]:
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     model = init(config, dtype=jnp.bfloat16)
     model = model if args.separate else pack(model, donate=True)
     random = np.random.default_rng(0)
-    for case in args.case or CASES[args.preset]:
+    for case in args.case or CASES.get(args.preset, LARGE):
         rows, prompt, steps = (int(number) for number in case.split(","))
         batch = left_pad(
             random.integers(0, config.vocab_size, (rows, prompt)).tolist(), length=prompt
