@@ -14,6 +14,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.interventions import add
 from jaxsteer.scope import Scope, broadcast_rows
 from jaxsteer.steering import Steering, as_tuple, check_steering, stack
+from jaxsteer.tokens import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,16 @@ def stack_cells(cells: Sequence[Cell], config: LlamaConfig) -> tuple[Steering, .
     )
 
 
-def reaches_prompt(steering: Steering, prompt_length: jax.Array) -> jax.Array:
-    """Whether each cell `[C]` touches any token of any prompt of the lengths `[B]`."""
-    longest = int(np.max(np.asarray(prompt_length)))
-    position = jnp.broadcast_to(jnp.arange(longest), (prompt_length.shape[0], longest))
+@jax.jit
+def reaches_prompt(steering: Steering, batch: TokenBatch) -> jax.Array:
+    """Whether each cell, bool `[C]`, touches any token of any prompt of the batch."""
+    B, T = batch.tokens.shape
+    position = jnp.broadcast_to(jnp.arange(T), (B, T))
+    prompt = position < batch.lengths[:, None]
 
     def one(scope: Scope) -> jax.Array:
-        scope = broadcast_rows(scope, prompt_length.shape[0], "scope")
-        covered = scope.may_cover(position, prompt_length)
-        return jnp.any(covered & (position < prompt_length[:, None]))
+        scope = broadcast_rows(scope, B, "scope")
+        return jnp.any(scope.may_cover(position, batch.lengths) & prompt)
 
     return jax.vmap(one)(steering.scope)
 

@@ -161,10 +161,10 @@ def sweep(
     # What is asked for is checked against the cells' scopes, too.
     every = [one for cell in cells for one in as_tuple(cell.steering)]
     request = make_request(model, batch, max_new_tokens=max_new_tokens, steering=every, **asked)
-    request = replace(request, steering=())
     steering = stack_cells(cells, model.config)
-    reached = [reaches_prompt(one, batch.lengths) for one in steering]
-    steer_prompt = bool(np.any(np.asarray(reached)))
+    steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
+    # On the host, where taking parts compiles nothing.
+    rows, steering = jax.device_get(((batch, replace(request, steering=())), steering))
     options = {
         "steer_prompt": steer_prompt,
         "max_new_tokens": max_new_tokens,
@@ -175,7 +175,7 @@ def sweep(
 
     def run(c: np.ndarray, p: np.ndarray) -> _Found:
         # A single row serves all.
-        part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], (batch, request))
+        part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], rows)
         steered = jax.tree.map(lambda x: x[c], steering)
         state = _run_cells(model, part, replace(some, steering=steered), **options)
         return jax.device_get((state.tokens, state.logprobs, state.length))

@@ -161,7 +161,7 @@ def test_cells_may_differ_in_scope_site_and_schedule(shallow, batch):
 )
 def test_which_scopes_reach_the_prompt(batch, one, expected):
     steering = jax.tree.map(lambda x: x[None], add(np.ones(4), layer=0, coeff=1.0, scope=one))
-    assert reaches_prompt(steering, batch.lengths).tolist() == [expected]
+    assert reaches_prompt(steering, batch).tolist() == [expected]
 
 
 def test_cells_may_have_several_interventions_or_none(shallow, batch):

@@ -1,0 +1,276 @@
+"""Time a steered sweep with random weights of a preset, and the same by transformers.
+
+    python -m experiments.benchmarks.sweep --preset llama31_8b
+
+Prints one JSON line a case:
+
+    rows          plain rows, each steered by its own cell's intervention: ms a step
+    vmapped       the same rows as cells × prompts, cells vmapped: ms a step, ratio to plain rows
+    figure 3      cells × prompts × new tokens by `sweep_to_file`, everything after loading: seconds
+    transformers  the same by transformers with a forward hook (`sweep_transformers`)
+    compared      how many times faster
+
+Each engine runs in a process of its own, so that neither holds memory that the other needs.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # before JAX is imported
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks.floor import Machine, decode_seconds
+from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes, read_bandwidth
+from experiments.benchmarks.sweep_work import Work, make_work
+from jaxsteer import compile_cache
+from jaxsteer.cells import Cell, stack_cells
+from jaxsteer.config import LlamaConfig
+from jaxsteer.generate import run
+from jaxsteer.interventions import add
+from jaxsteer.model import Model, init
+from jaxsteer.packing import pack
+from jaxsteer.request import Request, make_request
+from jaxsteer.sampling import greedy
+from jaxsteer.steering import as_tuple
+from jaxsteer.steering import rows as as_rows
+from jaxsteer.sweep_file import sweep_to_file
+from jaxsteer.tokens import TokenBatch
+
+sweeping = importlib.import_module("jaxsteer.sweep")  # `jaxsteer.sweep` is the function
+
+PRESETS = {
+    "llama31_8b": {"cells": 16, "prompts": 20, "prompt_length": 128, "new_tokens": 1500},
+    "tiny": {"cells": 4, "prompts": 3, "prompt_length": 8, "new_tokens": 12},
+}
+
+
+def cells_of(work: Work) -> tuple[TokenBatch, list[Cell]]:
+    """The work in jaxsteer's terms."""
+    prompts, mask, vectors, coeffs = make_work(work)
+    batch = TokenBatch(jnp.asarray(prompts, jnp.int32), jnp.asarray(mask))
+    steered = zip(vectors, coeffs, strict=True)
+    return batch, [
+        Cell({"cell": i}, add(vector, layer=work.layer, coeff=coeff))
+        for i, (vector, coeff) in enumerate(steered)
+    ]
+
+
+def time_steps(
+    model: Model, work: Work, machine: Machine, *, steps: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds a step of plain rows, and of the same rows as vmapped cells."""
+    batch, cells = cells_of(work)
+    C, B = work.cells, work.prompts
+    options: dict[str, Any] = {"max_new_tokens": steps + 1}
+    shared = make_request(model, batch, **options)
+    request = replace(shared, steering=stack_cells(cells, work.config))
+    wide = TokenBatch(jnp.tile(batch.tokens, (C, 1)), jnp.tile(batch.mask, (C, 1)))
+    each = as_rows([one for cell in cells for one in as_tuple(cell.steering) * B])
+    plain = make_request(model, wide, steering=each, **options)
+    programs = {
+        "rows": jax.jit(_limited(run, room=steps + 1)),
+        "vmapped": jax.jit(_limited(sweeping.run_cells, room=steps + 1, steer_prompt=False)),
+    }
+    arguments = {"rows": (model, wide, plain), "vmapped": (model, batch, request)}
+    compiled = {}
+    for name, program in programs.items():
+        compilations = Compilations()
+        jax.block_until_ready(program(*arguments[name], jnp.int32(1)))
+        compiled[name] = _told(compilations)
+
+    def seconds(name: str, limit: int) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(programs[name](*arguments[name], jnp.int32(limit)))
+        return time.perf_counter() - started
+
+    # In turns, so that a machine that slows down does so for both.
+    spent = {
+        limit: [{name: seconds(name, limit) for name in programs} for _ in range(repeats)]
+        for limit in (1, steps + 1)
+    }
+    floor_ms = (
+        decode_seconds(model, machine, rows=C * B, prompt=work.prompt_length, steps=steps)
+        / steps
+        * 1e3
+    )
+    step_ms = {}
+    for name in programs:
+        first, whole = (min(times[name] for times in spent[limit]) for limit in (1, steps + 1))
+        step_ms[name] = (whole - first) / steps * 1e3
+        found = {
+            "case": name,
+            "rows": C * B,
+            "prompt": work.prompt_length,
+            "steps": steps,
+            "step_ms": step_ms[name],
+            "tokens_per_s": C * B / step_ms[name] * 1e3,
+            "floor_ms": floor_ms,
+            "ratio": step_ms[name] / floor_ms,
+            **compiled[name],
+        }
+        if name == "vmapped":
+            found["ratio_to_rows"] = step_ms["vmapped"] / step_ms["rows"]
+        yield found | _memory()
+
+
+def time_figure(model: Model, work: Work, machine: Machine) -> Iterator[dict[str, Any]]:
+    """The whole sweep into a file, from prompts to rows, compilation included."""
+    batch, cells = cells_of(work)
+    compilations, loops = Compilations(), sweeping._run_cells._cache_size()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        path = sweep_to_file(
+            Path(folder) / "sweep.jsonl",
+            model,
+            batch,
+            cells,
+            max_new_tokens=work.new_tokens,
+            progress=None,
+        )
+        seconds = time.perf_counter() - started
+        tokens = sum(len(json.loads(line)["tokens"]) for line in path.read_text().splitlines())
+    rows = work.cells * work.prompts
+    floor = decode_seconds(
+        model, machine, rows=rows, prompt=work.prompt_length, steps=work.new_tokens
+    )
+    yield {
+        "case": "figure 3",
+        "cells": work.cells,
+        "prompts": work.prompts,
+        "new_tokens": work.new_tokens,
+        "seconds": seconds,
+        **_told(compilations),  # with all the small programs around the loop
+        "loops_compiled": sweeping._run_cells._cache_size() - loops,
+        "tokens_per_s": tokens / seconds,
+        "floor_s": floor,  # of decoding all rows at once
+        "ratio": seconds / floor,
+    } | _memory()
+
+
+def _limited(program: Callable[..., Any], *, room: int, **options: Any) -> Callable[..., Any]:
+    """The program up to `limit` steps, as data: prefill alone is timed in the same program."""
+
+    def limited(model: Model, batch: TokenBatch, request: Request, limit: jax.Array) -> jax.Array:
+        def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
+            return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
+
+        state = program(
+            model, batch, request, max_new_tokens=room, sampler=greedy, loop=loop, **options
+        )
+        return state.tokens
+
+    return limited
+
+
+def _told(compilations: Compilations) -> dict[str, Any]:
+    return {"compile_s": compilations.seconds, "compilations": compilations.count}
+
+
+def _memory() -> dict[str, float]:
+    peak = peak_bytes()
+    return {} if peak is None else {"peak_GB": peak / 1e9}
+
+
+def measure(work: Work, *, steps: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """All of jaxsteer's cases."""
+    compile_cache.turn_off()
+    machine = Machine(read_bandwidth(), matrix_rate())
+    yield {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "read_GB_s": machine.bandwidth / 1e9,
+        "TFLOP_s": machine.rate / 1e12,
+    }
+    model = pack(init(work.config, dtype=jnp.bfloat16), donate=True)
+    yield from time_figure(model, work, machine)
+    yield from time_steps(model, work, machine, steps=steps, repeats=repeats)
+
+
+def compare(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many times faster jaxsteer made the figure, from both engines' lines."""
+    cases = {line["case"]: line for line in found if "case" in line}
+    ours, theirs = cases["figure 3"], cases["sweep, transformers with a hook"]
+    extrapolated = "seconds_extrapolated" in theirs
+    seconds = theirs["seconds_extrapolated" if extrapolated else "seconds"]
+    return {
+        "case": "compared",
+        "jaxsteer_s": ours["seconds"],
+        "transformers_s": seconds,
+        "transformers_s_is": "extrapolated" if extrapolated else "measured",
+        "times_faster": seconds / ours["seconds"],
+    }
+
+
+def _child(argv: list[str]) -> Iterator[str]:
+    """Lines of this module run with other arguments in a process of its own.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    command = [sys.executable, "-m", "experiments.benchmarks.sweep", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: ended with exit code {process.returncode}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.sweep")
+    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser.add_argument("--engine", choices=("both", "jaxsteer", "transformers"), default="both")
+    for name in ("cells", "prompts", "prompt-length", "new-tokens"):
+        parser.add_argument(f"--{name}", type=int, help="the preset's, if not given")
+    parser.add_argument("--steps", type=int, default=256, help="of plain and vmapped rows")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=160, help="rows of transformers' batches")
+    parser.add_argument(
+        "--transformers-tokens", type=int, help="time only so many of each batch, extrapolate"
+    )
+    args = parser.parse_args(argv)
+    if args.engine == "both":
+        given = sys.argv[1:] if argv is None else argv
+        found = []
+        for engine in ("jaxsteer", "transformers"):
+            for text in _child([*given, "--engine", engine]):
+                print(text, end="", flush=True)
+                found.append(json.loads(text))
+        print(_line(compare(found)), flush=True)
+        return 0
+    asked = {name: getattr(args, name) for name in PRESETS[args.preset]}
+    sizes = {k: PRESETS[args.preset][k] if v is None else v for k, v in asked.items()}
+    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    work = Work(config=config, layer=config.n_layers // 3, **sizes)
+    if args.engine == "jaxsteer":
+        lines = measure(work, steps=min(args.steps, work.new_tokens), repeats=args.repeats)
+    else:
+        from experiments.benchmarks import sweep_transformers  # PyTorch, in this process only
+
+        tokens = min(args.transformers_tokens or work.new_tokens, work.new_tokens)
+        lines = sweep_transformers.measure(work, batch=args.batch, tokens=tokens)
+    for line in lines:
+        print(_line(line), flush=True)
+    return 0
+
+
+def _line(found: dict[str, Any]) -> str:
+    return json.dumps(
+        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

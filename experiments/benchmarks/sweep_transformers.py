@@ -1,0 +1,113 @@
+"""The sweep of `sweep` by transformers with a forward hook: what people do without jaxsteer.
+
+    python -m experiments.benchmarks.sweep --engine transformers
+
+The same shapes with random bf16 weights, in batches of whole cells. The hook adds each row's vector
+times its coefficient at one layer, at every generated token. Greedy, no stop token, SDPA attention,
+transformers' own `generate` with its default cache. Needs PyTorch.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from experiments.benchmarks.sweep_work import Work, make_work
+
+_WARM_UP = 2  # tokens
+
+
+def measure(work: Work, *, batch: int, tokens: int) -> Iterator[dict[str, Any]]:
+    """Time the first `tokens` new tokens of every batch of at most `batch` rows."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _model(work, device)
+    prompts, mask, vectors, coeffs = make_work(work)
+    ids = torch.tensor(np.asarray(prompts), dtype=torch.long, device=device)
+    attend = torch.tensor(np.asarray(mask), dtype=torch.long, device=device)
+    shift = torch.tensor(vectors * coeffs[:, None], dtype=torch.bfloat16, device=device)
+    cells = max(1, batch // work.prompts)  # a batch holds whole cells
+    parts = [shift[i : i + cells] for i in range(0, work.cells, cells)]
+    _generate(model, ids, attend, parts[0], layer=work.layer, tokens=_WARM_UP)
+    started = time.perf_counter()
+    for part in parts:
+        _generate(model, ids, attend, part, layer=work.layer, tokens=tokens)
+    seconds = time.perf_counter() - started
+    step_ms = seconds / (len(parts) * tokens) * 1e3
+    rows = work.cells * work.prompts
+    found = {
+        "case": "sweep, transformers with a hook",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "batches": len(parts),
+        "rows_per_batch": len(parts[0]) * work.prompts,
+        "tokens_timed": tokens,
+        "step_ms": step_ms,  # of one batch, prefill included
+        "tokens_per_s": rows * tokens / seconds,
+        "seconds": seconds,
+    }
+    if tokens < work.new_tokens:
+        # Later tokens attend to more, so this is rather too little.
+        found["seconds_extrapolated"] = seconds * work.new_tokens / tokens
+    if device == "cuda":
+        found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+    yield found
+
+
+def _model(work: Work, device: str) -> Any:
+    config = transformers.LlamaConfig(
+        **work.config.to_hf(),
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model = transformers.LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.generation_config.eos_token_id = None  # the same number of tokens for both
+    return model
+
+
+def _generate(
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    shift: torch.Tensor,
+    *,
+    layer: int,
+    tokens: int,
+) -> torch.Tensor:
+    """Every prompt with every one of `shift` `[C, D]`; returns new tokens `[C · B, tokens]`."""
+    prompts, length = ids.shape
+    each = shift.repeat_interleave(prompts, dim=0)[:, None]
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] == 1:  # a generated token
+            hidden += each
+        return output
+
+    handle = model.model.layers[layer].register_forward_hook(hook)
+    try:
+        with torch.inference_mode():
+            out = model.generate(
+                ids.repeat(len(shift), 1),
+                attention_mask=mask.repeat(len(shift), 1),
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+    finally:
+        handle.remove()
+    if out.is_cuda:
+        torch.cuda.synchronize()
+    return out[:, length:]
