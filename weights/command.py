@@ -17,13 +17,18 @@ def run(main: Callable[[], int]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None  # the thread's result raises it again
     sys.unraisablehook = _without_echo
-    # Raising SystemExit instead of ending at once lets the half-built directory be removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(*_: object) -> None:
+    """Raise SystemExit instead of ending at once, so that what is half-built is removed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
+    sys.exit(143)
 
 
 def _without_echo(unraisable: Any) -> None:
