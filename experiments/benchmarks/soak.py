@@ -154,10 +154,20 @@ def convert_job(folder: Path) -> Job:
     old = shutil.copytree(target, folder / "old")  # the second model
     hashes = {file: sha256(file) for source in sources for file in source.iterdir()}
 
+    building = work / ".dst.building"
+    left = [0]  # when it was last changed, where an earlier kill left it
+
     def prepare(attempt: int) -> None:
         shutil.rmtree(target, ignore_errors=True)
         if attempt % 2:
             shutil.copytree(old, target)
+        left[0] = changed()
+
+    def changed() -> int:
+        try:
+            return building.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def check(attempt: int, code: int) -> str:
         names = {path.name for path in work.iterdir()}
@@ -186,7 +196,9 @@ def convert_job(folder: Path) -> Job:
         options = ["--overwrite"] if attempt % 2 else []
         return ["weights.convert", str(sources[0]), str(target), *options]
 
-    begun = (work / ".dst.building").exists
+    def begun() -> bool:
+        return changed() not in (0, left[0])
+
     return Job(argv, prepare, check, seconds, begun=begun, window=0.25 * seconds)
 
 
