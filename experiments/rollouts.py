@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.run import Run, command
 from experiments.settings import Decoding
-from experiments.text import Prompt, decode, encode_prompts, stop_tokens
+from experiments.text import Prompt, decode, encode_prompts
 from jaxsteer.jsonl import append_rows, read_rows, sort_rows
 from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
@@ -28,6 +28,7 @@ def write_rollouts(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
+    stops: Sequence[int],
     decoding: Decoding,
 ) -> None:
     """Generate one trace a prompt and append it to `traces.jsonl`; goes on after a kill.
@@ -38,7 +39,6 @@ def write_rollouts(
     """
     file = folder / FILE
     ids = encode_prompts(tokenizer, prompts, role="reasoning")
-    stops = stop_tokens(tokenizer)
     written = {row["id"] for row in read_rows(file)}
     left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
     bar = tqdm(total=len(prompts), initial=len(written), desc="rollouts", unit="trace")
@@ -103,7 +103,14 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         model, tokenizer = run.load("reasoning")
-        write_rollouts(folder, model, tokenizer, run.derive_prompts, decoding=run.settings.rollouts)
+        write_rollouts(
+            folder,
+            model,
+            tokenizer,
+            run.derive_prompts,
+            stops=run.stop_tokens("reasoning"),
+            decoding=run.settings.rollouts,
+        )
 
     inputs = {
         "model": run.model_print("reasoning"),

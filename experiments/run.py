@@ -16,6 +16,7 @@ from experiments.settings import Settings, load_settings
 from experiments.stages import locked, run_stage
 from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint
+from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256
 from jaxsteer.model import Model
 from jaxsteer.packing import pack
@@ -67,6 +68,10 @@ class Run:
         """A model and its tokenizer; on a GPU with its projections packed, which decodes faster."""
         model, tokenizer = checkpoint.load(self.checkpoint(role), dtype=self.settings.models.dtype)
         return pack(model, donate=True) if jax.default_backend() == "gpu" else model, tokenizer
+
+    def stop_tokens(self, role: str) -> list[int]:
+        """Ids after which a text of the model has ended: its files may name several."""
+        return end_tokens(self.checkpoint(role), self.tokenizer(role))
 
     def tokenizer(self, role: str) -> Any:
         """A model's tokenizer alone."""

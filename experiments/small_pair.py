@@ -26,7 +26,7 @@ from experiments.outcome import CellOutcome, outcomes, whole_sentences
 from experiments.report import small_pair_grammar
 from experiments.settings import Decoding, Labels
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
-from experiments.text import Prompt, encode_prompts
+from experiments.text import Prompt, encode_prompts, stop_tokens
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer.annotate import KEYWORDS, split_sentences
@@ -146,7 +146,14 @@ def _directions(
     reasoning = loaded["reasoning"]
     problems = _prompts("dom", plan.traces)
     decoding = Decoding(max_new_tokens=plan.max_new_tokens, temperature=plan.temperature, seed=1)
-    rollouts.write_rollouts(out, reasoning.model, reasoning.tokenizer, problems, decoding=decoding)
+    rollouts.write_rollouts(
+        out,
+        reasoning.model,
+        reasoning.tokenizer,
+        problems,
+        stops=stop_tokens(reasoning.tokenizer),
+        decoding=decoding,
+    )
     counts = label.write_labels(out, out / rollouts.FILE, Labels())
     traces = derive.read_traces(reasoning.tokenizer, out / rollouts.FILE, out / label.FILE)
 
@@ -231,6 +238,7 @@ def _sweep(
         prompt_ids=[p.id for p in problems],
         prompts=ids,
         length=bucket(max(map(len, ids)), step=16),
+        stops=stop_tokens(target.tokenizer),
         decoding=Decoding(
             max_new_tokens=plan.max_new_tokens,
             temperature=plan.temperature,

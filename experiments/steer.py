@@ -13,7 +13,7 @@ from experiments import derive
 from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
-from experiments.text import decode, encode_prompts, stop_tokens
+from experiments.text import decode, encode_prompts
 from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.interventions import add
@@ -77,6 +77,7 @@ def write_sweep(
     prompt_ids: Sequence[str],
     prompts: Sequence[Sequence[int]],
     length: int,
+    stops: Sequence[int],
     decoding: Decoding,
 ) -> None:
     """Run the cells on one target and append a row for each cell and prompt to `sweep.jsonl`.
@@ -84,7 +85,6 @@ def write_sweep(
     A row: `target`, the cell's labels, `prompt` (its id), `text`, `tokens`, `stopped`, `logprob`
     (mean over the tokens, under the steered model). Rows that are there already are not run again.
     """
-    stops = stop_tokens(tokenizer)
 
     def to_row(result: CellResult) -> dict[str, Any]:
         return {
@@ -152,6 +152,7 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
             prompt_ids=[prompt.id for prompt in run.evaluate_prompts],
             prompts=prompts,
             length=bucket(max(map(len, prompts)), step=16),
+            stops=run.stop_tokens(target),
             decoding=settings.decoding,
         )
 

@@ -14,12 +14,22 @@ from jaxsteer.cells import Cell, grid
 from jaxsteer.checkpoint import load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.end_tokens import end_tokens
-from jaxsteer.generate import decode_step, generate, prefill, stream
+from jaxsteer.generate import (
+    DecodeState,
+    append,
+    decode_step,
+    generate,
+    prefill,
+    run,
+    stream,
+    unfinished,
+)
 from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
+from jaxsteer.packing import pack, unpack
 from jaxsteer.refill import generate_queue
 from jaxsteer.request import Request, make_request
-from jaxsteer.sampling import sampling
+from jaxsteer.sampling import greedy, sample, sampling
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
 from jaxsteer.stop_strings import StopStrings, stop_strings
@@ -38,6 +48,7 @@ __all__ = [
     "SITES",
     "Capture",
     "Cell",
+    "DecodeState",
     "Direction",
     "LlamaConfig",
     "Model",
@@ -47,6 +58,7 @@ __all__ = [
     "TokenBatch",
     "ablate",
     "add",
+    "append",
     "clamp",
     "compile_cache",
     "cosine",
@@ -55,6 +67,7 @@ __all__ = [
     "forward",
     "generate",
     "generate_queue",
+    "greedy",
     "grid",
     "head_vector",
     "init",
@@ -62,9 +75,12 @@ __all__ = [
     "load",
     "load_directions",
     "make_request",
+    "pack",
     "prefill",
     "replace",
     "rows",
+    "run",
+    "sample",
     "sampling",
     "save",
     "save_directions",
@@ -77,5 +93,7 @@ __all__ = [
     "sweep_to_file",
     "think_tokens",
     "token_bytes",
+    "unfinished",
+    "unpack",
     "when",
 ]

@@ -5,13 +5,18 @@
 
 Everything a row can differ in is data in `Request`. What can be swapped is a function:
 
-    sampler   (logits [B, V], key [B], Sampling) -> token [B]
+    sampler   (logits [B, V], key [B], Sampling) -> token [B]; it sees all rows at once
     step      (model, state, request, *, sampler) -> state
     loop      (cond, body, state) -> state, with the meaning of `jax.lax.while_loop`
+
+A step of your own calls `forward` as it likes and ends with `append`, which keeps every field of
+the state but `cache` and `extra`; what it wants to remember goes into `extra`. Define it once:
+another function, be it the same lambda made anew, is another program to compile.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +51,7 @@ class DecodeState:
     stop_state: jax.Array  # int32 [B]: how much of a stop string the row ends with
     step: jax.Array  # int32 scalar: steps made; `length` has each row's own count
     cache: KVCache
+    extra: Any = None  # a pytree of a custom step's own; see `run`
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def prefill(
         step=jnp.zeros((), jnp.int32),
         cache=cache,
     )
-    return _append(state, logits, request, sampler)
+    return append(state, logits, request, sampler)
 
 
 def decode_step(
@@ -134,13 +140,16 @@ def decode_step(
         thinking=state.thinking[:, None],
     )
     assert out.cache is not None
-    return _append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)
+    return append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)
 
 
-def _append(
+def append(
     state: DecodeState, logits: jax.Array, request: Request, sampler: Sampler
 ) -> DecodeState:
-    """Choose a token from `logits` `[B, V]` and write it into the rows that are not done."""
+    """Choose a token from `logits` `[B, V]` and write it into the rows that are not done; pure.
+
+    The last thing that a step does: it brings every field up to date but `cache` and `extra`.
+    """
     # A row's own count, not `step`: rows may have started at different times (`refill`).
     position = state.length
     token = sampler(logits, keys(request.sampling, position), request.sampling)
@@ -182,9 +191,14 @@ def run(
     sampler: Sampler,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
+    extra: Any = None,
 ) -> DecodeState:
-    """Prefill and decode to the end; pure, for use inside your own `jax.jit`."""
+    """Prefill and decode to the end; pure, for use inside your own `jax.jit`.
+
+    `extra` is what `state.extra` is before the first step, for a `step` that carries something.
+    """
     state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    state = replace(state, extra=extra)
     return loop(unfinished, lambda s: step(model, s, request, sampler=sampler), state)
 
 
@@ -213,9 +227,9 @@ def generate(
     Args:
         model: the weights.
         batch: left-padded prompts.
-        max_new_tokens: tokens to make room for.
-        max_tokens: tokens after which a row ends, one number or one a row; `max_new_tokens` if
-            not given.
+        max_new_tokens: tokens to make room for in every row.
+        max_tokens: tokens after which a row ends, one number or one a row, at most
+            `max_new_tokens`, which it is if not given.
         steering: one intervention or several, applied in order.
         sampling_params: per-row sampling; greedy if not given.
         stop_tokens: a row ends after any of these ids (Llama-3 has several): one list for all

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import SHALLOW, alone, last_logits, random_model, random_rows
+from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 
 from jaxsteer import scope
-from jaxsteer.generate import decode_step, generate, make_request, run, stream
+from jaxsteer.capture import Capture
+from jaxsteer.generate import append, decode_step, generate, make_request, run, stream
 from jaxsteer.interventions import add
+from jaxsteer.model import forward
 from jaxsteer.sampling import greedy, sampling
 from jaxsteer.steering import Steering
 from jaxsteer.stop_strings import stop_strings
@@ -179,6 +181,42 @@ def test_sampler_and_step_can_be_swapped(shallow, batch):
 
     found = generate(shallow, batch, max_new_tokens=4, step=stops_at_once)
     assert found.length.tolist() == [2] * B
+
+
+def remembering(model, state, request, *, sampler):
+    """A step that captures in the pass it makes anyway, and carries the largest value it saw."""
+    out = forward(
+        model,
+        state.token[:, None],
+        cache=state.cache,
+        steering=request.steering,
+        prompt_length=request.prompt_length,
+        capture=Capture(layers=(1,)),
+    )
+    seen = jnp.max(out.captured["resid_post"][0, :, 0], axis=-1)
+    state = replace(state, cache=out.cache, extra=jnp.maximum(state.extra, seen))
+    return append(state, out.logits[:, 0], request, sampler)
+
+
+def test_a_step_of_ones_own_may_carry_something(shallow, batch, steering):
+    request = make_request(shallow, batch, max_new_tokens=G, steering=steering)
+    state = jax.jit(
+        lambda model: run(
+            model,
+            batch,
+            request,
+            max_new_tokens=G,
+            sampler=greedy,
+            step=remembering,
+            extra=jnp.full((B,), -jnp.inf),
+        )
+    )(shallow)
+    tokens = generate(shallow, batch, max_new_tokens=G, steering=steering).tokens
+    np.testing.assert_array_equal(state.tokens, tokens)
+    capture = Capture(layers=(1,))
+    passes = list(steps(shallow, batch, tokens[:, :-1], steering=steering, capture=capture))
+    seen = [out.captured["resid_post"][0, :, 0].max(axis=-1) for _, out in passes[1:]]
+    np.testing.assert_allclose(state.extra, np.max(seen, axis=0), rtol=1e-5)
 
 
 def test_nothing_that_is_data_compiles_again(shallow, prompts):

@@ -17,6 +17,7 @@ from experiments.settings import Labels, Steering, load_settings
 from experiments.text import Prompt
 from jaxsteer.annotate import keyword_labels, split_sentences
 from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.steering import NO_LAYER
 from jaxsteer.vectors import load_directions
 from weights.small_tokenizer import encode
 
@@ -138,7 +139,11 @@ def test_every_trace_has_random_numbers_of_its_own(run: Run, tmp_path: Path) -> 
     text = max(run.derive_prompts, key=lambda prompt: len(prompt.text.split())).text
     prompts = [Prompt(str(i), text) for i in range(13)]
     rollouts.write_rollouts(
-        tmp_path, *run.load("reasoning"), prompts, decoding=run.settings.rollouts
+        tmp_path,
+        *run.load("reasoning"),
+        prompts,
+        stops=run.stop_tokens("reasoning"),
+        decoding=run.settings.rollouts,
     )
     found = read_rows(tmp_path / rollouts.FILE)
     assert [row["id"] for row in found] == [prompt.id for prompt in prompts]
@@ -173,7 +178,7 @@ def test_cells_of_a_sweep() -> None:
     assert not added(found["none", 0.0]).any()
     for cell in found.values():
         assert cell.steering.sites == ("resid_mid",)
-        assert cell.steering.layer.tolist() == [1]
+        assert set(cell.steering.layer.ravel().tolist()) == {1, NO_LAYER}
         assert cell.labels["length"] == pytest.approx(np.linalg.norm(added(cell)))
     without = cells("vector", sources=("base",), baselines=False)
     assert list(without) == [("none", 0.0), ("base", -2.0), ("base", 0.5)]

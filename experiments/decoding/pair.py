@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import derive
 from experiments.run import Run
-from experiments.text import decode, encode_prompts, stop_tokens
+from experiments.text import decode, encode_prompts
 from jaxsteer import Model, Request, TokenBatch, left_pad, load_directions, make_request, sampling
 from jaxsteer.cache import KVCache
 from jaxsteer.directions import rescale
@@ -76,7 +76,7 @@ def load_pair(run: Run, *, problems: int) -> Pair:
         models=(reasoning, base),
         prompts=(batches[0], batches[1]),
         tokenizer=tokenizer,
-        stop_tokens=stop_tokens(tokenizer),
+        stop_tokens=run.stop_tokens("reasoning"),
         max_new_tokens=run.settings.decoding.max_new_tokens,
     )
 
