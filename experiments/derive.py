@@ -142,7 +142,7 @@ def stage(run: Run) -> Path:
         "models": {role: run.model_print(role) for role in ("base", "reasoning")},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
-        "label_source": Path(run.settings.labels.file or "keywords").name,
+        "label_source": label.label_source(run.settings.labels),
     }
 
     def work(folder: Path) -> None:

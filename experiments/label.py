@@ -1,52 +1,69 @@
-"""Stage 2: the sentences of each trace, and which of them backtrack."""
+"""Stage 2: the sentences of each trace, and what each of them does."""
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments import rollouts
+from experiments.judges import keyword_judge
+from experiments.llm_judge import Names, Traces, llm_judge, within
 from experiments.run import Run, command
 from experiments.settings import Labels
 from experiments.stages import fingerprint
-from jaxsteer.annotate import keyword_labels, split_sentences
+from jaxsteer.annotate import split_sentences
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.jsonl import read_rows
 from jaxsteer.labels import labels_from_file
 
 FILE = "sentences.jsonl"
+CACHE = "judge-cache.jsonl"  # in the run's folder: answers outlive the settings of a stage
 
 
-def write_labels(folder: Path, traces_file: Path, labels: Labels) -> dict[str, int]:
-    """Write `sentences.jsonl`, one row a trace: `id` and `sentences` as [start, stop, positive].
+def label_source(labels: Labels) -> str:
+    """Where the labels come from, for results to say.
 
-    `start` and `stop` are characters of the trace's text.
+    >>> label_source(Labels(file="/data/by_hand.jsonl"))
+    'by_hand.jsonl'
+    """
+    if labels.judge:
+        return f"{labels.judge.model} at {labels.judge.url}"
+    return Path(labels.file).name if labels.file else "keywords"
+
+
+def write_labels(
+    folder: Path, traces_file: Path, labels: Labels, *, cache: Path | None = None
+) -> dict[str, int]:
+    """Write `sentences.jsonl`, one row a trace: `id`, `sentences` and `labels`.
+
+    A sentence is [start, stop, positive]: characters of the trace's text, and whether it
+    backtracks. `labels` has the name of each sentence's behaviour; by keywords it is
+    "backtracking" or "other".
 
     Returns counts: traces, sentences, backtracking sentences.
 
     Raises:
         ValueError: if no sentence, or every one, is labelled backtracking.
+        EndpointError: if a model is the judge and its endpoint fails.
     """
-    traces = read_rows(traces_file)
-    sentences = {trace["id"]: split_sentences(trace["text"]) for trace in traces}
-    if labels.file:
-        named = labels_from_file(labels.file, sentences)
-        positive = {id: [name == "backtracking" for name in names] for id, names in named.items()}
-    else:
-        positive = {id: keyword_labels(found, labels.keywords) for id, found in sentences.items()}
+    traces = {row["id"]: split_sentences(row["text"]) for row in read_rows(traces_file)}
+    names = _names(traces, labels, cache or folder / CACHE)
     rows: list[dict[str, Any]] = [
         {
             "id": id,
             "sentences": [
-                [s.start, s.stop, bool(p)] for s, p in zip(found, positive[id], strict=True)
+                [s.start, s.stop, name == "backtracking"]
+                for s, name in zip(found, names[id], strict=True)
             ],
+            "labels": names[id],
         }
-        for id, found in sentences.items()
+        for id, found in traces.items()
     ]
     counts = {
         "traces": len(rows),
-        "sentences": sum(len(found) for found in sentences.values()),
-        "backtracking": sum(sum(flags) for flags in positive.values()),
+        "sentences": sum(map(len, names.values())),
+        "backtracking": sum(of_trace.count("backtracking") for of_trace in names.values()),
     }
     if not 0 < counts["backtracking"] < counts["sentences"]:
         raise ValueError(
@@ -54,8 +71,18 @@ def write_labels(folder: Path, traces_file: Path, labels: Labels) -> dict[str, i
             "backtracking: a difference of means needs some of either kind"
         )
     write_atomic(folder / FILE, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    write_atomic(folder / "counts.json", json.dumps(counts, indent=1).encode())
+    about = {"source": label_source(labels), **counts}
+    write_atomic(folder / "counts.json", json.dumps(about, indent=1).encode())
     return counts
+
+
+def _names(traces: Traces, labels: Labels, cache: Path) -> Names:
+    if labels.judge:
+        agree = within(labels.judge.max_cost)
+        return llm_judge(traces, judge=labels.judge, cache=cache, agree=agree)
+    if labels.file:
+        return labels_from_file(labels.file, traces)
+    return keyword_judge(traces, labels.keywords)
 
 
 def stage(run: Run) -> Path:
@@ -64,16 +91,19 @@ def stage(run: Run) -> Path:
     labels = run.settings.labels
 
     def work(folder: Path) -> None:
-        counts = write_labels(folder, traces / rollouts.FILE, labels)
+        counts = write_labels(folder, traces / rollouts.FILE, labels, cache=run.out / CACHE)
         print("  " + ", ".join(f"{number} {name}" for name, number in counts.items()))
 
+    judge = asdict(labels.judge) if labels.judge else {}
+    asked = {name: judge[name] for name in ("url", "model", "sentences_per_request") if judge}
     inputs = {
         "traces": fingerprint(traces),
-        "keywords": None if labels.file else labels.keywords,
+        "keywords": None if labels.file or labels.judge else labels.keywords,
         "file": sha256(labels.file) if labels.file else None,  # wherever it lies
+        "judge": asked or None,
     }
     return run.stage("labels", inputs, work)
 
 
 if __name__ == "__main__":
-    sys.exit(command("label", "Stage 2: sentences and backtracking labels.", stage))
+    sys.exit(command("label", "Stage 2: sentences and their labels.", stage))

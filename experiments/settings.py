@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from experiments.judge_settings import Judge, judge_checks
 from jaxsteer.annotate import KEYWORDS
 from jaxsteer.sites import SITES
 
@@ -56,10 +57,11 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Which sentences backtrack: those with a keyword, or what a file says."""
+    """Which sentences backtrack: those with a keyword, or what a file or a model says."""
 
     keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
     file: str | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,8 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: got {value!r}, expected a table")
         return None
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if dataclasses.is_dataclass(options[0]):  # a section that may be left out
+        return _value(options[0], value, where, problems)
     for option in options:
         if get_origin(option) is list:
             item = get_args(option)[0]
@@ -220,6 +224,12 @@ def _check(settings: Settings) -> list[str]:
             bool(labels.keywords) and all(word.strip() for word in labels.keywords),
             "at least one word, none empty",
         ),
+        (
+            "labels.judge",
+            "[labels.judge] beside a file",
+            not (labels.judge and labels.file),
+            "one of them: labels come from one source",
+        ),
         ("direction.layer", direction.layer, direction.layer >= 0, "at least 0"),
         ("direction.offsets", direction.offsets, _distinct(direction.offsets), "distinct numbers"),
         ("direction.site", direction.site, direction.site in SITES, f"one of {', '.join(SITES)}"),
@@ -250,6 +260,8 @@ def _check(settings: Settings) -> list[str]:
         ),
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
     ]
+    if labels.judge:
+        checks += judge_checks(labels.judge, "labels.judge.")
     for name in ("derive_limit", "evaluate_limit"):
         limit = getattr(prompts, name)
         checks.append((f"prompts.{name}", limit, limit is None or limit >= 1, "at least 1"))

@@ -143,6 +143,47 @@ def test_values_that_cannot_be(
     assert expected in text
 
 
+JUDGE = """
+[labels.judge]
+url = "https://host/v1"
+model = "m"
+price_in = 2.5
+price_out = 10
+"""
+
+
+def test_a_judge_is_a_section_that_may_be_left_out(file: Path) -> None:
+    assert load_settings(file).labels.judge is None
+    file.write_text(SETTINGS + JUDGE)
+    judge = load_settings(file).labels.judge
+    assert judge is not None
+    assert (judge.url, judge.price_out, judge.max_cost) == ("https://host/v1", 10.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("price_in = 2.5", "", "labels.judge.price_in: missing"),
+        ("price_in", "price", "labels.judge.price: unknown key, expected one of url, model"),
+        ('"m"', "3", "labels.judge.model: got 3, expected str"),
+        ("2.5", "-1", "labels.judge.price_in: got -1.0, expected dollars, at least 0"),
+        ("//host", "//me:pass@host", "labels.judge.url: got 'something else', expected an address"),
+        (
+            "[labels.judge]",
+            '[labels]\nfile = "l.jsonl"\n[labels.judge]',
+            "labels come from one source",
+        ),
+        (JUDGE, "[labels]\njudge = 3", "labels.judge: got 3, expected a table"),
+    ],
+)
+def test_judges_that_cannot_be(file: Path, old: str, new: str, expected: str) -> None:
+    file.write_text(SETTINGS + JUDGE.replace(old, new))
+    with pytest.raises(ValueError) as caught:
+        load_settings(file)
+    assert expected in str(caught.value)
+    assert "pass@" not in str(caught.value)
+
+
 def test_numbers_that_are_none_are_refused(file: Path) -> None:
     """TOML has nan and inf, with which a stage would never be valid."""
     path = file.with_name("nan.toml")
