@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsteer.capture import Capture
 from jaxsteer.model import Model, forward
+from jaxsteer.sharding import spread_rows
 from jaxsteer.tokens import TokenBatch, check_batch, left_pad
 
 
@@ -96,7 +97,8 @@ def activation_sums(
     batch = left_pad([trace.tokens for trace in traces], length=length)
     check_batch(batch, model.config)
     weights = event_weights(traces, offsets, batch.tokens.shape[1])
-    sums = np.asarray(_weighted_sums(model, batch, jnp.asarray(weights), site), np.float64)
+    placed = spread_rows((batch, jnp.asarray(weights)), model)
+    sums = np.asarray(_weighted_sums(model, *placed, site), np.float64)
     counts = weights.sum(axis=(0, 1)).astype(np.int64)
     n = len(offsets)
     return Sums(sums[:, 0, :n], sums[:, 0, n:], sums[:, 1, :n], counts[:n], counts[n:])

@@ -9,6 +9,9 @@ What a decoding program holds at its peak, the weights apart:
     token   what a prompt's token holds while the prompts run: stream, projections, MLP, and the
             scores or the mask of attention. Prompts run in blocks of at most `BLOCK_TOKENS`
             tokens, or of one row, so that this does not grow with the rows
+
+Of a model on a mesh it is what one device holds: its rows, and its part of heads, MLP and
+vocabulary.
 """
 
 import jax
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 from jaxsteer.attention import xla_attention
 from jaxsteer.model import Model
 from jaxsteer.prompts import BLOCK_TOKENS
+from jaxsteer.sharding import parts
 
 # Of the free memory: the rest is for what the allocator loses between its blocks.
 _USABLE = 0.9
@@ -26,27 +30,30 @@ _CPU_BYTES = 2**31
 
 def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     """What one row holds while it is decoded: its cache, and its share of a step's temporaries."""
-    config = model.config
+    config, (_, tensor) = model.config, parts(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
     cache = slots * _token_cache_bytes(model)
     if model.attention is xla_attention:
         cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
     # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
-    logits = 6 * 4 * config.vocab_size
-    stream = width * (8 * config.d_model + 3 * config.d_mlp) + 4 * 4 * config.d_model
-    scores = 3 * 4 * config.n_heads * slots
+    logits = 6 * 4 * config.vocab_size // tensor
+    mlp = 3 * config.d_mlp // tensor
+    stream = width * (8 * config.d_model + mlp) + 4 * 4 * config.d_model
+    scores = 3 * 4 * config.n_heads * slots // tensor
     return cache + logits + stream + scores
 
 
 def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
     """What one token of a block of prompts holds at the peak of a layer."""
-    config = model.config
+    config, (_, tensor) = model.config, parts(model)
     width = jnp.dtype(model.dtype).itemsize
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
-    layer = width * (8 * config.d_model + 3 * config.d_mlp + heads) + 2 * 4 * config.d_model
+    split = (3 * config.d_mlp + heads) // tensor
+    layer = width * (8 * config.d_model + split) + 2 * 4 * config.d_model
     if model.attention is xla_attention:
-        attention = config.n_heads * prompt_length * (2 * 4 + width)  # scores and probabilities
+        scores = config.n_heads // tensor * prompt_length
+        attention = scores * (2 * 4 + width)  # and probabilities
     else:
         attention = prompt_length * (width + 1)  # one mask for all heads, and its bias
     return layer + attention + _token_cache_bytes(model)
@@ -58,6 +65,8 @@ def program_bytes(
     """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
     row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
+    data, _ = parts(model)
+    rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
     block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
     return rows * row + block * token
 
@@ -65,7 +74,8 @@ def program_bytes(
 def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     """Rows for `generate` that fit into what is usable now.
 
-    At least 1: whether a single row fits, only trying can tell. The answer depends on what else is
+    At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that):
+    whether a single row fits, only trying can tell. The answer depends on what else is
     in memory at the moment; where batches must be the same whatever that is, choose their size.
     """
     row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
@@ -75,7 +85,8 @@ def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     # is enough, so the larger.
     one_block = usable / (row + prompt_length * token)
     blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
-    return max(1, int(max(one_block, blocks)))
+    data, _ = parts(model)
+    return data * max(1, int(max(one_block, blocks)))
 
 
 def usable_bytes(model: Model) -> int:
@@ -97,6 +108,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _token_cache_bytes(model: Model) -> int:
-    config = model.config
-    per_layer = 2 * config.n_kv_heads * config.head_dim
+    config, (_, tensor) = model.config, parts(model)
+    per_layer = 2 * config.n_kv_heads * config.head_dim // tensor
     return config.n_layers * per_layer * jnp.dtype(model.dtype).itemsize

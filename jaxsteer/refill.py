@@ -36,6 +36,7 @@ from jaxsteer.generate import DecodeState, Step, decode_step, prefill
 from jaxsteer.model import Model
 from jaxsteer.request import Request, map_rows
 from jaxsteer.sampling import Sampler, choose_sampler
+from jaxsteer.sharding import spread_rows
 from jaxsteer.tokens import TokenBatch, check_batch
 
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
@@ -234,7 +235,8 @@ def _run_queue(
     live = np.ones(slots, bool)  # slots whose row has not been yielded
     waiting = slots  # the first prompt that has had no slot yet
     asks = jax.tree.map(jnp.asarray, map_rows(lambda x: x[holds], request))
-    state = _start(model, _rows(batch, holds), asks, **options)
+    first, asks = spread_rows((_rows(batch, holds), asks), model)
+    state = _start(model, first, asks, **options)
     while live.any():
         smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
         floor = len(holds) - refill if waiting < prompts else smaller

@@ -23,6 +23,8 @@ from jaxsteer.memory import is_out_of_memory, program_bytes, usable_bytes
 from jaxsteer.model import Model
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
+from jaxsteer.sharding import parts as mesh_parts
+from jaxsteer.sharding import spread_rows
 from jaxsteer.steering import as_tuple
 from jaxsteer.tokens import TokenBatch
 
@@ -177,28 +179,35 @@ def sweep(
         # A single row serves all.
         part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], rows)
         steered = jax.tree.map(lambda x: x[c], steering)
+        if len(p) % parts == 0:
+            part, some = spread_rows((part, some), model)
+        else:
+            steered = spread_rows(steered, model)
         state = _run_cells(model, part, replace(some, steering=steered), **options)
         return jax.device_get((state.tokens, state.logprobs, state.length))
 
     prompts, length = batch.tokens.shape
     usable = usable_bytes(model)
+    parts, _ = mesh_parts(model)
 
     def by_calculation(C: int, B: int) -> bool:
         if rows_per_chunk is not None:
             return rows_per_chunk >= C * B
         # Prompts that are run once have a cache of their own beside its copies.
         once = B if C > 1 and not steer_prompt else 0
+        here = 1 if B % parts == 0 else parts  # where cells are split, each part runs all prompts
         needed = program_bytes(
             model,
-            rows=C * B + once,
-            prompt_rows=C * B if steer_prompt else B,
+            rows=C * B + once * here,
+            prompt_rows=C * B if steer_prompt else B * here,
             prompt_length=length,
             new_tokens=max_new_tokens,
         )
         return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
-    return _chunks(run, cells, prompts, done, chunk_shape(len(cells), prompts, fits))
+    shape = chunk_shape(len(cells), prompts, fits, parts)
+    return _chunks(run, cells, prompts, done, shape, parts)
 
 
 def _chunks(
@@ -207,6 +216,7 @@ def _chunks(
     prompts: int,
     done: Callable[[Cell, int], bool],
     shape: tuple[int, int],
+    parts: int,
 ) -> Iterator[list[CellResult]]:
     todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
     while todo:
@@ -221,7 +231,7 @@ def _chunks(
                 raise
             if C * B == 1:
                 raise MemoryError(f"a single row does not fit the device: {error}") from error
-            shape = chunk_shape(C, B, _at_most(C * B // 2))
+            shape = chunk_shape(C, B, _at_most(C * B // 2), parts)
             warnings.warn(
                 f"out of memory with {C} cells × {B} prompts at once, going on with "
                 f"{shape[0]} × {shape[1]}",
@@ -239,15 +249,25 @@ def _chunks(
         yield chunk
 
 
-def chunk_shape(cells: int, prompts: int, fits: Fits) -> tuple[int, int]:
+def chunk_shape(cells: int, prompts: int, fits: Fits, parts: int = 1) -> tuple[int, int]:
     """The largest equal chunks that fit, as cells and prompts; prompts stay together if they can.
+
+    `parts` devices share the prompts of a chunk if it divides them, its cells otherwise, and these
+    are rounded up to a multiple of it.
 
     >>> [chunk_shape(16, 20, lambda C, B: C * B <= rows) for rows in (320, 319, 19, 0)]
     [(16, 20), (8, 20), (1, 10), (1, 1)]
+    >>> chunk_shape(6, 3, lambda C, B: True, parts=4)
+    (8, 3)
     """
-    shapes = [(-(-cells // parts), prompts) for parts in range(1, cells + 1)]
-    shapes += [(1, -(-prompts // parts)) for parts in range(2, prompts + 1)]
+    step = 1 if prompts % parts == 0 else parts
+    shapes = [(_up(-(-cells // n), step), prompts) for n in range(1, cells + 1)]
+    shapes += [(1, _up(-(-prompts // n), parts)) for n in range(2, prompts + 1)]
     return next((shape for shape in shapes if fits(*shape)), (1, 1))
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def _at_most(rows: int) -> Fits:
