@@ -18,6 +18,7 @@ from jaxsteer.generate import decode_step, generate
 from jaxsteer.interventions import ablate, add, clamp, when
 from jaxsteer.interventions import replace as replaced
 from jaxsteer.sampling import sampling
+from jaxsteer.stop_strings import stop_strings
 from jaxsteer.sweep import CellResult, sweep
 from jaxsteer.tokens import left_pad
 
@@ -191,6 +192,26 @@ def test_rows_end_with_stop_tokens(shallow, batch, cells, whole):
         end = tokens.index(stop) + 1 if stop in tokens else G
         assert result.tokens == tokens[:end]
         assert len(result.logprobs) == end
+
+
+def test_what_a_prompt_asks_for_goes_with_it_into_every_cell(shallow, batch):
+    """Its own maximum and stop tokens, and a table for all; prompts in two chunks, steered, too."""
+    cells = grid({"v": V}, layers=[0], coeffs=[0.0, 2.0], scope=scope.everywhere())
+    free = [generate(shallow, batch, max_new_tokens=G, steering=c.steering).tokens for c in cells]
+    pieces = [bytes([65 + i]) for i in range(SHALLOW.vocab_size)]
+    text = pieces[free[1][2, 1]] + pieces[free[1][2, 2]]
+    asked = {
+        "max_tokens": [2, G, G],
+        "stop_tokens": [[], [int(free[0][1, 3])], []],
+        "stop_strings": stop_strings([text.decode()], pieces, vocab_size=SHALLOW.vocab_size),
+    }
+    found, sizes = collect(shallow, batch, cells, rows_per_chunk=2, **asked)
+    assert sizes == [2, 2, 1, 1]
+    lengths = [[len(found["v", 0, coeff, p].tokens) for p in range(3)] for coeff in (0.0, 2.0)]
+    assert [row[0] for row in lengths] == [2, 2]
+    assert lengths[0][1] <= 4
+    assert lengths[1][2] <= 3
+    check_alone(shallow, batch, found, **asked)
 
 
 def test_one_trace_for_the_whole_grid_and_another_model(shallow, batch, cells):
