@@ -28,6 +28,7 @@ from jaxsteer.header import load_json
 from jaxsteer.model import Model, abstract_params, from_params
 from jaxsteer.newdir import new_directory
 from jaxsteer.paths import ParamPath, dotted, flatten, nest
+from jaxsteer.sharding import params_sharding, shard_model
 
 MANIFEST = "jaxsteer.json"
 FORMAT = 1
@@ -124,7 +125,13 @@ def write(
         write_atomic(folder / MANIFEST, manifest.to_json())
 
 
-def load(path: PathLike, *, dtype: Any = None, sharding: Any = None) -> tuple[Model, Any]:
+def load(
+    path: PathLike,
+    *,
+    dtype: Any = None,
+    sharding: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Model, Any]:
     """Read a model and its tokenizer.
 
     Args:
@@ -133,21 +140,28 @@ def load(path: PathLike, *, dtype: Any = None, sharding: Any = None) -> tuple[Mo
             not given.
         sharding: where the weights go: one `jax.sharding.Sharding` for all, or a tree of them
             shaped like `Model.params`; the first device if not given.
+        mesh: split the model over it, as `sharding` says; each device reads its part only.
 
     Returns:
         The model, and its tokenizer from `transformers` (None if none was saved with it).
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: it is no checkpoint, or files in it are missing or damaged (all named).
+        ValueError: it is no checkpoint, files in it are missing or damaged (all named), or the
+            model cannot be split over the mesh.
     """
+    if sharding is not None and mesh is not None:
+        raise ValueError("load: got both sharding and mesh, expected at most one")
     folder = Path(path).absolute()  # Orbax takes no other
+    if mesh is not None:
+        sharding = params_sharding(read_manifest(folder).config, mesh)
     manifest = _open(folder)
     wanted = jnp.dtype(dtype or manifest.dtype)
     if wanted.name not in DTYPES:
         raise ValueError(f"dtype: got {wanted.name}, expected {' or '.join(DTYPES)}")
     params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
-    return from_params(params, manifest.config), load_tokenizer(folder)
+    model = from_params(params, manifest.config)
+    return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
 
 
 def load_tokenizer(path: PathLike) -> Any:
