@@ -1,5 +1,6 @@
 """What tests measure against: numpy, transformers, and decoding step by step with captures."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import Model, Output, abstract_params, forward, from_params
 from jaxsteer.paths import flatten, nest
+from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch
 from weights import hf
@@ -70,18 +72,65 @@ def alone(x, row: int):
     return jax.tree.map(lambda leaf: leaf[row : row + 1], x)
 
 
-def torch_twin(model: Model) -> transformers.LlamaForCausalLM:
-    """transformers' model of the same config and weights, in float32."""
-    config = transformers.LlamaConfig(
-        **model.config.to_hf(), attn_implementation="eager", eos_token_id=None, pad_token_id=0
+def torch_twin(model: Model, hf_config: dict | None = None) -> transformers.PreTrainedModel:
+    """transformers' model of the same config and weights, in float32.
+
+    Its config is made of `hf_config`, the fields of a config.json, or else of the model's own.
+    """
+    fields = copy.deepcopy(hf_config or model.config.to_hf())  # they write into its dicts
+    fields |= {"eos_token_id": None, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(**fields)
+    twin = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
     )
-    twin = transformers.LlamaForCausalLM(config)
     weights = {k: torch.tensor(x) for k, x in hf.to_hf(model.params, model.config).items()}
     left = twin.load_state_dict(weights, strict=False)
     assert not left.unexpected_keys
     assert left.missing_keys == ([hf.HEAD] if model.config.tie_embeddings else [])
     twin.tie_weights()
     return twin.eval()
+
+
+def torch_sites(twin, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every site of every layer, `[L, B, T, D]`, and the logits, by hooks on the modules.
+
+    (`hidden_states` would not do: its last entry is behind the final norm.)
+    """
+    seen: dict[str, list[np.ndarray]] = {site: [] for site in SITES}
+
+    def keep(site, x):
+        seen[site].append((x[0] if isinstance(x, tuple) else x).numpy())
+
+    handles = []
+    for layer in twin.model.layers:
+        handles += [
+            layer.register_forward_pre_hook(lambda m, args: keep("resid_pre", args[0])),
+            layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda m, args: keep("head_out", args[0])
+            ),
+            layer.self_attn.register_forward_hook(lambda m, args, out: keep("attn_out", out)),
+            layer.post_attention_layernorm.register_forward_pre_hook(
+                lambda m, args: keep("resid_mid", args[0])
+            ),
+            layer.mlp.register_forward_hook(lambda m, args, out: keep("mlp_out", out)),
+            layer.register_forward_hook(lambda m, args, out: keep("resid_post", out)),
+        ]
+    with torch.no_grad():
+        logits = twin(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
+    for handle in handles:
+        handle.remove()
+    return {site: np.stack(xs) for site, xs in seen.items()}, logits
+
+
+def site_errors(model: Model, tokens: np.ndarray, expected, expected_logits) -> dict[str, float]:
+    """Largest relative error of each site over the layers, and of the logits."""
+    out = run(model, tokens, capture=Capture(sites=SITES))
+    found = {
+        site: max(relative_error(a, b) for a, b in zip(out.captured[site], xs, strict=True))
+        for site, xs in expected.items()
+    }
+    late = relative_error(out.logits[:, -100:], expected_logits[:, -100:])
+    return found | {"logits": relative_error(out.logits, expected_logits), "late logits": late}
 
 
 def steps(

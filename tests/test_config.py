@@ -1,5 +1,6 @@
 """jaxsteer.config: real configs are read right, and what is not implemented is refused by name."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -63,6 +64,21 @@ OLD = {
     "torch_dtype": "float16",
     "vocab_size": 32000,
 }
+QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_position_embeddings": 4096,
+    "model_type": "qwen2",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}
 
 
 @pytest.mark.parametrize("hf", [LLAMA31_8B, LLAMA31_8B_V5, {**LLAMA31_8B, "head_dim": None}])
@@ -90,9 +106,11 @@ def test_optional_fields_have_the_defaults_of_transformers():
     assert config.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("hf", [LLAMA31_8B, LLAMA31_8B_V5, OLD], ids=["v4", "v5", "old"])
+@pytest.mark.parametrize(
+    "hf", [LLAMA31_8B, LLAMA31_8B_V5, OLD, QWEN2], ids=["v4", "v5", "old", "qwen2"]
+)
 def test_what_transformers_saves_again_means_the_same(hf, tmp_path):
-    transformers.LlamaConfig(**hf).save_pretrained(tmp_path)
+    transformers.AutoConfig.for_model(**copy.deepcopy(hf)).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert LlamaConfig.from_hf(saved) == LlamaConfig.from_hf(hf)
 
@@ -138,6 +156,72 @@ def test_everything_that_is_not_implemented_is_named_at_once():
     ]
 
 
+def test_a_qwen2_has_biases_and_its_own_defaults():
+    hf = {key: value for key, value in QWEN2.items() if key != "num_key_value_heads"}
+    config = LlamaConfig.from_hf(hf | {"num_attention_heads": 64})
+    theirs = transformers.Qwen2Config(**hf | {"num_attention_heads": 64})
+    assert config.qkv_bias
+    assert not LlamaConfig.from_hf(OLD).qkv_bias
+    assert config.n_kv_heads == theirs.num_key_value_heads == 32
+    del hf["max_position_embeddings"]
+    default = LlamaConfig.from_hf(hf | {"num_attention_heads": 64}).max_positions
+    assert default == transformers.Qwen2Config().max_position_embeddings == 32_768
+
+
+UNUSED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21}
+
+
+@pytest.mark.parametrize("hf", [QWEN2, OLD], ids=["qwen2", "llama"])
+def test_a_window_that_is_switched_off_is_accepted(hf):
+    assert LlamaConfig.from_hf(hf | UNUSED) == LlamaConfig.from_hf(hf)
+
+
+def test_a_window_of_a_qwen2_is_off_by_default():
+    window = {"sliding_window": 4096, "max_window_layers": 21}
+    assert LlamaConfig.from_hf(QWEN2 | window) == LlamaConfig.from_hf(QWEN2)
+    assert not transformers.Qwen2Config(**QWEN2, **window).sliding_window
+
+
+def test_a_qwen2_that_uses_what_is_not_implemented_is_told_all_of_it():
+    wrong = {
+        **UNUSED,
+        "use_sliding_window": True,
+        "use_mrope": True,
+        "attention_bias": True,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_scaling": {"type": "yarn", "factor": 4.0},
+    }
+    with pytest.raises(ValueError) as caught:
+        LlamaConfig.from_hf(QWEN2 | wrong)
+    assert str(caught.value).splitlines() == [
+        "config.json cannot be used:",
+        "  use_sliding_window=True: not implemented, expected False or None",
+        "  sliding_window=4096: not implemented, expected None",
+        "  max_window_layers=21: not implemented, expected None",
+        "  use_mrope=True: not implemented, expected False or None",
+        "  attention_bias=True: not implemented, expected False or None",
+        "  layer_types=['full_attention', 'sliding_attention']: not implemented, "
+        "expected 'full_attention'",
+        "  rope_scaling.rope_type='yarn': not implemented, expected default, linear, llama3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling: given beside rope_parameters",
+        ),
+        ({"rope_theta": 1e6}, "rope_parameters.rope_theta=500000.0: rope_theta=1000000.0 differs"),
+    ],
+)
+def test_rope_settings_that_are_given_twice_and_differ(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig.from_hf(LLAMA31_8B_V5 | fields)
+    assert LlamaConfig.from_hf({**LLAMA31_8B_V5, "rope_scaling": None, "rope_theta": 5e5})
+
+
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
@@ -167,6 +251,7 @@ def test_rope_settings_that_are_incomplete_or_unknown(field, rope, message):
         ({"norm_eps": -1e-5}, "norm_eps: got -1e-05, expected more than 0"),
         ({"rope_theta": float("nan")}, "rope_theta: got nan, expected more than 0"),
         ({"tie_embeddings": "yes"}, "tie_embeddings: got 'yes', expected true or false"),
+        ({"qkv_bias": 1}, "qkv_bias: got 1, expected true or false"),
     ],
 )
 def test_shapes_that_cannot_be(fields, message):
@@ -193,6 +278,7 @@ CONFIGS = [
     LlamaConfig.tiny(),
     replace(LlamaConfig.tiny(), tie_embeddings=True, norm_eps=1e-6),
     replace(LlamaConfig.tiny(), rope_scaling=RopeScaling(kind="linear", factor=3.0)),
+    LlamaConfig.r1_distill_qwen_1_5b(),
 ]
 
 

@@ -1,5 +1,7 @@
 """weights.hf: the table between Hugging Face's tensors and ours."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -24,14 +26,10 @@ def config() -> LlamaConfig:
     return LlamaConfig.tiny()
 
 
-def tied(config: LlamaConfig) -> LlamaConfig:
-    return LlamaConfig.from_dict({**config.to_dict(), "tie_embeddings": True})
-
-
-@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(("tie", "bias"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_tree_is_the_models_own(config, tie, dtype):
-    config = tied(config) if tie else config
+def test_tree_is_the_models_own(config, tie, bias, dtype):
+    config = replace(config, tie_embeddings=tie, qkv_bias=bias)
     params = hf.from_hf(random_hf(config, dtype), config)
     expected = model.abstract_params(config, jnp.dtype(dtype))
     assert jax.tree.structure(params) == jax.tree.structure(expected)
@@ -41,10 +39,10 @@ def test_tree_is_the_models_own(config, tie, dtype):
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), path
 
 
-@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(("tie", "bias"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_there_and_back_is_the_same_bits(config, tie, dtype):
-    config = tied(config) if tie else config
+def test_there_and_back_is_the_same_bits(config, tie, bias, dtype):
+    config = replace(config, tie_embeddings=tie, qkv_bias=bias)
     source = random_hf(config, dtype)
     back = hf.to_hf(hf.from_hf(source, config), config)
     assert list(back) == list(source)
@@ -54,12 +52,15 @@ def test_there_and_back_is_the_same_bits(config, tie, dtype):
 
 
 def test_heads_stand_where_the_einsums_expect_them(config):
+    config = replace(config, qkv_bias=True)
     source = random_hf(config)
     attn = hf.from_hf(source, config)["layers"][1]["attn"]
     q = source["model.layers.1.self_attn.q_proj.weight"]
     o = source["model.layers.1.self_attn.o_proj.weight"]
+    b = source["model.layers.1.self_attn.q_proj.bias"]
     head, width, stream = 2, 3, 5
     assert attn["q_proj"][stream, head, width] == q[head * config.head_dim + width, stream]
+    assert attn["q_bias"][head, width] == b[head * config.head_dim + width]
     assert attn["o_proj"][head, width, stream] == o[stream, head * config.head_dim + width]
 
 
@@ -99,7 +100,7 @@ def test_inv_freq_is_ignored(config):
 
 
 def test_head_of_a_tied_model_must_equal_the_embedding(config):
-    config = tied(config)
+    config = replace(config, tie_embeddings=True)
     source = random_hf(config)
     source[hf.HEAD] = source[hf.EMBEDDING].copy()
     assert "lm_head" not in hf.from_hf(source, config)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from oracle import (
     SMALL,
     last_logits,
@@ -14,7 +13,9 @@ from oracle import (
     random_rows,
     relative_error,
     run,
+    site_errors,
     steps,
+    torch_sites,
     torch_twin,
 )
 
@@ -57,48 +58,6 @@ CASES = {
 LONG = 2100  # tokens, so that positions past 2,000 occur
 
 
-def torch_sites(twin, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every site of every layer, `[L, B, T, D]`, and the logits, by hooks on the modules.
-
-    (`hidden_states` would not do: its last entry is behind the final norm.)
-    """
-    seen: dict[str, list[np.ndarray]] = {site: [] for site in SITES}
-
-    def keep(site, x):
-        seen[site].append((x[0] if isinstance(x, tuple) else x).numpy())
-
-    handles = []
-    for layer in twin.model.layers:
-        handles += [
-            layer.register_forward_pre_hook(lambda m, args: keep("resid_pre", args[0])),
-            layer.self_attn.o_proj.register_forward_pre_hook(
-                lambda m, args: keep("head_out", args[0])
-            ),
-            layer.self_attn.register_forward_hook(lambda m, args, out: keep("attn_out", out)),
-            layer.post_attention_layernorm.register_forward_pre_hook(
-                lambda m, args: keep("resid_mid", args[0])
-            ),
-            layer.mlp.register_forward_hook(lambda m, args, out: keep("mlp_out", out)),
-            layer.register_forward_hook(lambda m, args, out: keep("resid_post", out)),
-        ]
-    with torch.no_grad():
-        logits = twin(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
-    for handle in handles:
-        handle.remove()
-    return {site: np.stack(xs) for site, xs in seen.items()}, logits
-
-
-def errors(model: Model, tokens: np.ndarray, expected, expected_logits) -> dict[str, float]:
-    """Largest relative error of each site over the layers, and of the logits."""
-    out = run(model, tokens, capture=Capture(sites=SITES))
-    found = {
-        site: max(relative_error(a, b) for a, b in zip(out.captured[site], xs, strict=True))
-        for site, xs in expected.items()
-    }
-    late = relative_error(out.logits[:, 2000:], expected_logits[:, 2000:])
-    return found | {"logits": relative_error(out.logits, expected_logits), "late logits": late}
-
-
 @pytest.fixture(scope="module")
 def long_row() -> np.ndarray:
     return np.array(random_rows([LONG], BASE.vocab_size))
@@ -114,7 +73,7 @@ def llama3_reference(long_row):
 @pytest.mark.parametrize("name", CASES)
 def test_every_site_of_every_layer_and_the_logits_are_those_of_transformers(name, long_row):
     model = random_model(CASES[name])
-    found = errors(model, long_row, *torch_sites(torch_twin(model), long_row))
+    found = site_errors(model, long_row, *torch_sites(torch_twin(model), long_row))
     assert max(found.values()) <= PARITY, found
 
 
@@ -146,7 +105,7 @@ def test_parity_would_notice_a_config_that_is_plausible_and_wrong(
     wrong, llama3_reference, long_row
 ):
     model, expected = llama3_reference
-    found = errors(replace(model, config=replace(model.config, **wrong)), long_row, *expected)
+    found = site_errors(replace(model, config=replace(model.config, **wrong)), long_row, *expected)
     # A hundred times the tolerance, at every site behind the first attention.
     assert min(found[site] for site in SITES if site != "resid_pre") > 100 * PARITY, found
     assert found["late logits"] > 100 * PARITY

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,11 @@ def model():
     return oracle.random_model(oracle.SHALLOW)
 
 
+@pytest.fixture(scope="module")
+def biased():
+    return oracle.random_model(replace(oracle.SHALLOW, qkv_bias=True))
+
+
 def test_packing_keeps_every_number_and_unpacking_undoes_it(model):
     packed = pack(model)
     attn = packed.params["layers"][1]["attn"]
@@ -26,6 +33,16 @@ def test_packing_keeps_every_number_and_unpacking_undoes_it(model):
     chex.assert_trees_all_equal(unpack(packed).params, model.params)
     assert pack(packed) is packed
     assert unpack(model) is model
+
+
+def test_biases_are_packed_like_the_weights(biased):
+    packed = pack(biased)
+    attn = packed.params["layers"][1]["attn"]
+    separate = biased.params["layers"][1]["attn"]
+    np.testing.assert_array_equal(attn["qkv_bias"][1, 1], separate["q_bias"][3])
+    np.testing.assert_array_equal(attn["qkv_bias"][1, 2], separate["k_bias"][1])
+    np.testing.assert_array_equal(attn["qkv_bias"][0, 3], separate["v_bias"][0])
+    chex.assert_trees_all_equal(unpack(packed).params, biased.params)
 
 
 def test_a_packed_model_computes_the_same(model):
@@ -45,8 +62,8 @@ def test_a_packed_model_generates_the_same_tokens(model):
 
 
 def test_donated_weights_are_given_up():
-    model = oracle.random_model(oracle.SHALLOW)
-    weight = model.params["layers"][0]["attn"]["q_proj"]
+    model = oracle.random_model(replace(oracle.SHALLOW, qkv_bias=True))
+    attn = dict(model.params["layers"][0]["attn"])
     packed = pack(model, donate=True)
     assert jnp.isfinite(packed.params["layers"][0]["attn"]["qkv_proj"]).all()
-    assert weight.is_deleted()
+    assert {name for name, x in attn.items() if not x.is_deleted()} == {"o_proj"}

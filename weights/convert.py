@@ -1,4 +1,4 @@
-"""Convert a Hugging Face Llama into a checkpoint of jaxsteer.
+"""Convert a Hugging Face Llama or Qwen2 into a checkpoint of jaxsteer.
 
     python -m weights.convert SRC DST [--dtype bfloat16|float32|keep]
 
@@ -176,7 +176,7 @@ def _version(package: str) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m weights.convert", description="Hugging Face Llama to jaxsteer checkpoint."
+        prog="python -m weights.convert", description="Hugging Face to jaxsteer checkpoint."
     )
     parser.add_argument("src", help="folder with safetensors, or hub id like owner/name")
     parser.add_argument("dst", help="directory to write")
