@@ -1,12 +1,13 @@
 """Check jaxsteer's metrics, directions and sentences against a published replication's data.
 
-    python -m experiments.replication FOLDER
+    python -m experiments.replication FOLDER [--tokenizer TOKENIZER]
 
 FOLDER holds the files of an independent PyTorch replication of the paper: `prompts.json`,
 `traces.json.gz`, `steering_results.json.gz` and `dom_layer10.safetensors`. Every keyword rate in
 it must come out of our metric as the same float, its directions must load and have the cosine it
-reports, and its traces must split into sentences whose spans cover them. Exits with 1 if anything
-does not hold.
+reports, and its traces must split into sentences whose spans cover them. With a tokenizer (a
+Hugging Face folder, or the `tokenizer.model` that Meta publishes) the sentences' tokens must hold
+them, too. Exits with 1 if anything does not hold.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxsteer.annotate import keyword_labels, split_sentences
+from jaxsteer.annotate import keyword_labels, split_sentences, token_spans
 from jaxsteer.metrics import keyword_counts, keyword_rate, mean_se, repetition
 from jaxsteer.vectors import cosine, load_replication
+from weights.meta_tokenizer import R1_NAMED, meta_tokenizer
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
 CELL = ("target", "source", "magnitude")
@@ -142,7 +144,59 @@ def check_sentences(traces: Sequence[Row], prompts: Sequence[Row], *, expected: 
     return Report(lines, failures)
 
 
-def check(folder: Path, *, rows: int, traces: int, cosine: float) -> list[Report]:
+def check_tokens(traces: Sequence[Row], tokenizer: Any) -> Report:
+    """Encode each trace and see that its sentences' tokens hold them, and little else.
+
+    A sentence's tokens may begin with the white space before it and end with the characters after
+    it that its last token holds; they must be those whose offsets overlap it.
+    """
+    failures, n_tokens, before, empty = [], 0, 0, 0
+    for trace in traces:
+        text, sentences = trace["full_response"], split_sentences(trace["full_response"])
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        n_tokens += len(ids)
+        if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
+            failures.append(f"trace {trace['question_id']}: encoded and decoded it is another text")
+            continue
+        for sentence, (first, stop) in zip(sentences, token_spans(offsets, sentences), strict=True):
+            inside = [
+                i for i, (a, b) in enumerate(offsets) if a < sentence.stop and b > sentence.start
+            ]
+            held = tokenizer.decode(ids[first:stop], clean_up_tokenization_spaces=False)
+            empty += first == stop
+            before += offsets[first][0] < sentence.start if first < stop else 0
+            if inside != list(range(first, stop)) or sentence.text not in held:
+                failures.append(
+                    f"trace {trace['question_id']}: sentence {sentence.start}:{sentence.stop} has "
+                    f"the tokens {first}:{stop}, which say {held!r}"
+                )
+    n = sum(len(split_sentences(trace["full_response"])) for trace in traces)
+    line = (
+        f"tokens: {n_tokens}; of {n} sentences {before} begin inside a token, as with the space "
+        f"before a word, {empty} have none"
+    )
+    return Report([line], failures)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a Hugging Face folder, or of Meta's `tokenizer.model`.
+
+    Raises:
+        ValueError, OSError: if it does not load.
+    """
+    if path.is_file():
+        return meta_tokenizer(path, renamed=R1_NAMED)
+    from transformers import AutoTokenizer  # here, because the import takes a second
+
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return AutoTokenizer.from_pretrained(str(path))
+
+
+def check(
+    folder: Path, *, rows: int, traces: int, cosine: float, tokenizer: Path | None = None
+) -> list[Report]:
     """Run every check on the folder's files; see `main` for the numbers expected.
 
     Raises FileNotFoundError, naming all the files that are missing, or ValueError.
@@ -160,11 +214,13 @@ def check(folder: Path, *, rows: int, traces: int, cosine: float) -> list[Report
     prompts = records(
         read_json(folder / "prompts.json"), ("id", "category", "split"), "prompts.json"
     )
+    loaded = load_tokenizer(tokenizer) if tokenizer else None
     return [
         check_rates(steered, expected=rows),
         Report(mean_rates(steered), []),
         check_directions(folder / "dom_layer10.safetensors", expected=cosine),
         check_sentences(told, prompts, expected=traces),
+        *([check_tokens(told, loaded)] if loaded is not None else []),
     ]
 
 
@@ -199,10 +255,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cosine", type=float, default=0.7941, help="cosine of the unions expected (0.7941)"
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="also check tokens: a Hugging Face folder, or Meta's file"
+    )
     options = parser.parse_args(arguments)
     try:
         reports = check(
-            options.folder, rows=options.rows, traces=options.traces, cosine=options.cosine
+            options.folder,
+            rows=options.rows,
+            traces=options.traces,
+            cosine=options.cosine,
+            tokenizer=options.tokenizer,
         )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     kinds = [part["type"] for part in _decoder_parts(json.loads(backend.to_str())["decoder"])]
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if kinds == ["ByteLevel"]:
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         pieces = [_byte_level(name, alphabet) for name in names]
     elif kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         pieces = [_sentencepiece(name, "ByteFallback" in kinds) for name in names]
@@ -56,7 +56,7 @@ def _decoder_parts(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield decoder
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character that stands for each byte in a byte-level vocabulary, the other way round.
 
     Printable Latin-1 characters stand for themselves, the other bytes for the characters from
