@@ -199,7 +199,17 @@ def shard_batch(tree: Tree, mesh: Mesh) -> Tree:
             raise ValueError(
                 f"rows: got {x.shape[0]}, expected a multiple of the mesh's data={mesh.shape[DATA]}"
             )
-    return jax.device_put(tree, jax.tree.map(lambda x: _over_data(x, mesh), tree))
+    return jax.device_put(tree, rows_sharding(tree, mesh))
+
+
+def rows_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Where arrays with a row axis (or their shapes) go: rows over `data` if it divides them."""
+
+    def over_data(x: Any) -> NamedSharding:
+        split = x.ndim and x.shape[0] % mesh.shape[DATA] == 0
+        return NamedSharding(mesh, P(DATA) if split else P())
+
+    return jax.tree.map(over_data, tree)
 
 
 def cache_sharding(cache: KVCache, mesh: Mesh) -> KVCache:
@@ -207,9 +217,8 @@ def cache_sharding(cache: KVCache, mesh: Mesh) -> KVCache:
 
     Caches made inside a compiled program need none of this.
     """
-    whole = jax.tree.map(lambda x: _over_data(x, mesh), cache)
     heads = [NamedSharding(mesh, KEYS_AND_VALUES)] * len(cache.k)
-    return replace(whole, k=heads, v=list(heads))
+    return replace(rows_sharding(cache, mesh), k=heads, v=list(heads))
 
 
 def mesh_of(model: Model) -> Mesh | None:
@@ -229,11 +238,4 @@ def parts(model: Model) -> tuple[int, int]:
 def spread_rows(tree: Tree, model: Model) -> Tree:
     """`shard_batch` over the model's own mesh, if there is one and the rows divide."""
     mesh = mesh_of(model)
-    if mesh is None:
-        return tree
-    return jax.device_put(tree, jax.tree.map(lambda x: _over_data(x, mesh), tree))
-
-
-def _over_data(x: Any, mesh: Mesh) -> NamedSharding:
-    split = x.ndim and x.shape[0] % mesh.shape[DATA] == 0
-    return NamedSharding(mesh, P(DATA) if split else P())
+    return tree if mesh is None else jax.device_put(tree, rows_sharding(tree, mesh))
