@@ -26,8 +26,9 @@ def new_directory(
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.building")
     old = target.with_name(f".{target.name}.old")
-    lock = _lock(building, target)
+    lock = -1
     try:
+        lock = _lock(building, target)
         if old.exists() and not target.exists():
             os.rename(old, target)  # killed between the two renames below
             check_free(target, marker=marker, overwrite=overwrite)
@@ -39,10 +40,12 @@ def new_directory(
         os.rename(building, target)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        if lock != -1:  # or it is another process's
+            shutil.rmtree(building, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
+        if lock != -1:
+            os.close(lock)
 
 
 def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = False) -> None:

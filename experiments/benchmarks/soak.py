@@ -171,7 +171,9 @@ def convert_job(folder: Path) -> Job:
 
     def check(attempt: int, code: int) -> str:
         names = {path.name for path in work.iterdir()}
-        allowed = {"dst"} if code in (0, 128 + signal.SIGTERM) else {"dst", ".dst.building"}
+        # What an earlier kill left is cleared away only by one that comes so far as to write.
+        clean = code == 0 or (code == 128 + signal.SIGTERM and not left[0])
+        allowed = {"dst"} if clean else {"dst", ".dst.building"}
         found = target
         if attempt % 2 and "dst" not in names and ".dst.old" in names:
             found = work / ".dst.old"  # killed between two renames; the next run puts it back
