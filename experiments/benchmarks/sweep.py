@@ -4,12 +4,13 @@
 
 Prints one JSON line a case:
 
-    rows          plain rows, each steered by its own cell's intervention: ms a step
-    vmapped       the same rows as cells × prompts, cells vmapped: ms a step, ratio to plain rows
-    figure 3      cells × prompts × new tokens by `sweep_to_file`, everything after loading: seconds
-    figure 3 again   the same in the same process, with nothing left to compile
-    transformers  the same by transformers with a forward hook (`sweep_transformers`)
-    compared      how many times faster
+    figure 3        cells × prompts × new tokens by `sweep_to_file`: seconds of everything after
+                    loading, compilation included
+    figure 3 again  the same in the same process, with nothing left to compile
+    rows            plain rows, each steered by its own cell's intervention: ms a step
+    vmapped         the same rows as cells × prompts, cells vmapped: ms a step, ratio to plain rows
+    sweep, …        figure 3 by transformers with a forward hook (`sweep_transformers`)
+    compared        how many times faster
 
 Each engine runs in a process of its own, so that neither holds memory that the other needs.
 """
