@@ -46,7 +46,7 @@ def write_fake_llama(
     write_json(folder / "generation_config.json", tokens)
     save_tokenizer(folder, max_length=config.max_positions, chat=chat)
     pool = _pool(perturbed)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     parts = _split(list(hf.tensors(config).values()), shards)
     for number, part in enumerate(parts, start=1):
         name = SINGLE if shards == 1 else f"model-{number:05d}-of-{shards:05d}.safetensors"

@@ -109,6 +109,12 @@ def verify_one(folder: Path, role: str, layers: int, tokens: int) -> dict[str, A
     }
 
 
+def remove(folder: Path, role: str) -> dict[str, Any]:
+    """Remove a source, to have room for the next."""
+    shutil.rmtree(folder / f"source-{role}")
+    return {}
+
+
 def load(folder: Path) -> dict[str, Any]:
     """Load a checkpoint to the first device, twice: the second time it is in the cache."""
     times = []
@@ -170,7 +176,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict[str, Any]:
         "write": lambda: write(folder, role, config),
         "convert": lambda: convert_one(folder, role, config),
         "verify": lambda: verify_one(folder, role, args.layers, args.tokens),
-        "remove": lambda: shutil.rmtree(folder / f"source-{role}") or {},
+        "remove": lambda: remove(folder, role),
         "load": lambda: load(folder),
         "reproduce": lambda: reproduce(folder, config, args.prompts, args.new_tokens),
     }
@@ -221,7 +227,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.inside:
-        found = run_stage(args.inside, args)
+        try:
+            found = run_stage(args.inside, args)
+        except (ValueError, OSError) as error:
+            print(f"full_size: {args.inside}: {error}", file=sys.stderr)
+            return 1
         (args.folder / f".{args.inside}.json").write_text(json.dumps(found))
         return 0
     records = args.folder / _RECORDS
