@@ -1,0 +1,229 @@
+"""Runs on eight CPU devices what `test_sharding` compares: on one of them, and on meshes of them.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python sharded_worker.py CHECKPOINTS OUT
+
+CHECKPOINTS/NAME are models; OUT/CASE.npz and OUT/layout.json are what came of them.
+"""
+
+import importlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import jaxsteer
+from jaxsteer.capture import Capture
+from jaxsteer.directions import Trace, activation_sums, difference_of_means
+from jaxsteer.model import Model
+from jaxsteer.packing import pack
+from jaxsteer.paths import dotted, flatten
+from jaxsteer.sampling import Sampling, greedy, sampling
+from jaxsteer.scope import Scope
+from jaxsteer.sharding import (
+    cache_sharding,
+    make_mesh,
+    mesh_of,
+    rows_sharding,
+    shard_batch,
+    shard_model,
+)
+from jaxsteer.tokens import TokenBatch
+
+G = 5
+MESHES = {"1x8": (1, 8), "2x4": (2, 4), "8x1": (8, 1)}
+LENGTHS = (3, 8, 5, 1, 8, 2, 6, 7)
+Found = dict[str, np.ndarray]
+
+generating = importlib.import_module("jaxsteer.generate")
+sweeping = importlib.import_module("jaxsteer.sweep")
+forward = jax.jit(jaxsteer.forward)
+decode_step = jax.jit(jaxsteer.decode_step, static_argnames="sampler")
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def prompts(model: Model) -> TokenBatch:
+    rows = [rng().integers(model.config.vocab_size, size=n).tolist() for n in LENGTHS]
+    return jaxsteer.left_pad(rows, length=9)
+
+
+def three(batch: TokenBatch) -> TokenBatch:
+    """So many prompts that two devices cannot share them equally."""
+    return jax.tree.map(lambda x: x[:3], batch)
+
+
+def vector(model: Model) -> np.ndarray:
+    return rng().standard_normal(model.config.d_model)
+
+
+def run_forward(model: Model, batch: TokenBatch) -> Found:
+    """Logits and activations; one intervention a row."""
+    steering = jaxsteer.add(
+        vector(model), layer=0, coeff=np.linspace(-1, 1, 8), scope=jaxsteer.scope.everywhere()
+    )
+    capture = Capture(sites=("resid_post", "head_out"))
+    out = forward(model, batch.tokens, mask=batch.mask, steering=steering, capture=capture)
+    # Rows of padding hold numbers that nobody reads.
+    real = np.asarray(batch.mask)
+    found = {site: np.asarray(x)[:, real] for site, x in out.captured.items()}
+    return found | {"logits": np.asarray(out.logits)[real]}
+
+
+def settings() -> Sampling:
+    """Four rows that take the likeliest token, four that sample from the likelier ones."""
+    return sampling(8, temperature=[0.0] * 4 + [1.5] * 4, top_p=0.95, seed=3)
+
+
+def run_generate(model: Model, batch: TokenBatch) -> Found:
+    steering = jaxsteer.add(vector(model), layer=1, coeff=1.0)
+    out = jaxsteer.generate(
+        model, batch, max_new_tokens=G, steering=steering, sampling_params=settings()
+    )
+    return {"tokens": out.tokens, "logprobs": out.logprobs}
+
+
+def run_directions(model: Model, batch: TokenBatch) -> Found:
+    rows = [np.asarray(t)[m].tolist() for t, m in zip(batch.tokens, batch.mask, strict=True)]
+    traces = [Trace(row, 0, range(len(row)), [i % 2 == 0 for i in range(len(row))]) for row in rows]
+    sums = activation_sums(model, traces, offsets=[-1, 0], length=9)
+    return {"directions": difference_of_means(sums), "squares": sums.squares}
+
+
+def run_sweep(model: Model, batch: TokenBatch, scope: Scope) -> Found:
+    cells = jaxsteer.grid({"v": vector(model)}, layers=[0, 1], coeffs=[0.0, 2.0], scope=scope)
+    chunks = jaxsteer.sweep(model, batch, cells, max_new_tokens=G)
+    found = {
+        (*result.cell.labels.values(), result.prompt): result
+        for chunk in chunks
+        for result in chunk
+    }
+    ordered = [found[key] for key in sorted(found)]
+    shape = len(cells), -1, G
+    return {
+        "tokens": np.array([r.tokens for r in ordered]).reshape(shape),
+        "logprobs": np.array([r.logprobs for r in ordered]).reshape(shape),
+    }
+
+
+def run_queue(model: Model, batch: TokenBatch) -> Found:
+    """Eight prompts, two slots to each part of the data axis."""
+    request = jaxsteer.make_request(
+        model,
+        batch,
+        max_new_tokens=G,
+        steering=jaxsteer.add(vector(model), layer=1, coeff=1.0),
+        sampling_params=settings(),
+    )
+    rows = jaxsteer.generate_queue(model, batch, request, slots=4, max_new_tokens=G)
+    ordered = sorted(rows, key=lambda row: row.index)
+    return {
+        "tokens": np.array([row.tokens for row in ordered]),
+        "logprobs": np.array([row.logprobs for row in ordered]),
+    }
+
+
+def collectives(model: Model, batch: TokenBatch) -> list[tuple[str, list[int]]]:
+    """Kind and shape of each collective in a compiled decode step."""
+    request = jaxsteer.make_request(model, batch, max_new_tokens=G)
+    state = jax.eval_shape(
+        lambda *args: jaxsteer.prefill(*args, max_new_tokens=G, sampler=greedy),
+        *(model, batch, request),
+    )
+    mesh = mesh_of(model)
+    assert mesh is not None
+    where = replace(rows_sharding(state, mesh), cache=cache_sharding(state.cache, mesh))
+    state = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, where
+    )
+    text = decode_step.lower(model, state, request, sampler=greedy).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    return [
+        (kind, [int(n) for n in shape.split(",") if n])
+        for made, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+        for shape in re.findall(r"\w+\[([\d,]*)\]", made)
+    ]
+
+
+def part(x: jax.Array) -> list[int]:
+    """The shape of what one device holds of an array."""
+    return list(x.sharding.shard_shape(x.shape))
+
+
+def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
+    """Let a compiled function note what one device holds of its cache."""
+    real = getattr(module, name)
+
+    def record(*args: Any, **options: Any) -> Any:
+        state = real(*args, **options)
+        layout[name] = part(state.cache.k[0])
+        return state
+
+    return mock.patch.object(module, name, record)
+
+
+def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, Found]:
+    model, _ = jaxsteer.load(checkpoints / "plain", mesh=mesh)
+    layout["weights"] = {dotted(path): part(x) for path, x in flatten(model.params)}
+    batch = shard_batch(prompts(model), mesh)
+    found = {
+        "forward": run_forward(model, batch),
+        "generate": run_generate(model, batch),
+        "directions": run_directions(model, batch),
+    }
+    if name == "1x8":
+        few, _ = jaxsteer.load(checkpoints / "few", mesh=mesh)
+        found["few"] = run_forward(few, batch)
+        whole, _ = jaxsteer.load(checkpoints / "few")
+        found["few_packed"] = run_forward(shard_model(pack(whole), mesh), batch)
+    if name == "2x4":
+        found["generated"] = run_sweep(model, three(batch), jaxsteer.scope.generated())
+        found["queue"] = run_queue(model, batch)
+        whole, _ = jaxsteer.load(checkpoints / "plain")
+        found["packed"] = run_forward(shard_model(pack(whole), mesh), batch)
+    else:
+        found["everywhere"] = run_sweep(model, batch, jaxsteer.scope.everywhere())
+    if name != "8x1":
+        layout["collectives"] = collectives(model, batch)
+    return found
+
+
+def on_one(checkpoints: Path) -> dict[str, Found]:
+    model, _ = jaxsteer.load(checkpoints / "plain")
+    few, _ = jaxsteer.load(checkpoints / "few")
+    batch = prompts(model)
+    return {
+        "forward": run_forward(model, batch),
+        "generate": run_generate(model, batch),
+        "directions": run_directions(model, batch),
+        "generated": run_sweep(model, three(batch), jaxsteer.scope.generated()),
+        "everywhere": run_sweep(model, batch, jaxsteer.scope.everywhere()),
+        "few": run_forward(few, batch),
+    }
+
+
+def main(checkpoints: Path, out: Path) -> None:
+    jaxsteer.compile_cache.turn_off()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    results = {"one": on_one(checkpoints)}
+    layouts: dict[str, Any] = {name: {} for name in MESHES}
+    for name, (data, tensor) in MESHES.items():
+        mesh, layout = make_mesh(data=data, tensor=tensor), layouts[name]
+        with recording(generating, "_run", layout), recording(sweeping, "_run_cells", layout):
+            results[name] = on_mesh(name, mesh, checkpoints, layout)
+    for name, cases in results.items():
+        for case, found in cases.items():
+            np.savez(out / f"{name}-{case}.npz", **found)
+    (out / "layout.json").write_text(json.dumps(layouts))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
