@@ -30,6 +30,7 @@ from jaxsteer.packing import pack, unpack
 from jaxsteer.refill import generate_queue
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import greedy, sample, sampling
+from jaxsteer.sharding import make_mesh, shard_batch, shard_model
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
 from jaxsteer.stop_strings import StopStrings, stop_strings
@@ -74,6 +75,7 @@ __all__ = [
     "left_pad",
     "load",
     "load_directions",
+    "make_mesh",
     "make_request",
     "pack",
     "prefill",
@@ -86,6 +88,8 @@ __all__ = [
     "save_directions",
     "schedules",
     "scope",
+    "shard_batch",
+    "shard_model",
     "stack",
     "stop_strings",
     "stream",
