@@ -38,6 +38,7 @@ from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes
 from experiments.benchmarks.sweep_work import Work, make_work
 from jaxsteer import compile_cache
 from jaxsteer.cells import Cell, stack_cells
+from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import run
 from jaxsteer.interventions import add
@@ -52,8 +53,8 @@ from jaxsteer.tokens import TokenBatch
 
 sweeping = importlib.import_module("jaxsteer.sweep")  # `jaxsteer.sweep` is the function
 
-PRESETS = {
-    "llama31_8b": {"cells": 16, "prompts": 20, "prompt_length": 128, "new_tokens": 1500},
+FIGURE_3 = {"cells": 16, "prompts": 20, "prompt_length": 128, "new_tokens": 1500}
+PRESETS = dict.fromkeys(PUBLISHED, FIGURE_3) | {
     "tiny": {"cells": 4, "prompts": 3, "prompt_length": 8, "new_tokens": 12},
 }
 
