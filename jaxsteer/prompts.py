@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxsteer.cache import KVCache, empty_cache
 from jaxsteer.model import Model, forward
+from jaxsteer.sharding import parts
 from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch
 
@@ -41,10 +42,12 @@ def run_prompts(
 
     A block attends over its own T tokens only, whatever the capacity, and its keys and values are
     written into the large cache in place. Of n blocks, block j takes the rows j, j + n, j + 2n …:
-    rows that are sharded over devices in contiguous parts then stay where they are.
+    rows that are sharded over devices in contiguous parts then stay where they are, and each
+    device runs at most `block_tokens` of its own.
     """
     B, T = batch.tokens.shape
-    n = count_blocks(B, T, limit=block_tokens)
+    data, _ = parts(model)
+    n = count_blocks(B // data if B % data == 0 else B, T, limit=block_tokens)
 
     def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:
         tokens, mask, steered, lengths, thought = _block(

@@ -230,9 +230,12 @@ def mesh_of(model: Model) -> Mesh | None:
 
 
 def parts(model: Model) -> tuple[int, int]:
-    """Parts into which rows and weights are split, `(data, tensor)`; ones on a single device."""
-    mesh = mesh_of(model)
-    return (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[TENSOR])
+    """Parts into which rows and weights are split, `(data, tensor)`; ones on a single device.
+
+    Known while tracing, too.
+    """
+    sizes = jax.typeof(model.params["embed"]["embedding"]).sharding.mesh.shape
+    return sizes.get(DATA, 1), sizes.get(TENSOR, 1)
 
 
 def spread_rows(tree: Tree, model: Model) -> Tree:

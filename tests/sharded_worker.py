@@ -5,6 +5,7 @@
 CHECKPOINTS/NAME are models; OUT/CASE.npz and OUT/layout.json are what came of them.
 """
 
+import functools
 import importlib
 import json
 import re
@@ -40,6 +41,7 @@ G = 5
 MESHES = {"1x8": (1, 8), "2x4": (2, 4), "8x1": (8, 1)}
 LENGTHS = (3, 8, 5, 1, 8, 2, 6, 7)
 Found = dict[str, np.ndarray]
+Collectives = list[tuple[str, list[int]]]
 
 generating = importlib.import_module("jaxsteer.generate")
 sweeping = importlib.import_module("jaxsteer.sweep")
@@ -131,20 +133,31 @@ def run_queue(model: Model, batch: TokenBatch) -> Found:
     }
 
 
-def collectives(model: Model, batch: TokenBatch) -> list[tuple[str, list[int]]]:
-    """Kind and shape of each collective in a compiled decode step."""
+def in_blocks(model: Model, batch: TokenBatch) -> Collectives:
+    """Of prompts that run in blocks of four rows at most."""
     request = jaxsteer.make_request(model, batch, max_new_tokens=G)
-    state = jax.eval_shape(
-        lambda *args: jaxsteer.prefill(*args, max_new_tokens=G, sampler=greedy),
-        *(model, batch, request),
-    )
+    prefill = functools.partial(jaxsteer.prefill, max_new_tokens=G, sampler=greedy)
+    blocks = jax.jit(functools.partial(prefill, block_tokens=4 * batch.tokens.shape[1]))
+    return collectives(blocks.lower(model, batch, request))
+
+
+def in_decode(model: Model, batch: TokenBatch) -> Collectives:
+    """Of a step that is lowered for shapes, with a cache where `cache_sharding` puts it."""
+    request = jaxsteer.make_request(model, batch, max_new_tokens=G)
+    prefill = functools.partial(jaxsteer.prefill, max_new_tokens=G, sampler=greedy)
+    state = jax.eval_shape(prefill, model, batch, request)
     mesh = mesh_of(model)
     assert mesh is not None
     where = replace(rows_sharding(state, mesh), cache=cache_sharding(state.cache, mesh))
     state = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, where
     )
-    text = decode_step.lower(model, state, request, sampler=greedy).compile().as_text()
+    return collectives(decode_step.lower(model, state, request, sampler=greedy))
+
+
+def collectives(lowered: jax.stages.Lowered) -> Collectives:
+    """Kind and shape of each collective in the compiled program."""
+    text = lowered.compile().as_text()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     return [
         (kind, [int(n) for n in shape.split(",") if n])
@@ -192,7 +205,9 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
     else:
         found["everywhere"] = run_sweep(model, batch, jaxsteer.scope.everywhere())
     if name != "8x1":
-        layout["collectives"] = collectives(model, batch)
+        layout["in_decode"] = in_decode(model, batch)
+    else:
+        layout["in_blocks"] = in_blocks(model, batch)
     return found
 
 

@@ -146,12 +146,17 @@ def test_each_device_holds_its_part_of_the_cache(layout, mesh, program, keys):
 @pytest.mark.parametrize("mesh", ["1x8", "2x4"])
 def test_two_all_reduces_a_layer_and_none_of_the_cache(layout, mesh):
     data, _ = MESHES[mesh]
-    found = Counter((kind, tuple(shape)) for kind, shape in layout[mesh]["collectives"])
+    found = Counter((kind, tuple(shape)) for kind, shape in layout[mesh]["in_decode"])
     stream = (len(LENGTHS) // data, 1, PLAIN.d_model)
     # And one for the embedding, whose rows are split.
     assert found.pop(("all-reduce", stream)) == 2 * PLAIN.n_layers + 1
     # What is left are a few numbers a row, of choosing the token and noting it.
     assert all(len(shape) <= 2 and np.prod(shape) <= 64 for _, shape in found)
+
+
+def test_blocks_of_prompts_leave_rows_where_they_are(layout):
+    """Eight devices have a row each, so blocks of four rows would have to move the cache."""
+    assert all(len(shape) <= 2 for _, shape in layout["8x1"]["in_blocks"])
 
 
 def abstract_mesh(*, data: int, tensor: int) -> jax.sharding.AbstractMesh:
