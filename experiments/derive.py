@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import jaxsteer
 from experiments import label, rollouts
+from experiments.formats import unseen_tokens
 from experiments.run import Run, command
 from experiments.settings import Direction
 from experiments.stages import fingerprint
@@ -128,6 +129,8 @@ def write_directions(
         ],
         "n_backtracking": sums["base"].n_positive.tolist(),
         "n_sentences": sums["base"].n_total.tolist(),
+        "format": provenance.get("format"),
+        "unseen_by_base": provenance.get("unseen_by_base"),
         "jaxsteer": jaxsteer.__version__,
     }
     write_atomic(folder / FACTS, json.dumps(facts, indent=1).encode())
@@ -143,10 +146,12 @@ def stage(run: Run) -> Path:
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "label_source": label.label_source(run.settings.labels),
+        "format": run.settings.prompts.form("reasoning"),  # of the traces, which both models read
+        "unseen_by_base": unseen_tokens(run.tokenizer("base"), run.tokenizer("reasoning")),
     }
 
     def work(folder: Path) -> None:
-        # Both models read one tokenisation: their vocabularies agree but for special tokens.
+        # Both models read one tokenisation, whose special tokens the base model has never seen.
         tokenizer = run.tokenizer("reasoning")
         marked = read_traces(tokenizer, traces / rollouts.FILE, labels / label.FILE)
         sums = {

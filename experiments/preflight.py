@@ -53,7 +53,9 @@ def check_prompts(
             long for `max_positions`.
     """
     for role, source in sources.items():
-        tokenizer = _tokenizer(role, source)
+        form = settings.prompts.form(role)
+        chat_for_base = role == "base" and form == "chat"  # written by the reasoning model's
+        tokenizer = _tokenizer(role, sources["reasoning"] if chat_for_base else source)
         uses = [("decoding", evaluate, configs[role].max_positions)]
         if role == "reasoning":  # and the base model reads what it wrote
             room = min(configs[name].max_positions for name in ("base", "reasoning"))
@@ -63,7 +65,11 @@ def check_prompts(
             try:
                 stop_tokens(tokenizer)
                 rows = encode_prompts(
-                    tokenizer, prompts, role=role, base_template=settings.prompts.base_template
+                    tokenizer,
+                    prompts,
+                    role=role,
+                    base_template=settings.prompts.base_template,
+                    form=form,
                 )
             except ValueError as error:
                 raise ValueError(f"models.{role}: {error}") from None

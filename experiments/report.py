@@ -50,6 +50,7 @@ def write_report(
     found = findings(table, margin=settings.report.margin)
     write_atomic(folder / "figure3.csv", to_csv(table).encode())
     numbers = {
+        "formats": dict(sorted({row["target"]: row["format"] for row in rows}.items())),
         "cells": [asdict(cell) for cell in table],
         "findings": [asdict(finding) for finding in found],
     }
@@ -102,7 +103,9 @@ def _markdown(
         f"Coefficients are {unit}; the sum is made at "
         f"`{settings.direction.site}` of layer {layer}, at generated positions. Errors are one "
         "standard error; prompts are the independent units. Texts without a word are left out of "
-        "the means and counted as empty.",
+        "the means and counted as empty. The base model is given problems in the "
+        f"{settings.prompts.base_format} format, the others in the "
+        f"{settings.prompts.reasoning_format} format.",
         "",
         "## The direction",
         "",

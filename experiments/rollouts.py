@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.run import Run, command
 from experiments.settings import Decoding
-from experiments.text import Prompt, decode, encode_prompts
+from experiments.text import Prompt, decode, default_form, encode_prompts
 from jaxsteer.jsonl import append_rows, read_rows, sort_rows
 from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
@@ -30,21 +30,26 @@ def write_rollouts(
     *,
     stops: Sequence[int],
     decoding: Decoding,
+    form: str | None = None,
+    base_template: str = "",
 ) -> None:
     """Generate one trace a prompt and append it to `traces.jsonl`; goes on after a kill.
 
-    A row: `id`, `prompt` (as rendered), `text` (the trace), `tokens` (how many were generated),
-    `stopped` (False if it was cut at the maximum). Rows are written as they finish, and put into
-    the order of the prompts when all are there.
+    A row: `id`, `format` (of the prompt), `prompt` (as rendered), `text` (the trace), `tokens` (how
+    many were generated), `stopped` (False if it was cut at the maximum). Rows are written as they
+    finish, and put into the order of the prompts when all are there.
     """
     file = folder / FILE
-    ids = encode_prompts(tokenizer, prompts, role="reasoning")
+    ids = encode_prompts(
+        tokenizer, prompts, role="reasoning", base_template=base_template, form=form
+    )
     written = {row["id"] for row in read_rows(file)}
     left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
     bar = tqdm(total=len(prompts), initial=len(written), desc="rollouts", unit="trace")
     for index, tokens in _traces(model, ids, left, stops=stops, decoding=decoding):
         row = {
             "id": prompts[index].id,
+            "format": form or default_form("reasoning"),
             "prompt": tokenizer.decode(ids[index], clean_up_tokenization_spaces=False),
             "text": decode(tokenizer, ids[index], tokens, stops),
             "tokens": len(tokens),
@@ -100,6 +105,7 @@ def _traces(
 
 def stage(run: Run) -> Path:
     """The folder with `traces.jsonl`."""
+    form, template = run.settings.prompts.form("reasoning"), run.settings.prompts.base_template
 
     def work(folder: Path) -> None:
         model, tokenizer = run.load("reasoning")
@@ -110,12 +116,16 @@ def stage(run: Run) -> Path:
             run.derive_prompts,
             stops=run.stop_tokens("reasoning"),
             decoding=run.settings.rollouts,
+            form=form,
+            base_template=template,
         )
 
     inputs = {
         "model": run.model_print("reasoning"),
         "prompts": [asdict(prompt) for prompt in run.derive_prompts],
         "settings": asdict(run.settings.rollouts),
+        "format": form,
+        "base_template": template if form == "continuation" else None,
     }
     return run.stage("rollouts", inputs, work)
 

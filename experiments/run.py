@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments.endpoint import read_key
 from experiments.preflight import check_prompts, read_configs
 from experiments.settings import Settings, load_settings
 from experiments.stages import locked, run_stage
@@ -73,6 +74,11 @@ class Run:
         """Ids after which a text of the model has ended: its files may name several."""
         return end_tokens(self.checkpoint(role), self.tokenizer(role))
 
+    def prompt_tokenizer(self, role: str) -> Any:
+        """What writes a model's prompts; a chat format is always the reasoning model's."""
+        chat = role == "base" and self.settings.prompts.base_format == "chat"
+        return self.tokenizer("reasoning" if chat else role)
+
     def tokenizer(self, role: str) -> Any:
         """A model's tokenizer alone."""
         return checkpoint.load_tokenizer(self.checkpoint(role))
@@ -91,6 +97,8 @@ def open_run(out: Path, settings_file: Path) -> Run:
     configs = read_configs(sources, layer=settings.direction.layer)
     if settings.labels.file and not Path(settings.labels.file).is_file():
         raise FileNotFoundError(f"labels.file: {settings.labels.file}: no such file")
+    if settings.labels.judge and not (out / "labels").exists():
+        read_key(settings.labels.judge)
     prompts = settings.prompts
     derive = load_prompts(prompts, prompts.derive_split, prompts.derive_limit)
     evaluate = load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from experiments.formats import FORMATS
 from experiments.judge_settings import Judge, judge_checks
 from jaxsteer.annotate import KEYWORDS
 from jaxsteer.sites import SITES
@@ -39,9 +40,15 @@ class Prompts:
     evaluate_split: str = "eval"
     derive_limit: int | None = None  # the first so many; all if not given
     evaluate_limit: int | None = None
-    # What the base model is given, which knows no chat format. The reasoning model gets the chat
-    # template of its tokenizer.
+    # "chat" is the template of the reasoning model's tokenizer, "continuation" is base_template. A
+    # base model knows no chat format, and given one often writes nothing.
+    base_format: str = "continuation"
+    reasoning_format: str = "chat"  # and the control's
     base_template: str = "Problem: {prompt}\n\nSolution:"
+
+    def form(self, role: str) -> str:
+        """The format in which the model of a role is given problems."""
+        return self.base_format if role == "base" else self.reasoning_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +218,13 @@ def _check(settings: Settings) -> list[str]:
             prompts.base_template,
             "{prompt}" in prompts.base_template,
             "a text with {prompt} in it",
+        ),
+        *(
+            (f"prompts.{name}", form, form in FORMATS, " or ".join(FORMATS))
+            for name, form in (
+                ("base_format", prompts.base_format),
+                ("reasoning_format", prompts.reasoning_format),
+            )
         ),
         (
             "prompts.evaluate_split",

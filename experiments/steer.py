@@ -13,7 +13,7 @@ from experiments import derive
 from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
-from experiments.text import decode, encode_prompts
+from experiments.text import decode, default_form, encode_prompts
 from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.interventions import add
@@ -79,15 +79,18 @@ def write_sweep(
     length: int,
     stops: Sequence[int],
     decoding: Decoding,
+    form: str | None = None,
 ) -> None:
     """Run the cells on one target and append a row for each cell and prompt to `sweep.jsonl`.
 
-    A row: `target`, the cell's labels, `prompt` (its id), `text`, `tokens`, `stopped`, `logprob`
-    (mean over the tokens, under the steered model). Rows that are there already are not run again.
+    A row: `target`, the cell's labels, `prompt` (its id), `format` (of the prompt), `text`,
+    `tokens`, `stopped`, `logprob` (mean over the tokens, under the steered model). Rows that are
+    there already are not run again.
     """
 
     def to_row(result: CellResult) -> dict[str, Any]:
         return {
+            "format": form or default_form(target),
             "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops),
             "tokens": len(result.tokens),
             "stopped": bool(result.tokens) and result.tokens[-1] in stops,
@@ -123,16 +126,19 @@ def stage(run: Run) -> dict[str, Path]:
 def _target_stage(run: Run, target: str, directions: Path) -> Path:
     settings = run.settings
     layer, site = settings.direction.layer, settings.direction.site
+    form = settings.prompts.form(target)
 
     def work(folder: Path) -> None:
         facts = json.loads((directions / derive.FACTS).read_text())
         saved = load_directions(directions / derive.FILE)
-        model, tokenizer = run.load(target)
+        model, _ = run.load(target)
+        tokenizer = run.prompt_tokenizer(target)
         prompts = encode_prompts(
             tokenizer,
             run.evaluate_prompts,
             role=target,
             base_template=settings.prompts.base_template,
+            form=form,
         )
         cells = make_cells(
             {source: saved[f"{source}.{layer}.union"].vector for source in ("base", "reasoning")},
@@ -154,13 +160,15 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
             length=bucket(max(map(len, prompts)), step=16),
             stops=run.stop_tokens(target),
             decoding=settings.decoding,
+            form=form,
         )
 
     inputs = {
         "model": run.model_print(target),
         "directions": fingerprint(directions),
         "prompts": [asdict(prompt) for prompt in run.evaluate_prompts],
-        "base_template": settings.prompts.base_template,
+        "format": form,
+        "base_template": settings.prompts.base_template if form == "continuation" else None,
         "steering": asdict(settings.steering),
         "decoding": asdict(settings.decoding),
     }

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_models.llama3 import tokenizer as meta
 
+from experiments import formats
+from experiments.formats import unseen_tokens
 from experiments.replication import check_tokens, main
+from experiments.text import Prompt, encode_prompts
 from jaxsteer.annotate import split_sentences, token_spans
 from jaxsteer.token_text import token_bytes
 from weights.meta_tokenizer import R1_NAMED, meta_tokenizer, special_names
@@ -28,11 +31,11 @@ TEXTS = {
         "So \\( x = \\frac{1}{2}. \\) Then\n\\[\n\\sum_{k=1}^{n} k = \\frac{n(n+1)}{2}.\n\\]\nBut "
         "wait: for $n = 10$ it is $$55.$$ Yes.\n\\begin{align}\na &= 1. \\\\\nb &= 2.\n\\end{align}"
     ),
-    "code": "I could run this:\n```python\nfor i in range(3):\n    print(i. x)\n\n\nend()\n```\nOk.",
+    "code": "I could run it:\n```python\nfor i in range(3):\n    print(i. x)\n\n\nend()\n```\nOk.",
     "thinking that ends": "Okay. So 5! is 120.\n</think>\n\n**Answer:** 120. \\boxed{120}",
     "thinking that does not end": "Okay, so wait. The answer must be 7 — or 8? No: it's 7, bec",
     "other scripts": (
-        "Das wären 4 Möglichkeiten… 等等，这不对！ Ça fait 5 €. 🙂🙃 Fin\u00a0de  \t ligne.  \r\n\r\nSo."
+        "Das wären 4… 等等，这不对！ Ça fait 5 €. 🙂🙃 Fin\u00a0de \t l'an.  \r\n\r\nSo."
     ),
     "white space": " \n\n  So.   Wait.\t\tHmm.\n \n  ",
 }
@@ -84,6 +87,21 @@ def test_special_tokens_are_the_paper_models(ours: Any, theirs: Any) -> None:
     assert len(set(names)) == 256
     assert names[9] == "<|eot_id|>"
     assert names[-1] == "<|reserved_special_token_247|>"
+
+
+def test_the_map_of_tokens_that_the_base_model_has_never_seen(ours: Any) -> None:
+    ours.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<｜User｜>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+    )
+    ids = encode_prompts(ours, [Prompt("a", "What is 1 + 1?")], role="reasoning")[0]
+    assert ids[:2] == [128_000, 128_011]
+    assert ids[-3:-1] == [128_012, 128_013]
+    found = unseen_tokens(meta_tokenizer(MODEL), ours)
+    assert list(found) == ["128011", "128012", "128013", "128014", "128015"]
+    table = [line.split() for line in (formats.__doc__ or "").splitlines()]
+    for id, names in found.items():
+        assert [id, names["reasoning"], names["base"]] in table
 
 
 @pytest.mark.parametrize("name", TEXTS)

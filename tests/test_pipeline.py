@@ -23,6 +23,7 @@ from experiments import derive, label, rollouts, steer
 from experiments.reproduce import main
 from experiments.run import Run, command, open_run
 from experiments.stages import locked
+from experiments.text import encode_prompts
 from jaxsteer.jsonl import read_rows
 from jaxsteer.vectors import load_directions
 
@@ -88,6 +89,57 @@ def test_the_numbers_are_those_of_every_cell(finished: Finished) -> None:
     assert all(finding["because"] in report for finding in numbers["findings"])
     counts = json.loads((finished.out / "labels/counts.json").read_text())
     assert 0 < counts["backtracking"] < counts["sentences"]
+
+
+def test_every_result_says_which_format_the_prompts_had(finished: Finished) -> None:
+    formats = {"base": "continuation", "control": "chat", "reasoning": "chat"}
+    numbers = json.loads((finished.out / "report/figure3.json").read_text())
+    assert numbers["formats"] == formats
+    for target, form in formats.items():
+        folder = finished.out / f"sweep-{target}"
+        assert {row["format"] for row in read_rows(folder / "sweep.jsonl")} == {form}
+        assert json.loads((folder / "stage.json").read_text())["inputs"]["format"] == form
+    assert {r["format"] for r in read_rows(finished.out / "rollouts/traces.jsonl")} == {"chat"}
+    facts = json.loads((finished.out / "directions/directions.json").read_text())
+    assert facts["format"] == "chat"
+    assert [t["reasoning"] for t in facts["unseen_by_base"].values()] == [
+        "<user>", "<assistant>", "<think>",
+    ]  # fmt: skip
+    report = (finished.out / "report/report.md").read_text()
+    assert "problems in the continuation format, the others in the chat format." in report
+
+
+def test_formats_are_settings(finished: Finished, tmp_path: Path) -> None:
+    swapped = {"base_format": "chat", "reasoning_format": "continuation"}
+    run = open_run(tmp_path / "x", change(finished.settings, "formats.toml", prompts=swapped))
+    prompts, settings = run.evaluate_prompts[:1], run.settings.prompts
+    texts = {}
+    for role in ("base", "reasoning"):
+        tokenizer = run.prompt_tokenizer(role)
+        (ids,) = encode_prompts(
+            tokenizer,
+            prompts,
+            role=role,
+            base_template=settings.base_template,
+            form=settings.form(role),
+        )
+        texts[role] = tokenizer.decode(ids)
+    assert texts["base"].startswith("<bos> <user>")
+    assert texts["base"].endswith("<assistant> <think>")
+    assert texts["reasoning"].startswith("<bos> question :")
+
+
+def test_a_judges_key_is_missed_before_any_work_starts(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = finished.settings.with_name("judged.toml")
+    judge = 'url = "https://host/v1"\nmodel = "m"\nprice_in = 1.0\nprice_out = 1.0\n'
+    settings.write_text(f"{finished.settings.read_text()}\n[labels.judge]\n{judge}")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="the environment has no OPENAI_API_KEY"):
+        open_run(tmp_path / "x", settings)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    assert "sk-planted" not in repr(open_run(tmp_path / "x", settings))
 
 
 def test_every_cell_ran_on_every_held_out_prompt(finished: Finished) -> None:

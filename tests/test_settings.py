@@ -111,6 +111,8 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
     [
         ("models", "dtype", "float16", "float32 or bfloat16"),
         ("prompts", "base_template", "Problem:", "a text with {prompt} in it"),
+        ("prompts", "base_format", "prose", "chat or continuation"),
+        ("prompts", "reasoning_format", "", "chat or continuation"),
         ("prompts", "evaluate_split", "dom", "another one than derive_split"),
         ("prompts", "derive_limit", 0, "at least 1"),
         ("prompts", "evaluate_limit", -2, "at least 1"),

@@ -1,5 +1,6 @@
 """What models are given: one BOS, the right format for each role, and text that comes back."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from hf_folders import byte_tokenizer, write_tokenizer
 from transformers import AutoTokenizer
 
+from experiments.formats import unseen_tokens
 from experiments.settings import Prompts
 from experiments.text import (
     Prompt,
@@ -66,8 +68,11 @@ def test_prompts_of_a_split_in_order(file: Path) -> None:
     ("content", "expected"),
     [
         ("[{", "not JSON"),
-        ('{"id": "a"}', "expected a list of objects"),
-        ('["a"]', "entry 0: expected a text 'id'"),
+        ('{"id": "a"}', "expected a list of objects or texts"),
+        ('[["a"]]', "entry 0: expected an object or a text"),
+        ('["a", {"id": "b", "prompt": "c"}]', "entry 0: expected a text 'id'"),
+        ('[{"id": "a", "prompt": "b"}, {"id": "b", "prompt": "c", "split": "dom"}]', "'split'"),
+        ('[{"id": "a", "text": "b"}]', "entry 0: expected a text 'prompt'"),
         ('[{"id": "a", "prompt": "b", "split": "dom"}, {"id": "b", "split": "dom"}]', "entry 1"),
         ('[{"id": 1, "prompt": "b", "split": "dom"}]', "expected a text 'id'"),
         ('[{"id": "a", "prompt": "", "split": "dom"}]', "expected a text 'prompt'"),
@@ -84,6 +89,20 @@ def test_prompt_files_that_cannot_be_used(file: Path, content: str, expected: st
     assert str(caught.value).startswith(f"prompts.file: {file}: ")
 
 
+def test_prompts_of_other_files_stand_in(file: Path) -> None:
+    settings = Prompts(file=str(file))
+    of_a_kind = [{"question_id": f"{k}{i}", "problem": f"{k}, {i}?", "category": k, "n": i}
+                 for i in range(30) for k in "ab"]  # fmt: skip
+    file.write_text(json.dumps(of_a_kind))
+    assert [p.id for p in load_prompts(settings, "eval", None)] == ["a14", "b14", "a29", "b29"]
+    assert len(load_prompts(settings, "dom", None)) == 56
+    file.write_text(json.dumps([f"{i}?" for i in range(20)]))
+    assert load_prompts(settings, "eval", None) == [Prompt("prompt-014", "14?")]
+    assert load_prompts(settings, "dom", 1) == [Prompt("prompt-000", "0?")]
+    file.write_text('[{"id": "a", "question_id": "b", "prompt": "p", "question": "q"}]')
+    assert load_prompts(settings, "dom", None) == [Prompt("a", "p")]
+
+
 def test_a_missing_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"prompts\.file: .*none\.json: no such file"):
         load_prompts(Prompts(file=str(tmp_path / "none.json")), "dom", None)
@@ -97,6 +116,28 @@ def test_the_reasoning_model_gets_its_chat_format_and_the_base_model_a_continuat
     assert render(words, PROBLEM, role="control", base_template=TEMPLATE) == chat
     base = render(words, PROBLEM, role="base", base_template=TEMPLATE)
     assert base == f"<bos> question : {PROBLEM} solution :"
+
+
+def test_either_model_can_have_either_format(words: Any, bytes_: Any) -> None:
+    chat = render(words, PROBLEM, role="reasoning")
+    assert render(words, PROBLEM, role="base", base_template=TEMPLATE, form="chat") == chat
+    text = render(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
+    assert text == render(words, PROBLEM, role="base", base_template=TEMPLATE)
+    rows = encode_prompts(bytes_, [Prompt("a", "4?")], role="base", form="chat")
+    assert bytes_.decode(rows[0]) == "<bos>Q: 4?A:"  # Jinja drops the line's end
+
+
+def test_special_tokens_that_the_base_model_has_never_seen(words: Any, bytes_: Any) -> None:
+    # The small pair's models share their names: the chat template tells which are new.
+    assert unseen_tokens(words, words) == {
+        str(i): {"reasoning": name, "base": name}
+        for i, name in ((4, "<user>"), (5, "<assistant>"), (6, "<think>"))
+    }
+    assert unseen_tokens(bytes_, bytes_) == {}
+    reasoning = copy.deepcopy(bytes_)
+    reasoning.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    new = str(len(bytes_))
+    assert unseen_tokens(bytes_, reasoning) == {new: {"reasoning": "<call>", "base": None}}
 
 
 @pytest.mark.parametrize("role", ["base", "reasoning"])

@@ -63,14 +63,21 @@ def load_pair(run: Run, *, problems: int) -> Pair:
         ValueError: if the models do not share a vocabulary.
     """
     reasoning, tokenizer = run.load("reasoning")
-    base, base_tokenizer = run.load("base")
+    base, _ = run.load("base")
     sizes = reasoning.config.vocab_size, base.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(f"vocab_size: got {sizes[0]} and {sizes[1]}, expected one vocabulary")
     chosen = run.evaluate_prompts[:problems]
-    template = run.settings.prompts.base_template
-    rows = encode_prompts(tokenizer, chosen, role="reasoning")
-    base_rows = encode_prompts(base_tokenizer, chosen, role="base", base_template=template)
+    rows, base_rows = (
+        encode_prompts(
+            run.prompt_tokenizer(role),
+            chosen,
+            role=role,
+            base_template=run.settings.prompts.base_template,
+            form=run.settings.prompts.form(role),
+        )
+        for role in ("reasoning", "base")
+    )
     batches = [left_pad(r, length=bucket(max(map(len, r)), step=16)) for r in (rows, base_rows)]
     return Pair(
         models=(reasoning, base),
