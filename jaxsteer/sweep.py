@@ -253,21 +253,24 @@ def chunk_shape(cells: int, prompts: int, fits: Fits, parts: int = 1) -> tuple[i
     """The largest equal chunks that fit, as cells and prompts; prompts stay together if they can.
 
     `parts` devices share the prompts of a chunk if it divides them, its cells otherwise, and these
-    are rounded up to a multiple of it.
+    are rounded up to a multiple of it. Chunks of fewer rows than that are run by all alike.
 
     >>> [chunk_shape(16, 20, lambda C, B: C * B <= rows) for rows in (320, 319, 19, 0)]
     [(16, 20), (8, 20), (1, 10), (1, 1)]
-    >>> chunk_shape(6, 3, lambda C, B: True, parts=4)
-    (8, 3)
+    >>> [chunk_shape(6, 3, lambda C, B: C * B <= rows, parts=4) for rows in (24, 23, 3)]
+    [(8, 3), (4, 3), (1, 3)]
     """
-    step = 1 if prompts % parts == 0 else parts
-    shapes = [(_up(-(-cells // n), step), prompts) for n in range(1, cells + 1)]
-    shapes += [(1, _up(-(-prompts // n), parts)) for n in range(2, prompts + 1)]
+    shapes = _shapes(cells, prompts, parts) + _shapes(cells, prompts, 1)
     return next((shape for shape in shapes if fits(*shape)), (1, 1))
 
 
-def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
+def _shapes(cells: int, prompts: int, parts: int) -> list[tuple[int, int]]:
+    def share(count: int, n: int, step: int) -> int:
+        return -(-count // (n * step)) * step
+
+    step = 1 if prompts % parts == 0 else parts
+    shapes = [(share(cells, n, step), prompts) for n in range(1, cells + 1)]
+    return shapes + [(1, share(prompts, n, parts)) for n in range(2, prompts + 1)]
 
 
 def _at_most(rows: int) -> Fits:
