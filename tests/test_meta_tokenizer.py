@@ -66,10 +66,22 @@ def test_tokens_are_those_of_metas_own_code(ours: Any, theirs: Any, name: str) -
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(max_size=60) | st.text("abcdefghij ABC 0123.,!?'\n\t", max_size=80))
+@given(
+    text=st.text(max_size=60)
+    | st.text("0123456789,", max_size=40)
+    | st.text("abcdefghij ABC 0123.,!?'\n\t", max_size=80)
+)
 def test_any_text_is_encoded_as_by_metas_own_code(ours: Any, theirs: Any, text: str) -> None:
     ids = ours(text, add_special_tokens=False)["input_ids"]
     assert ids == theirs.encode(text, bos=False, eos=False)
+
+
+def test_every_token_that_is_a_text_is_encoded_as_by_metas_own_code(ours: Any, theirs: Any) -> None:
+    pieces = (theirs.model.decode_single_token_bytes(i) for i in range(128_000))
+    texts = [piece.decode() for piece in pieces if piece.decode(errors="ignore").encode() == piece]
+    assert len(texts) > 120_000
+    found = ours.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    assert [one.ids for one in found] == theirs.model.encode_ordinary_batch(texts)
 
 
 def test_every_tokens_bytes_are_metas(ours: Any, theirs: Any) -> None:
