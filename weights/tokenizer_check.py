@@ -102,6 +102,7 @@ def _chat_texts(tokenizer: Any, problems: list[str]) -> list[str]:
 
 
 def text_problems(tokenizer: Any, plain: Tokenizer | None, text: str) -> list[str]:
+    """What one text becomes when it is encoded and decoded, where that is not itself."""
     ids = _encode(tokenizer, text)
     back = _decode(tokenizer, ids)
     problems = []
