@@ -146,13 +146,15 @@ def test_other_data_of_one_shape_compiles_nothing(model, batch):
         request = ask(other, padded, lengths, settings=settings, steered=steering(N), stop=seed)
         return list(decode(other, padded, request))
 
+    # Other tests of the process may have compiled these for shapes of their own.
+    there = [program._cache_size() for program in programs]
     first = first_rows(1)
     before = [program._cache_size() for program in programs]
     assert first_rows(2) != first
     assert [program._cache_size() for program in programs] == before
-    # One to start, one to refill, one for each smaller size; a size may be skipped.
-    assert before[:2] == [1, 1]
-    assert before[2] <= len(pool_sizes(SLOTS))
+    # At most one to start, one to refill, one for each smaller size; a size may be skipped.
+    new = np.subtract(before, there)
+    assert (new <= [1, 1, len(pool_sizes(SLOTS))]).all()
 
 
 def test_what_is_not_asked_for_is_not_decoded(model, batch):
