@@ -89,7 +89,8 @@ def _cudnn_over_cells(
         for x, is_batched in zip(rows, batched[:-1], strict=True)
     ]
     folded = [x.reshape(-1, *x.shape[2:]) for x in cells]
-    out = _cudnn(*folded, start)
+    # Rows with cursors of their own have the same ones in every cell.
+    out = _cudnn(*folded, jnp.tile(start, axis_size) if start.ndim else start)
     return out.reshape(axis_size, -1, *out.shape[1:]), True
 
 

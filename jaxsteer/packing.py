@@ -2,8 +2,8 @@
 
 A decode step is a chain of matrix products that each read their weights once, and each kernel
 loses some microseconds until it reads at full speed. Two large products instead of five lose
-less, and leave XLA nothing to join by itself, which it does with a slow kernel (figures in
-`experiments/benchmarks/RESULTS.md`).
+less, and leave XLA nothing to join by itself, for which it may choose a slow kernel
+(`python -m experiments.benchmarks.profile --separate` shows what it chooses).
 
     attn.qkv_proj      [D, K, N / K + 2, H]   of each key/value head: its queries, key, value
     attn.qkv_bias      [K, N / K + 2, H]      likewise, in models that have biases there

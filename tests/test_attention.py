@@ -133,6 +133,22 @@ def test_cells_of_cells_fold_too(cudnn_by_xla):
         check(found[i, j], args)
 
 
+def test_rows_with_cursors_of_their_own_have_them_in_every_cell(cudnn_by_xla):
+    q, k, v, valid, _ = case(1, 5)
+    starts = np.array([3, 5, 4])
+
+    def one(q):
+        return cudnn_attention(q, k, v, valid=valid, start=jnp.asarray(starts, jnp.int32))
+
+    grid = np.stack([q, 2 * q])
+    found = jax.jit(jax.vmap(one))(grid)
+    for c, b in np.ndindex(2, B):
+        row = slice(b, b + 1)
+        expected = by_loops(grid[c, row], k[row], v[row], valid[row], starts[b])
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found[c, row], expected, rtol=0, atol=FLOAT32 * scale)
+
+
 def test_cells_with_cursors_of_their_own_are_refused(cudnn_by_xla):
     q, k, v, valid, _ = case(1, 5)
 
