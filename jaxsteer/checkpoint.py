@@ -27,6 +27,7 @@ from jaxsteer.files import write_atomic
 from jaxsteer.header import load_json
 from jaxsteer.model import Model, abstract_params, from_params
 from jaxsteer.newdir import new_directory
+from jaxsteer.packing import unpack
 from jaxsteer.paths import ParamPath, dotted, flatten, nest
 from jaxsteer.sharding import params_sharding, shard_model
 
@@ -75,7 +76,7 @@ def save(
 
     Args:
         path: the directory.
-        model: the model.
+        model: the model; a packed one is written as the separate one it was made of.
         files: tokenizer files and Hugging Face configs to carry along.
         provenance: where the weights came from, JSON-ready.
         overwrite: replace a checkpoint that is already there.
@@ -86,7 +87,7 @@ def save(
     write(
         path,
         model.config,
-        flatten(model.params),
+        flatten(unpack(model).params),  # checkpoints have separate projections
         dtype=model.dtype.name,
         files=files,
         provenance=provenance,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsteer import checkpoint, model
+from jaxsteer import checkpoint, model, packing
 from jaxsteer.config import LlamaConfig, RopeScaling
 from jaxsteer.newdir import new_directory
 from jaxsteer.paths import flatten
@@ -61,6 +61,13 @@ def test_round_trip(tmp_path, config, dtype, tie):
     assert listing(tmp_path / "a") == ["m"]
     manifest = checkpoint.read_manifest(tmp_path / "a" / "m")
     assert (manifest.dtype, manifest.provenance) == (before.dtype.name, {"source": "here"})
+
+
+def test_a_packed_model_is_saved_as_what_it_was_made_of(tmp_path, config):
+    before = make(config)
+    checkpoint.save(tmp_path / "m", packing.pack(before))
+    after, _ = checkpoint.load(tmp_path / "m")
+    assert same(before.params, after.params)
 
 
 def test_layers_come_back_in_order_beyond_ten(tmp_path, config):
