@@ -17,7 +17,7 @@ from experiments.endpoint import EndpointError, Message, RefusedError, complete,
 from experiments.judge_prompt import ask, ask_again, read_answer
 from experiments.judge_settings import Judge, check_judge
 from jaxsteer.annotate import Sentence
-from jaxsteer.jsonl import append_rows, locked, read_rows
+from jaxsteer.jsonl import append_rows, locked, recover_rows
 
 BYTES_PER_TOKEN = 3.0  # below the 3.5 of reasoning traces in Llama-3's vocabulary: rather too dear
 TOKENS_PER_LABEL = 10  # of an answer; 8 in Llama-3's vocabulary
@@ -81,7 +81,7 @@ def llm_judge(
     requests = plan(traces, judge)
     cache.parent.mkdir(parents=True, exist_ok=True)
     with locked(cache, busy=f"{cache}: another process is asking with this cache"):
-        known = {row["key"]: row["labels"] for row in read_rows(cache)}
+        known = {row["key"]: row["labels"] for row in recover_rows(cache)}
         left = [request for request in requests if request.key not in known]
         if left:
             read_key(judge)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from experiments.run import Run, command
 from experiments.settings import Decoding
 from experiments.text import Prompt, decode, default_form, encode_prompts
-from jaxsteer.jsonl import append_rows, read_rows, sort_rows
+from jaxsteer.jsonl import append_rows, recover_rows, sort_rows
 from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
 from jaxsteer.refill import generate_queue
@@ -43,7 +43,7 @@ def write_rollouts(
     ids = encode_prompts(
         tokenizer, prompts, role="reasoning", base_template=base_template, form=form
     )
-    written = {row["id"] for row in read_rows(file)}
+    written = {row["id"] for row in recover_rows(file)}
     left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
     bar = tqdm(total=len(prompts), initial=len(written), desc="rollouts", unit="trace")
     for index, tokens in _traces(model, ids, left, stops=stops, decoding=decoding):

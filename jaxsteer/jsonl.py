@@ -21,10 +21,31 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Rows of a JSON lines file; none if it does not exist.
+    """Rows of a JSON lines file; none if it does not exist. The file stays as it is.
 
-    A last line that a kill cut short is removed from the file, so that the next row starts a line
-    of its own.
+    A last line without an end that is no JSON was cut short by a kill, or is being written, and is
+    left out.
+
+    Raises:
+        ValueError: naming the line, if another one is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    rows = _parse(path, data[:whole])
+    try:
+        return rows + _parse(path, data[whole:])
+    except ValueError:
+        return rows
+
+
+def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of a JSON lines file to go on with: for the process that appends to it, and no other.
+
+    A last line without an end is removed from the file, so that the next row starts a line of its
+    own.
 
     Raises:
         ValueError: naming the line, if another one is not JSON.
@@ -34,10 +55,15 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    rows = _parse(path, whole)
     if len(whole) < len(data):
         os.truncate(path, len(whole))
+    return rows
+
+
+def _parse(path: Path, data: bytes) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxsteer.cells import Cell
-from jaxsteer.jsonl import append_rows, locked, read_rows
+from jaxsteer.jsonl import append_rows, locked, recover_rows
 from jaxsteer.model import Model
 from jaxsteer.sweep import CellResult, sweep
 from jaxsteer.sweep_config import agree, as_json, configuration, key_of
@@ -92,7 +92,7 @@ def sweep_to_file(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, busy=f"{path}: another process is writing this sweep"):
-        rows = read_rows(path)
+        rows = recover_rows(path)
         agree(path, config, rows=len(rows))
         names = [*cells[0].labels, "prompt"]
         written |= {key_of({name: row.get(name) for name in names}) for row in rows}

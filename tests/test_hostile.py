@@ -20,7 +20,7 @@ from hf_folders import edit_json, write_folder
 from safetensors.numpy import save_file
 
 from jaxsteer import checkpoint
-from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.jsonl import append_rows, read_rows, recover_rows
 from jaxsteer.vectors import Direction, load_directions, save_directions
 from weights.convert import main as convert_main
 from weights.export import main as export_main
@@ -329,7 +329,7 @@ def test_results_cut_in_the_middle_of_a_line(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in range(len(whole)):  # at every byte, also inside of a character
         file.write_bytes(whole[:length])
-        found = read_rows(file)
+        found = recover_rows(file)
         assert found == rows[: len(found)]
         append_rows(file, rows[len(found) :])
         assert file.read_bytes() == whole

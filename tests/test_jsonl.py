@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxsteer.jsonl import append_rows, locked, read_rows, sort_rows
+from jaxsteer.jsonl import append_rows, locked, read_rows, recover_rows, sort_rows
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -38,9 +38,20 @@ def test_a_cut_last_line_is_dropped_and_the_next_starts_a_line(tmp_path: Path, c
     file = tmp_path / "rows.jsonl"
     append_rows(file, [{"i": 0}, {"i": "ä"}])
     os.truncate(file, file.stat().st_size - cut)
-    assert read_rows(file) == [{"i": 0}]
+    assert recover_rows(file) == [{"i": 0}]
     append_rows(file, [{"i": 2}])
     assert read_rows(file) == [{"i": 0}, {"i": 2}]
+
+
+@pytest.mark.parametrize(("cut", "found"), [(1, 2), (3, 1), (9, 1)])
+def test_reading_changes_no_file(tmp_path: Path, cut: int, found: int) -> None:
+    """A list of somebody's own may end without a line's end, and a sweep may be on its way."""
+    file = tmp_path / "rows.jsonl"
+    append_rows(file, [{"i": 0}, {"i": "ä"}])
+    os.truncate(file, file.stat().st_size - cut)
+    before = file.read_bytes()
+    assert read_rows(file) == [{"i": 0}, {"i": "ä"}][:found]
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("line", [b'{"i": ', b"", b'{"i": "\xff"}'])
@@ -49,6 +60,8 @@ def test_damage_elsewhere_is_refused(tmp_path: Path, line: bytes) -> None:
     file.write_bytes(b'{"i": 0}\n' + line + b'\n{"i": 2}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
         read_rows(file)
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
+        recover_rows(file)
     assert file.read_bytes().endswith(b'{"i": 2}\n')  # and nothing is removed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.stages import fingerprint, locked, run_stage
-from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.jsonl import append_rows, read_rows, recover_rows
 
 INPUTS = {"coeffs": [0.5, 1], "prompts": ({"id": "ä"},)}  # a tuple is a list after JSON
 
@@ -167,7 +167,7 @@ run_stage(Path({str(tmp_path)!r}), "sweep", {{"seed": 0}}, work)
     assert not (tmp_path / "sweep").exists()
 
     def rest(folder: Path) -> None:
-        assert read_rows(folder / "rows.jsonl") == [{"i": 0}]
+        assert recover_rows(folder / "rows.jsonl") == [{"i": 0}]
         append_rows(folder / "rows.jsonl", [{"i": 1}])
 
     folder = run_stage(tmp_path, "sweep", {"seed": 0}, rest)

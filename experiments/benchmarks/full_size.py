@@ -28,7 +28,7 @@ from experiments.benchmarks.disk import forget, sequential_speed, used
 from experiments.benchmarks.fake_llama import write_fake_llama
 from jaxsteer import checkpoint
 from jaxsteer.config import LlamaConfig, RopeScaling
-from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.jsonl import append_rows, recover_rows
 from weights import hf
 from weights.convert import convert
 from weights.folder import n_bytes, open_folder
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         (args.folder / f".{args.inside}.json").write_text(json.dumps(found))
         return 0
     records = args.folder / _RECORDS
-    done = {row["stage"] for row in read_rows(records)}
+    done = {row["stage"] for row in recover_rows(records)}
     for stage in args.stages:
         if stage in done:
             print(f"{stage}: done already", flush=True)
