@@ -79,56 +79,56 @@ def sums_over(
     return dirs.total_sums(parts)
 
 
+def sums_of_halves(
+    model: Model, traces: Sequence[Trace], *, offsets: Sequence[int], site: str, name: str
+) -> list[Sums]:
+    """Sums over every second trace, from the first and from the second."""
+    return [
+        sums_over(model, traces[half::2], offsets=offsets, site=site, name=f"{name}, {half + 1}/2")
+        for half in range(2)
+    ]
+
+
 def write_directions(
     folder: Path,
-    sums: dict[str, Sums],
+    halves: dict[str, list[Sums]],
     *,
     direction: Direction,
+    offsets: Sequence[int],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """Write `directions.safetensors` and what is known of them in `directions.json`.
 
-    Names are `{model}.{layer}.union`, the mean over the window, for every layer, and
-    `{model}.{layer}.offset.{offset}` for the layer that is steered.
+    Names, for every layer: `{model}.{layer}.union`, the mean over the window;
+    `{model}.{layer}.offset.{offset}` for every offset with a backtracking sentence;
+    `{model}.{layer}.mean`, the mean activation over the window's positions. `halves` are the sums
+    at `offsets` over each half of the traces, by model.
     """
-    offsets, saved = direction.offsets, []
-    for role, one in sums.items():
-        counts = {
-            "sentences": dict(zip(map(str, offsets), one.n_total.tolist(), strict=True)),
-            "backtracking": dict(zip(map(str, offsets), one.n_positive.tolist(), strict=True)),
-        }
-        about = {**provenance, "model": role, "offsets": offsets, "counts": counts}
-        named = [
-            (f"{role}.{layer}.union", layer, vector)
-            for layer, vector in enumerate(dirs.window_direction(one))
-        ]
-        by_offset = dirs.difference_of_means(one)[direction.layer]
-        named += [
-            (f"{role}.{direction.layer}.offset.{offset}", direction.layer, vector)
-            for offset, vector in zip(offsets, by_offset, strict=True)
-        ]
-        saved += [
-            SavedDirection(
-                vector=vector, layer=layer, site=direction.site, name=name, provenance=about
-            )
-            for name, layer, vector in named
-        ]
+    sums = {role: dirs.total_sums(parts) for role, parts in halves.items()}
+    saved = [
+        item
+        for role, one in sums.items()
+        for item in _of_model(role, one, direction, offsets, provenance)
+    ]
     save_directions(folder / FILE, saved)
-    vectors = {item.name: item.vector for item in saved}
-    layers = range(len(dirs.residual_norm(next(iter(sums.values())))))
+    window = {role: _window(one, direction, offsets) for role, one in sums.items()}
+    by_offset = {role: _by_offset(one) for role, one in sums.items()}
+    unions = {role: dirs.window_direction(one) for role, one in window.items()}
     facts = {
         "direction": asdict(direction),
-        "residual_norm": {role: dirs.residual_norm(one).tolist() for role, one in sums.items()},
-        "norm": {
-            role: [float(np.linalg.norm(vectors[f"{role}.{layer}.union"])) for layer in layers]
-            for role in sums
+        "offsets": list(offsets),
+        "behaviours": ["backtracking"],
+        "residual_norm": {role: dirs.residual_norm(one).tolist() for role, one in window.items()},
+        "norm": {role: [float(np.linalg.norm(v)) for v in one] for role, one in unions.items()},
+        "cosine": [cosine(a, b) for a, b in zip(unions["base"], unions["reasoning"], strict=True)],
+        "cosine_map": _cosines(by_offset["base"], by_offset["reasoning"]),
+        "reliability": {
+            role: _cosines(*(_by_offset(part) for part in parts)) for role, parts in halves.items()
         },
-        "cosine": [
-            cosine(vectors[f"base.{layer}.union"], vectors[f"reasoning.{layer}.union"])
-            for layer in layers
-        ],
-        "n_backtracking": sums["base"].n_positive.tolist(),
-        "n_sentences": sums["base"].n_total.tolist(),
+        "n_backtracking": window["base"].n_positive.tolist(),
+        "n_sentences": window["base"].n_total.tolist(),
+        "n_backtracking_by_offset": sums["base"].n_positive.tolist(),
+        "n_sentences_by_offset": sums["base"].n_total.tolist(),
         "format": provenance.get("format"),
         "unseen_by_base": provenance.get("unseen_by_base"),
         "jaxsteer": jaxsteer.__version__,
@@ -137,10 +137,76 @@ def write_directions(
     return facts
 
 
+def _window(sums: Sums, direction: Direction, offsets: Sequence[int]) -> Sums:
+    return dirs.at_offsets(sums, [offsets.index(offset) for offset in direction.offsets])
+
+
+def _by_offset(sums: Sums) -> list[np.ndarray | None]:
+    """Eq. 3 at each offset, `[L, D]`; None where no backtracking sentence has a token there."""
+    return [
+        dirs.difference_of_means(dirs.at_offsets(sums, [o]))[:, 0] if sums.n_positive[o] else None
+        for o in range(len(sums.n_positive))
+    ]
+
+
+def _cosines(
+    a: Sequence[np.ndarray | None], b: Sequence[np.ndarray | None]
+) -> list[list[float | None]]:
+    """Cosine of two directions by layer and offset; None where either of them is not there."""
+    layers = next(len(one) for one in a if one is not None)
+    return [
+        [
+            None if x is None or y is None else cosine(x[layer], y[layer])
+            for x, y in zip(a, b, strict=True)
+        ]
+        for layer in range(layers)
+    ]
+
+
+def _of_model(
+    role: str,
+    sums: Sums,
+    direction: Direction,
+    offsets: Sequence[int],
+    provenance: dict[str, Any],
+) -> list[SavedDirection]:
+    def about(read: Sequence[int], kind: str) -> dict[str, Any]:
+        found = dirs.at_offsets(sums, [offsets.index(offset) for offset in read])
+        counts = {
+            "sentences": dict(zip(map(str, read), found.n_total.tolist(), strict=True)),
+            "backtracking": dict(zip(map(str, read), found.n_positive.tolist(), strict=True)),
+        }
+        return {**provenance, "model": role, "kind": kind, "offsets": list(read), "counts": counts}
+
+    window = _window(sums, direction, offsets)
+    difference = "mean(D+) - mean(D)"
+    named = [
+        ("union", dirs.window_direction(window), about(direction.offsets, difference)),
+        ("mean", dirs.mean_activation(window), about(direction.offsets, "mean(D)")),
+        *(
+            (f"offset.{offset}", vectors, about([offset], difference))
+            for offset, vectors in zip(offsets, _by_offset(sums), strict=True)
+            if vectors is not None
+        ),
+    ]
+    return [
+        SavedDirection(
+            vector=vector,
+            layer=layer,
+            site=direction.site,
+            name=f"{role}.{layer}.{name}",
+            provenance=origin,
+        )
+        for name, vectors, origin in named
+        for layer, vector in enumerate(vectors)
+    ]
+
+
 def stage(run: Run) -> Path:
     """The folder with `directions.safetensors` and `directions.json`."""
     traces, labels = rollouts.stage(run), label.stage(run)
     direction = run.settings.direction
+    offsets = sorted({*run.settings.activations.offsets, *direction.offsets})
     provenance = {
         "models": {role: run.model_print(role) for role in ("base", "reasoning")},
         "traces": fingerprint(traces),
@@ -148,25 +214,29 @@ def stage(run: Run) -> Path:
         "label_source": label.label_source(run.settings.labels),
         "format": run.settings.prompts.form("reasoning"),  # of the traces, which both models read
         "unseen_by_base": unseen_tokens(run.tokenizer("base"), run.tokenizer("reasoning")),
+        "jaxsteer": jaxsteer.__version__,
     }
 
     def work(folder: Path) -> None:
         # Both models read one tokenisation, whose special tokens the base model has never seen.
         tokenizer = run.tokenizer("reasoning")
         marked = read_traces(tokenizer, traces / rollouts.FILE, labels / label.FILE)
-        sums = {
-            role: sums_over(
+        halves = {
+            role: sums_of_halves(
                 run.load(role)[0],
                 marked,
-                offsets=direction.offsets,
+                offsets=offsets,
                 site=direction.site,
                 name=f"activations, {role} model",
             )
             for role in ("base", "reasoning")
         }
-        write_directions(folder, sums, direction=direction, provenance=provenance)
+        write_directions(
+            folder, halves, direction=direction, offsets=offsets, provenance=provenance
+        )
 
-    return run.stage("directions", {**provenance, "settings": asdict(direction)}, work)
+    inputs = {**provenance, "settings": asdict(direction), "offsets": offsets}
+    return run.stage("directions", inputs, work)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,13 @@ class Direction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Activations:
+    """What the pass over the traces reads: tokens from the start of a sentence, 0 the first."""
+
+    offsets: list[int] = field(default_factory=lambda: list(range(-30, 5)))  # and the direction's
+
+
+@dataclass(frozen=True, kw_only=True)
 class Steering:
     """The cells of Figure 3."""
 
@@ -109,6 +116,7 @@ class Settings:
     rollouts: Decoding
     labels: Labels = field(default_factory=Labels)
     direction: Direction
+    activations: Activations = field(default_factory=Activations)
     steering: Steering
     decoding: Decoding
     report: Report
@@ -246,6 +254,12 @@ def _check(settings: Settings) -> list[str]:
         ),
         ("direction.layer", direction.layer, direction.layer >= 0, "at least 0"),
         ("direction.offsets", direction.offsets, _distinct(direction.offsets), "distinct numbers"),
+        (
+            "activations.offsets",
+            settings.activations.offsets,
+            _distinct(settings.activations.offsets),
+            "distinct numbers",
+        ),
         ("direction.site", direction.site, direction.site in SITES, f"one of {', '.join(SITES)}"),
         (
             "steering.coeffs",

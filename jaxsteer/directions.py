@@ -49,6 +49,18 @@ class Sums:
         )
 
 
+def at_offsets(sums: Sums, indices: Sequence[int]) -> Sums:
+    """The sums at some of the offsets only, by their place among those that were read."""
+    at = list(indices)
+    return Sums(
+        sums.total[:, at],
+        sums.positive[:, at],
+        sums.squares[:, at],
+        sums.n_total[at],
+        sums.n_positive[at],
+    )
+
+
 def event_weights(traces: Sequence[Trace], offsets: Sequence[int], length: int) -> np.ndarray:
     """What to sum, float32 `[B, length, 2·O]`: D at each offset, then D+ at each offset.
 
