@@ -14,18 +14,19 @@ from jaxsteer.sites import SITES, site_index
 class Capture:
     """What `forward` brings back of the residual stream, as `{site: array}`.
 
-    `sites` and `layers` are static; `positions` and `weights` are data. With neither, every
-    position comes back; at most one of the two may be given. The arrays are
+    `sites` and `layers` are static; `positions`, `weights` and `directions` are data. With none of
+    them every position comes back; at most one of them may be given. The arrays are
 
         raw                 [len(layers), B, T, D]
         with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row,
                                                      NaN where the pass has no such token
         with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
         and `squares`       [len(layers), 2, G, D]   those, and the same sums of x²
+        with `directions`   [len(layers), R, B, T]   float32 products  directions[r] · x[b, t]
 
-    Activations that are summed never leave the device. A column of `weights` stands for a group
-    of tokens, say those at one offset before sentences; a pass brings back L·G·D floats.
-    Layers come in the order of `layers`. Positions count a row's real tokens from 0, whatever its
+    Activations that are summed or projected never leave the device. A column of `weights` stands
+    for a group of tokens, say those at one offset before sentences; a pass brings back L·G·D
+    floats. Layers come in the order of `layers`. Positions count a row's real tokens from 0, whatever its
     padding and whatever earlier passes wrote to the cache.
     """
 
@@ -34,13 +35,15 @@ class Capture:
     squares: bool = field(default=False, metadata={"static": True})
     positions: jax.Array | None = None  # int32 [B, P]
     weights: jax.Array | None = None  # float [B, T, G]
+    directions: jax.Array | None = None  # float [R, D]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
-        if self.positions is not None and self.weights is not None:
-            raise ValueError("capture: got both positions and weights, expected at most one")
+        data = [n for n in ("positions", "weights", "directions") if getattr(self, n) is not None]
+        if len(data) > 1:
+            raise ValueError(f"capture: got both {' and '.join(data)}, expected at most one")
         if self.squares and self.weights is None:
             raise ValueError("capture: got squares without weights, which say what is summed")
 
@@ -75,6 +78,10 @@ def select(capture: Capture, x: jax.Array, first: jax.Array) -> jax.Array:
         highest = jax.lax.Precision.HIGHEST
         sums = [jnp.einsum("BTG,BTD->GD", weights, p, precision=highest) for p in powers]
         return jnp.stack(sums) if capture.squares else sums[0]
+    if capture.directions is not None:
+        exact = jax.lax.Precision.HIGHEST
+        vectors = capture.directions.astype(jnp.float32)
+        return jnp.einsum("RD,BTD->RBT", vectors, x.astype(jnp.float32), precision=exact)
     if capture.positions is not None:
         T = x.shape[1]
         slots = capture.positions + first[:, None]
