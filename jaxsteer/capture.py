@@ -26,8 +26,8 @@ class Capture:
 
     Activations that are summed or projected never leave the device. A column of `weights` stands
     for a group of tokens, say those at one offset before sentences; a pass brings back L·G·D
-    floats. Layers come in the order of `layers`. Positions count a row's real tokens from 0, whatever its
-    padding and whatever earlier passes wrote to the cache.
+    floats. Layers come in the order of `layers`. Positions count a row's real tokens from 0,
+    whatever its padding and whatever earlier passes wrote to the cache.
     """
 
     sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
