@@ -24,6 +24,7 @@ from jaxsteer.generate import (
     stream,
     unfinished,
 )
+from jaxsteer.graft import graft
 from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
 from jaxsteer.model import Model, forward, init
 from jaxsteer.packing import pack, unpack
@@ -68,6 +69,7 @@ __all__ = [
     "forward",
     "generate",
     "generate_queue",
+    "graft",
     "greedy",
     "grid",
     "head_vector",
