@@ -56,7 +56,7 @@ def graft(into: Model, source: Model, names: Iterable[str]) -> Model:
             f"{known[0]}, layers.0.attn to layers.{into.config.n_layers - 1}.mlp, {known[-1]}"
         )
     _check_alike(into, source)
-    theirs = dict(flatten(source.params))
+    theirs: dict[ParamPath, Any] = dict(flatten(source.params))
     mixed = nest(
         (path, theirs[path] if part_of(path) in names else leaf)
         for path, leaf in flatten(into.params)
@@ -74,11 +74,11 @@ def part_sizes(model: Model) -> dict[str, int]:
 
 def _check_alike(into: Model, source: Model) -> None:
     if into.config != source.config:
-        ours, theirs = vars(into.config), vars(source.config)
+        expected, found = vars(into.config), vars(source.config)
         differing = [
-            f"{name} {theirs[name]} (expected {ours[name]})"
-            for name in ours
-            if ours[name] != theirs[name]
+            f"{name} {found[name]} (expected {expected[name]})"
+            for name in expected
+            if found[name] != expected[name]
         ]
         raise ValueError(f"source: got another config than `into`: {', '.join(differing)}")
     if is_packed(into) != is_packed(source):
