@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from experiments.llm_judge import Names, Traces, llm_judge, within
 from experiments.run import Run, command
 from experiments.settings import Labels
 from experiments.stages import fingerprint
-from jaxsteer.annotate import split_sentences
+from jaxsteer.annotate import Sentence, split_sentences
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.jsonl import read_rows
-from jaxsteer.labels import labels_from_file
+from jaxsteer.labels import OTHER, labels_from_file
 
 FILE = "sentences.jsonl"
 CACHE = "judge-cache.jsonl"  # in the run's folder: answers outlive the settings of a stage
@@ -29,7 +30,25 @@ def label_source(labels: Labels) -> str:
     """
     if labels.judge:
         return f"{labels.judge.model} at {labels.judge.url}"
-    return Path(labels.file).name if labels.file else "keywords"
+    return Path(labels.file).name if labels.file else labels.source
+
+
+def grammar_judge(traces: Traces, keywords: Sequence[str]) -> Names:
+    """Label sentences with a keyword as backtracking, the others by the small pair's grammar.
+
+    A sentence without a keyword that the grammar does not know is "other", and so is one that the
+    grammar knows as backtracking: which sentences backtrack is what the keywords say.
+    """
+    from weights.small_parser import parse_sentence
+
+    def name(sentence: Sentence, judged: str) -> str:
+        kind = parse_sentence(sentence.text)
+        return judged if judged != OTHER or kind in (None, "backtracking") else str(kind)
+
+    return {
+        id: [name(*pair) for pair in zip(traces[id], judged, strict=True)]
+        for id, judged in keyword_judge(traces, keywords).items()
+    }
 
 
 def write_labels(
@@ -38,8 +57,8 @@ def write_labels(
     """Write `sentences.jsonl`, one row a trace: `id`, `sentences` and `labels`.
 
     A sentence is [start, stop, positive]: characters of the trace's text, and whether it
-    backtracks. `labels` has the name of each sentence's behaviour; by keywords it is
-    "backtracking" or "other".
+    backtracks. `labels` has the name of each sentence's behaviour: by keywords "backtracking" or
+    "other", by the small pair's grammar also the name of another kind (`grammar_judge`).
 
     Returns counts: traces, sentences, backtracking sentences.
 
@@ -82,7 +101,8 @@ def _names(traces: Traces, labels: Labels, cache: Path) -> Names:
         return llm_judge(traces, judge=labels.judge, cache=cache, agree=agree)
     if labels.file:
         return labels_from_file(labels.file, traces)
-    return keyword_judge(traces, labels.keywords)
+    judge = grammar_judge if labels.source == "grammar" else keyword_judge
+    return judge(traces, labels.keywords)
 
 
 def stage(run: Run) -> Path:
@@ -99,6 +119,7 @@ def stage(run: Run) -> Path:
     inputs = {
         "traces": fingerprint(traces),
         "keywords": None if labels.file or labels.judge else labels.keywords,
+        "source": labels.source,
         "file": sha256(labels.file) if labels.file else None,  # wherever it lies
         "judge": asked or None,
     }

@@ -16,6 +16,7 @@ from jaxsteer.sites import SITES
 
 DTYPES = ("float32", "bfloat16")
 UNITS = ("vector", "residual")
+SOURCES = ("keywords", "grammar")
 COHERENCE = ("repetition", "grammar")
 
 Section = TypeVar("Section")
@@ -64,9 +65,12 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Which sentences backtrack: those with a keyword, or what a file or a model says."""
+    """What each sentence does: what keywords, a file or a model say."""
 
     keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
+    # "keywords": those with a keyword backtrack. "grammar": the same, and the others are of the
+    # kinds of the small pair's grammar.
+    source: str = "keywords"
     file: str | None = None
     judge: Judge | None = None
 
@@ -108,6 +112,17 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Analyses:
+    """Logit lens, projections and sensitivity: what they are compared with, and how finely."""
+
+    random_directions: int = 32  # the scale for ranks and projections
+    groups: int = 20  # of traces, left out one at a time for errors of directions
+    folds: int = 5  # a trace is projected on the direction of the other folds' traces
+    sensitivity_texts: int = 20  # of held-out prompts
+    sensitivity_stride: int = 5  # every so many of `activations.offsets`
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the outcome of a run."""
 
@@ -120,6 +135,7 @@ class Settings:
     steering: Steering
     decoding: Decoding
     report: Report
+    analyses: Analyses = field(default_factory=Analyses)
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -246,6 +262,13 @@ def _check(settings: Settings) -> list[str]:
             bool(labels.keywords) and all(word.strip() for word in labels.keywords),
             "at least one word, none empty",
         ),
+        ("labels.source", labels.source, labels.source in SOURCES, " or ".join(SOURCES)),
+        (
+            "labels.source",
+            labels.source,
+            labels.source == "keywords" or not (labels.file or labels.judge),
+            "no source beside a file or [labels.judge]: labels come from one source",
+        ),
         (
             "labels.judge",
             "[labels.judge] beside a file",
@@ -287,6 +310,7 @@ def _check(settings: Settings) -> list[str]:
             " or ".join(COHERENCE),
         ),
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
+        *_analyses_checks(settings.analyses),
     ]
     if labels.judge:
         checks += judge_checks(labels.judge, "labels.judge.")
@@ -304,6 +328,23 @@ def _check(settings: Settings) -> list[str]:
             (f"{name}.rows_per_chunk", rows, rows is None or rows >= 1, "at least 1"),
         ]
     return [f"{name}: got {value!r}, expected {text}" for name, value, ok, text in checks if not ok]
+
+
+def _analyses_checks(analyses: Analyses) -> list[tuple[str, Any, bool, str]]:
+    at_least_1 = ("random_directions", "sensitivity_texts", "sensitivity_stride")
+    return [
+        *(
+            (f"analyses.{n}", getattr(analyses, n), getattr(analyses, n) >= 1, "at least 1")
+            for n in at_least_1
+        ),
+        ("analyses.folds", analyses.folds, analyses.folds >= 2, "at least 2"),
+        (
+            "analyses.groups",
+            analyses.groups,
+            analyses.groups >= analyses.folds,
+            f"at least analyses.folds = {analyses.folds}",
+        ),
+    ]
 
 
 def _distinct(values: Sequence[float]) -> bool:

@@ -233,6 +233,31 @@ def test_a_labels_file_replaces_the_keywords(tmp_path: Path) -> None:
     assert [positive for _, _, positive in row["sentences"]] == [False, True, True]
 
 
+def test_the_grammar_names_other_kinds_and_leaves_backtracking_to_the_keywords(
+    tmp_path: Path,
+) -> None:
+    lines = {
+        "now 3 plus 4 is exactly 9 .": "deduction",
+        "hmm , that is not right .": "backtracking",
+        "mia had to wait in front of the barn .": "backtracking",  # narrative, with a keyword
+        "4 plus therefore 3 .": "other",
+        "we look at what happens next .": "planning",
+    }
+    traces = tmp_path / "traces.jsonl"
+    append_rows(traces, [{"id": "a", "text": " " + " ".join(lines)}])
+    label.write_labels(tmp_path, traces, Labels(source="grammar"))
+    (row,) = read_rows(tmp_path / label.FILE)
+    assert row["labels"] == list(lines.values())
+    marks = [positive for _, _, positive in row["sentences"]]
+    label.write_labels(tmp_path, traces, Labels())
+    (row,) = read_rows(tmp_path / label.FILE)
+    assert [positive for _, _, positive in row["sentences"]] == marks
+    # What the grammar alone calls backtracking stays what the keywords say.
+    label.write_labels(tmp_path, traces, Labels(keywords=["wait"], source="grammar"))
+    (row,) = read_rows(tmp_path / label.FILE)
+    assert row["labels"][1] == "other"
+
+
 def test_a_labels_file_counts_by_its_content_not_by_its_place(
     finished: Finished, traces: list[dict[str, Any]], tmp_path: Path
 ) -> None:

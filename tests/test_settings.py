@@ -118,6 +118,8 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
         ("prompts", "evaluate_limit", -2, "at least 1"),
         ("labels", "keywords", [], "at least one word"),
         ("labels", "keywords", ["wait", " "], "none empty"),
+        ("labels", "source", "judge", "keywords or grammar"),
+        ("activations", "offsets", [], "distinct"),
         ("direction", "layer", -1, "at least 0"),
         ("direction", "offsets", [], "distinct"),
         ("direction", "offsets", [-3, -3], "distinct"),
@@ -175,6 +177,7 @@ def test_a_judge_is_a_section_that_may_be_left_out(file: Path) -> None:
             '[labels]\nfile = "l.jsonl"\n[labels.judge]',
             "labels come from one source",
         ),
+        ("[labels.judge]", '[labels]\nsource = "grammar"\n[labels.judge]', "no source beside a"),
         (JUDGE, "[labels]\njudge = 3", "labels.judge: got 3, expected a table"),
     ],
 )
