@@ -41,6 +41,7 @@ class Prompts:
     evaluate_split: str = "eval"
     derive_limit: int | None = None  # the first so many; all if not given
     evaluate_limit: int | None = None
+    base_evaluate_limit: int | None = None  # for the base model: rare events need more; or as above
     # "chat" is the template of the reasoning model's tokenizer, "continuation" is base_template. A
     # base model knows no chat format, and given one often writes nothing.
     base_format: str = "continuation"
@@ -104,6 +105,16 @@ class Steering:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Map:
+    """The cells of Figure 2: single offsets at all layers, at one coefficient."""
+
+    offsets: list[int] = field(default_factory=lambda: list(range(-30, 5, 3)))
+    layer_stride: int = 1  # every so many layers, the steered one included
+    coeff: float | None = None  # the first of steering.baseline_coeffs, if not given
+    prompts: int = 32  # the first so many of the evaluation split
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """How the outcome is judged."""
 
@@ -123,6 +134,18 @@ class Analyses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grafting:
+    """How hybrids of base and reasoning model are searched and judged."""
+
+    traces: int = 32  # whose sentence starts a response is measured at, to search and to judge
+    tokens: int = 512  # of each trace, its prompt among them
+    largest: int = 8  # parts that the search takes at most
+    random_sets: int = 8  # of as many parts, to compare responses with
+    generated_sets: int = 2  # of these, whose text is generated, too
+    prompts: int | None = None  # to generate from, of `prompts.evaluate_split`; all if not given
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the outcome of a run."""
 
@@ -134,8 +157,10 @@ class Settings:
     activations: Activations = field(default_factory=Activations)
     steering: Steering
     decoding: Decoding
+    figure2: Map = field(default_factory=Map)
     report: Report
     analyses: Analyses = field(default_factory=Analyses)
+    grafting: Grafting = field(default_factory=Grafting)
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -311,6 +336,7 @@ def _check(settings: Settings) -> list[str]:
         ),
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
         *_analyses_checks(settings.analyses),
+        *_grafting_checks(settings.grafting),
     ]
     if labels.judge:
         checks += judge_checks(labels.judge, "labels.judge.")
@@ -345,6 +371,16 @@ def _analyses_checks(analyses: Analyses) -> list[tuple[str, Any, bool, str]]:
             f"at least analyses.folds = {analyses.folds}",
         ),
     ]
+
+
+def _grafting_checks(grafting: Grafting) -> list[tuple[str, Any, bool, str]]:
+    least = {"traces": 1, "tokens": 2, "largest": 1, "random_sets": 0, "generated_sets": 0}
+    checks = [
+        (f"grafting.{n}", getattr(grafting, n), getattr(grafting, n) >= m, f"at least {m}")
+        for n, m in least.items()
+    ]
+    prompts = grafting.prompts
+    return [*checks, ("grafting.prompts", prompts, prompts is None or prompts >= 1, "at least 1")]
 
 
 def _distinct(values: Sequence[float]) -> bool:
