@@ -206,8 +206,12 @@ def read_manifest(path: PathLike) -> Manifest:
         raise ValueError(f"{file}: damaged or of another version: {error}") from None
 
 
-def read_leaves(path: PathLike) -> Iterator[tuple[ParamPath, np.ndarray]]:
+def read_leaves(
+    path: PathLike, *, layers: int | None = None
+) -> Iterator[tuple[ParamPath, np.ndarray]]:
     """The weights as stored, a layer at a time, so that a large model fits a small memory.
+
+    With `layers` only those of the first so many, and what belongs to no layer.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -218,7 +222,8 @@ def read_leaves(path: PathLike) -> Iterator[tuple[ParamPath, np.ndarray]]:
     expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
     groups: dict[ParamPath, list[tuple[ParamPath, Any]]] = {}
     for leaf_path, leaf in expected:
-        groups.setdefault(leaf_path[:2], []).append((leaf_path, leaf))
+        if layers is None or leaf_path[0] != "layers" or int(leaf_path[1]) < layers:
+            groups.setdefault(leaf_path[:2], []).append((leaf_path, leaf))
     for group in groups.values():
         for leaf_path, x in flatten(_restore(folder, nest(group), cpu)):
             yield leaf_path, np.asarray(x)

@@ -7,9 +7,30 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with its code; interrupted, it first removes what is half-built.
+    """Run a command and exit with its code; interrupted, it first removes what is half-built."""
+    say_once()
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def without_accelerator() -> None:
+    """Start no GPU or TPU in this process: for commands that copy weights and compute nothing.
+
+    Starting one takes seconds and gigabytes, and most of its memory from whoever works on it.
+    """
+    jax.config.update("jax_platforms", "cpu")
+
+
+def say_once() -> None:
+    """From here on, keep the errors of threads out of sight in this process.
 
     Orbax and TensorStore report an error of their threads three times: in the log, through the
     threads' hook, and by raising it. Only the last is kept, and the command says it in one line.
@@ -17,12 +38,6 @@ def run(main: Callable[[], int]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None  # the thread's result raises it again
     sys.unraisablehook = _without_echo
-    signal.signal(signal.SIGTERM, _end)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _end(*_: object) -> None:

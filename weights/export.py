@@ -137,4 +137,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    command.without_accelerator()
     command.run(main)

@@ -14,7 +14,9 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from jaxsteer.attention import xla_attention
 from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import Model, forward, from_params
-from jaxsteer.paths import dotted, nest
+from jaxsteer.paths import ParamPath, dotted, nest
 from weights import command, hf
 from weights.folder import Folder, open_folder
 from weights.source import find_source
 
 TOLERANCE = 1e-4  # float32 on both sides, sums in another order; wrong rotary angles give > 1e-2
+_AT_ONCE = 8  # tensors compared side by side; a layer of a Llama has nine
 _NO_TORCH = (
     "verify compares with transformers, which needs PyTorch; install its CPU build: "
     "pip install torch --index-url https://download.pytorch.org/whl/cpu"
@@ -43,15 +46,26 @@ _NO_TORCH = (
 def different_tensors(folder: Folder, path: Path, dtype: str) -> list[str]:
     """Tensors of the checkpoint at `path` whose SHA-256 is not the source's, cast alike.
 
-    Both are hashed in Hugging Face's layout, a tensor at a time.
+    Both are hashed in Hugging Face's layout, some tensors at a time.
     """
     by_path = {t.path: t for t in hf.tensors(folder.config).values()}
-    different = []
-    for leaf_path, x in tqdm(checkpoint.read_leaves(path), total=len(by_path), unit="tensor"):
+
+    def differs(leaf: tuple[ParamPath, np.ndarray]) -> str | None:
+        leaf_path, x = leaf
         tensor = by_path[leaf_path]
         source = hf.cast(folder.read(tensor.name), dtype)
-        if _sha256(source) != _sha256(tensor.to_hf(x)):
-            different.append(f"{tensor.name} ({dotted(leaf_path)})")
+        same = _sha256(source) == _sha256(tensor.to_hf(x))
+        return None if same else f"{tensor.name} ({dotted(leaf_path)})"
+
+    leaves = checkpoint.read_leaves(path)
+    different = []
+    with (
+        ThreadPoolExecutor(_AT_ONCE) as pool,  # hashing lets go of the interpreter's lock
+        tqdm(total=len(by_path), unit="tensor") as bar,
+    ):
+        while some := list(islice(leaves, _AT_ONCE)):
+            different += [name for name in pool.map(differs, some) if name]
+            bar.update(len(some))
     return different
 
 
@@ -135,8 +149,7 @@ def _our_model(path: Path, config: LlamaConfig, compute: str) -> Model:
         model = from_params(
             nest(
                 (leaf_path, jnp.asarray(x, compute))
-                for leaf_path, x in checkpoint.read_leaves(path)
-                if leaf_path[0] != "layers" or int(leaf_path[1]) < config.n_layers
+                for leaf_path, x in checkpoint.read_leaves(path, layers=config.n_layers)
             ),
             config,
         )

@@ -30,6 +30,7 @@ from jaxsteer import checkpoint
 from jaxsteer.config import LlamaConfig, RopeScaling
 from jaxsteer.jsonl import append_rows, recover_rows
 from weights import hf
+from weights.command import without_accelerator
 from weights.convert import convert
 from weights.folder import n_bytes, open_folder
 from weights.small_problems import prompts_file
@@ -76,6 +77,7 @@ def convert_one(folder: Path, role: str, config: LlamaConfig) -> dict[str, Any]:
     """Convert a source that is not in the system's cache, beside the disk's own speed."""
     source, target = folder / f"source-{role}", folder / f"model-{role}"
     size = n_bytes(config, "bfloat16")
+    without_accelerator()  # as the command does
     write_speed, read_speed = sequential_speed(folder, min(size, 4_000_000_000))
     forget(source)
     started = time.perf_counter()
