@@ -111,6 +111,7 @@ def prefill(
         steering=request.steering,
         prompt_length=request.prompt_length,
         thinking=thinking,
+        row=request.sampling.row,
         block_tokens=block_tokens,
     )
     state = DecodeState(
@@ -138,6 +139,7 @@ def decode_step(
         steering=request.steering,
         prompt_length=request.prompt_length,
         thinking=state.thinking[:, None],
+        row=request.sampling.row,
     )
     assert out.cache is not None
     return append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)

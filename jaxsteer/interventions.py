@@ -5,6 +5,8 @@
     ablate([u, v], layer="all")                   # no component along u and v at any layer
     clamp(v, 4.0, layer=10)                       # x · v/|v| = 4
     replace(v, layer=10, scope=scope.positions([3]))
+    amplify(layer=10, coeff=0.5, width=4096)      # 1.5 x; with a length, x + 0.5 length x/|x|
+    noise(3.0, layer=10, coeff=1.0, width=4096)   # x + 3 z, z anew at each token, of length 1
     when(add(v, layer=10, coeff=8.0), u, above=2.0)   # only on tokens where x · u/|u| > 2
 
 Every argument may be one value, for all rows, or have a leading row axis; `rows` puts different
@@ -24,23 +26,28 @@ expected. To differentiate, build the steering first and put traced arrays in wi
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeGuard
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer import scope as scopes
+from jaxsteer.arguments import (
+    Layers,
+    bucket,
+    layers,
+    many,
+    numbers,
+    orthonormal,
+    row_count,
+    seeds,
+)
 from jaxsteer.config import LlamaConfig
 from jaxsteer.scope import Scope, broadcast_rows
 from jaxsteer.sites import SITES, site_index
-from jaxsteer.steering import EVERY_LAYER, NO_LAYER, Steering
-
-Layers = int | Literal["all"] | Sequence[Any] | ArrayLike
-
-# Of a direction's length: less than this outside the others' span is rounding of float32 input.
-_DEPENDENT = 1e-5
+from jaxsteer.steering import Steering, check_noise
 
 
 def add(
@@ -58,8 +65,8 @@ def add(
     `vector` `[D]` or `[B, D]` is used as it is; `coeff`, a number or `[B]`, is in units of its
     length. 0 changes nothing, bit for bit.
     """
-    found = _numbers("vector", vector, 1, "[D] or [B, D]")
-    strength = _numbers("coeff", coeff, 0, "a number or [B]")
+    found = numbers("vector", vector, 1, "[D] or [B, D]")
+    strength = numbers("coeff", coeff, 0, "a number or [B]")
     return _steering(found, strength, layer, site, scope, schedule, preserve_norm)
 
 
@@ -79,9 +86,9 @@ def ablate(
     be 0 or a combination of the others. At strength 1, a number or `[B]`, nothing along them is
     left, and doing it again changes nothing.
     """
-    found = _numbers("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
-    basis = _orthonormal("directions", found)
-    amount = _numbers("strength", strength, 0, "a number or [B]")
+    found = numbers("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
+    basis = orthonormal("directions", found)
+    amount = numbers("strength", strength, 0, "a number or [B]")
     vector = np.zeros((len(basis), basis.shape[-1]), np.float32)
     return _steering(vector, amount, layer, site, scope, schedule, preserve_norm, basis=basis)
 
@@ -102,11 +109,11 @@ def clamp(
     `direction` is `[D]` or `[B, D]`, `value` and `strength` are numbers or `[B]`. At strength s
     the projection goes the share s of the way to `value`.
     """
-    found = _numbers("direction", direction, 1, "[D] or [B, D]")
-    unit = _orthonormal("direction", found[:, None])
-    wanted = _numbers("value", value, 0, "a number or [B]")
-    amount = _numbers("strength", strength, 0, "a number or [B]")
-    count = _row_count({"direction": unit, "value": wanted})
+    found = numbers("direction", direction, 1, "[D] or [B, D]")
+    unit = orthonormal("direction", found[:, None])
+    wanted = numbers("value", value, 0, "a number or [B]")
+    amount = numbers("strength", strength, 0, "a number or [B]")
+    count = row_count({"direction": unit, "value": wanted})
     vector = np.broadcast_to(wanted[:, None] * unit[:, 0], (count, unit.shape[-1]))
     return _steering(vector, amount, layer, site, scope, schedule, preserve_norm, basis=unit)
 
@@ -122,10 +129,64 @@ def replace(
     preserve_norm: ArrayLike = False,
 ) -> Steering:
     """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `strength` of it."""
-    found = _numbers("vector", vector, 1, "[D] or [B, D]")
-    amount = _numbers("strength", strength, 0, "a number or [B]")
+    found = numbers("vector", vector, 1, "[D] or [B, D]")
+    amount = numbers("strength", strength, 0, "a number or [B]")
     erase = np.ones(1, np.float32)
     return _steering(found, amount, layer, site, scope, schedule, preserve_norm, erase=erase)
+
+
+def amplify(
+    *,
+    layer: Layers,
+    coeff: ArrayLike,
+    width: int,
+    length: ArrayLike | None = None,
+    site: str | Sequence[str] = "resid_post",
+    scope: Scope | None = None,
+    schedule: ArrayLike = 1.0,
+    preserve_norm: ArrayLike = False,
+) -> Steering:
+    """Scale the activation itself: Figure 4's self-amplification.
+
+    Without `length` the stream becomes `(1 + coeff) · x`. With one, a number or `[B]` in units of
+    the stream, `coeff · length` is added along x, whatever the length of x: as much as `add` adds
+    with a vector of this length. `width` is the stream's, D.
+    """
+    amount = numbers("coeff", coeff, 0, "a number or [B]")
+    still = np.zeros((1, _positive("width", width)), np.float32)
+    if length is None:
+        own = {"erase": -np.ones(1, np.float32)}
+    else:
+        own = {"along": numbers("length", length, 0, "a number or [B]")}
+    return _steering(still, amount, layer, site, scope, schedule, preserve_norm, **own)
+
+
+def noise(
+    length: ArrayLike,
+    *,
+    layer: Layers,
+    coeff: ArrayLike,
+    width: int,
+    seed: ArrayLike = 0,
+    site: str | Sequence[str] = "resid_post",
+    scope: Scope | None = None,
+    schedule: ArrayLike = 1.0,
+    preserve_norm: ArrayLike = False,
+) -> Steering:
+    """Add `coeff · length · z`, with Gaussian noise z of length 1 drawn anew at each token.
+
+    `length`, a number or `[B]`, is in units of the stream, and `width` is the stream's, D. The
+    draws belong to (`seed`, row, position, layer, site), so a row gets the same ones alone or in
+    any batch, read or decoded; who the row is, `Sampling.row` says. `layer` is one for each row:
+    give several layers a noise each.
+    """
+    found = numbers("length", length, 0, "a number or [B]")
+    amount = numbers("coeff", coeff, 0, "a number or [B]")
+    still = np.zeros((1, _positive("width", width)), np.float32)
+    optional = {"noise": found, "seed": seeds(seed)}
+    one = _steering(still, amount, layer, site, scope, schedule, preserve_norm, **optional)
+    check_noise(found, np.asarray(one.layer))
+    return one
 
 
 def when(steering: Steering, direction: ArrayLike, *, above: ArrayLike) -> Steering:
@@ -139,14 +200,14 @@ def when(steering: Steering, direction: ArrayLike, *, above: ArrayLike) -> Steer
     """
     if steering.condition is not None:
         raise ValueError("steering: got one with a condition, expected one without")
-    unit = _orthonormal("direction", _numbers("direction", direction, 1, "[D] or [B, D]")[:, None])
+    unit = orthonormal("direction", numbers("direction", direction, 1, "[D] or [B, D]")[:, None])
     if unit.shape[-1] != steering.vector.shape[-1]:
         raise ValueError(
             f"direction: got width {unit.shape[-1]}, expected the steering's "
             f"{steering.vector.shape[-1]}"
         )
-    threshold = _numbers("above", above, 0, "a number or [B]")
-    count = _row_count({"steering": steering.coeff, "direction": unit, "above": threshold})
+    threshold = numbers("above", above, 0, "a number or [B]")
+    count = row_count({"steering": steering.coeff, "direction": unit, "above": threshold})
     return dataclasses.replace(
         broadcast_rows(steering, count, "steering"),
         condition=broadcast_rows(jnp.asarray(unit[:, 0]), count, "direction"),
@@ -161,7 +222,7 @@ def head_vector(vector: ArrayLike, *, head: int, config: LlamaConfig) -> np.ndar
     the head. (`replace` would put the zeros into the other heads, too.)
     """
     N, H = config.n_heads, config.head_dim
-    found = _numbers("vector", vector, 1, "[H] or [R, H]")
+    found = numbers("vector", vector, 1, "[H] or [R, H]")
     if found.shape[-1] != H:
         raise ValueError(f"vector: got width {found.shape[-1]}, expected head_dim={H}")
     if not isinstance(head, int | np.integer) or not 0 <= head < N:
@@ -183,8 +244,8 @@ def _steering(
     **optional: np.ndarray,
 ) -> Steering:
     """Checked arrays and what all operations share, brought to one row count."""
-    names: list[Any] = list(site) if _many(site) else [site]
-    steps = _numbers("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
+    names: list[Any] = list(site) if many(site) else [site]
+    steps = numbers("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
     scope = scopes.generated() if scope is None else scope
     if not isinstance(scope, Scope):
         raise ValueError(f"scope: got {scope!r}, expected a Scope such as scope.generated()")
@@ -194,106 +255,22 @@ def _steering(
     arrays = optional | {
         "vector": vector,
         "coeff": coeff,
-        "layer": _layers(layer),
+        "layer": layers(layer),
         "site": np.array([site_index(name) for name in names], np.int32),
         # Sizes in powers of two, so that other lengths seldom compile another program.
-        "schedule": np.pad(steps, ((0, 0), (0, _bucket(steps.shape[1], 8))), mode="edge"),
+        "schedule": np.pad(steps, ((0, 0), (0, bucket(steps.shape[1], 8))), mode="edge"),
     }
     if keep.any():
         arrays["preserve_norm"] = keep
     windows = scope.excluded.shape[1]
-    scope = scopes.pad_windows(scope, windows + _bucket(windows, 2))
-    count = _row_count(arrays | {"scope": scope.excluded, "preserve_norm": keep})
+    scope = scopes.pad_windows(scope, windows + bucket(windows, 2))
+    count = row_count(arrays | {"scope": scope.excluded, "preserve_norm": keep})
     wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
     used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
     return Steering(**wide, scope=broadcast_rows(scope, count, "scope"), sites=used)
 
 
-def _bucket(size: int, least: int) -> int:
-    """How much is missing from `size` to the next power of two, `least` or more."""
-    return max(least, 1 << (size - 1).bit_length()) - size
-
-
-def _row_count(arrays: dict[str, Any]) -> int:
-    """The common row count; an array of one row goes with any.
-
-    Raises:
-        ValueError: naming the first array that does not fit the one with the most rows.
-    """
-    count = max(len(array) for array in arrays.values())
-    for name, array in arrays.items():
-        if len(array) not in (1, count):
-            raise ValueError(f"{name}: got {len(array)} rows, expected 1 or {count}")
-    return count
-
-
-def _numbers(
-    name: str, value: ArrayLike, ndim: int, shapes: str, *, at_least: int | None = None
-) -> np.ndarray:
-    """`value` as finite float32 with `ndim` axes after the row axis, which may be missing."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: got {type(value).__name__}, expected {shapes}") from error
-    if not (jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)):
-        raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers")
-    least = ndim if at_least is None else at_least
-    if not least <= array.ndim <= ndim + 1 or array.size == 0:
-        raise ValueError(f"{name}: got shape {array.shape}, expected {shapes}")
-    array = array.reshape((1,) * (ndim + 1 - array.ndim) + array.shape)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is told below
-        array = array.astype(np.float32)
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name}: got NaN or infinity, expected finite numbers in float32")
-    return array
-
-
-def _orthonormal(name: str, directions: np.ndarray) -> np.ndarray:
-    """Orthonormal float32 rows that span `directions` `[B, R, D]`, row by row of the batch."""
-    _, R, D = directions.shape
-    wide = directions.astype(np.float64)
-    length = np.linalg.norm(wide, axis=-1, keepdims=True)
-    if not length.all():
-        row, which, _ = np.argwhere(length == 0)[0]
-        raise ValueError(f"{name}: got 0 for direction {which} of row {row}, expected a length")
-    if R > D:
-        raise ValueError(f"{name}: got {R} directions of width {D}, expected at most {D}")
-    q, r = np.linalg.qr(np.swapaxes(wide / length, -1, -2))  # [B, D, R], [B, R, R]
-    outside = np.abs(np.diagonal(r, axis1=-2, axis2=-1))
-    if outside.min() < _DEPENDENT:
-        row, which = np.argwhere(outside < _DEPENDENT)[0]
-        raise ValueError(
-            f"{name}: got direction {which} of row {row} in the span of those before it, "
-            "expected linearly independent ones"
-        )
-    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None]  # the first one, not its opposite
-    return np.pad(np.swapaxes(q, -1, -2), ((0, 0), (0, _bucket(R, 1)), (0, 0))).astype(np.float32)
-
-
-def _layers(layer: Layers) -> np.ndarray:
-    """Layers of each row, int32 `[B, A]`, A a power of two."""
-    if hasattr(layer, "dtype"):
-        layer = np.asarray(layer).tolist()
-    table = [list(row) if _many(row) else [row] for row in (layer if _many(layer) else [layer])]
-    if not table or not all(table):
-        raise ValueError(f"layer: got {layer!r}, expected at least one a row")
-    widest = max(map(len, table))
-    found = np.full((len(table), widest + _bucket(widest, 2)), NO_LAYER, np.int32)
-    for i, row in enumerate(table):
-        for j, one in enumerate(row):
-            found[i, j] = _layer(one)
-    return found
-
-
-def _many(value: Any) -> TypeGuard[Iterable[Any]]:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-
-
-def _layer(layer: Any) -> int:
-    if isinstance(layer, str) and layer == "all":
-        return EVERY_LAYER
-    if not isinstance(layer, int | np.integer) or isinstance(layer, bool):
-        raise ValueError(f'layer: got {layer!r}, expected an integer or "all"')
-    if not 0 <= layer < 2**31:
-        raise ValueError(f"layer: got {layer}, expected 0 or more (layers count from 0)")
-    return int(layer)
+def _positive(name: str, value: Any) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+    return int(value)

@@ -303,6 +303,7 @@ def forward(
     steering: Steering | Sequence[Steering] | None = None,
     prompt_length: jax.Array | None = None,
     thinking: jax.Array | None = None,
+    row: jax.Array | None = None,
     capture: Capture | None = None,
     last_only: bool = False,
 ) -> Output:
@@ -319,6 +320,7 @@ def forward(
             scopes of `steering`; by default all tokens of this pass are prompt.
         thinking: bool `[B, T]`, which of these tokens lie inside <think>…</think>; needed only by
             a scope that asks for it.
+        row: integers `[B]`, who each row is wherever it stands in a batch; needed only by noise.
         capture: what to bring back of the stream, after steering at the same site.
         last_only: unembed the last position only.
     """
@@ -342,7 +344,7 @@ def forward(
     steerings = steers.as_tuple(steering)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1)
-    strengths = [steers.strength(s, position, prompt_length, thinking) for s in steerings]
+    strengths = [steers.strength(s, position, prompt_length, thinking, row) for s in steerings]
 
     x = module.embed.embedding[...][tokens]
     captured: dict[tuple[str, int], jax.Array] = {}

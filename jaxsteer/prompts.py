@@ -36,6 +36,7 @@ def run_prompts(
     steering: tuple[Steering, ...],
     prompt_length: jax.Array,
     thinking: jax.Array | None = None,
+    row: jax.Array | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> tuple[jax.Array, KVCache]:
     """Logits behind each prompt, float32 `[B, V]`, and a cache of `capacity` slots a row; pure.
@@ -50,8 +51,8 @@ def run_prompts(
     n = count_blocks(B // data if B % data == 0 else B, T, limit=block_tokens)
 
     def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:
-        tokens, mask, steered, lengths, thought = _block(
-            (batch.tokens, batch.mask, steering, prompt_length, thinking), j, n, B
+        tokens, mask, steered, lengths, thought, who = _block(
+            (batch.tokens, batch.mask, steering, prompt_length, thinking, row), j, n, B
         )
         out = forward(
             model,
@@ -61,6 +62,7 @@ def run_prompts(
             steering=steered,
             prompt_length=lengths,
             thinking=thought,
+            row=who,
             last_only=True,
         )
         assert out.cache is not None

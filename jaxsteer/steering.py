@@ -3,12 +3,14 @@
 Every operation is the same affine map of the residual stream x at one site of some layers, made
 in float32 and rounded once:
 
-    x' = x + s · (vector - erase · x - (x Uᵀ) U)
+    x' = x + s · (vector - erase · x - (x Uᵀ) U + along · x / |x| + noise · z)
 
     add        vector
     ablate     U: orthonormal rows that span the directions
     clamp      U = v / |v|, vector = value · U
     replace    vector, erase = 1
+    amplify    along, a length; or erase = -1, for a share of x
+    noise      noise, a length; z is drawn anew for each token, of length 1
 
 s is the row's coefficient times its schedule at the token's position, inside the row's scope;
 outside of it x goes through untouched. None of this is compiled in: the rows of a batch may differ
@@ -27,6 +29,7 @@ import numpy as np
 
 from jaxsteer import scope as scopes
 from jaxsteer.config import LlamaConfig
+from jaxsteer.noise import unit_noise
 from jaxsteer.scope import Scope, broadcast_rows
 from jaxsteer.sites import SITES, site_width
 
@@ -34,7 +37,16 @@ from jaxsteer.sites import SITES, site_width
 NO_LAYER = -1
 EVERY_LAYER = -2
 
-_OPTIONAL = ("basis", "erase", "preserve_norm", "condition", "threshold")
+_OPTIONAL = (
+    "basis",
+    "erase",
+    "along",
+    "noise",
+    "seed",
+    "preserve_norm",
+    "condition",
+    "threshold",
+)
 
 # Products in full float32, on hardware that would make less of them.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -61,7 +73,10 @@ class Steering:
     # The sites that occur in `site`: what is not named here costs nothing in the compiled program.
     sites: tuple[str, ...] = field(metadata={"static": True})
     basis: jax.Array | None = None  # float32 [B, R, D]: U, rows orthonormal or zero
-    erase: jax.Array | None = None  # float32 [B], 0 or 1
+    erase: jax.Array | None = None  # float32 [B]: 0, 1 or -1
+    along: jax.Array | None = None  # float32 [B]: length added along x itself
+    noise: jax.Array | None = None  # float32 [B]: length of the noise; at one layer of the row
+    seed: jax.Array | None = None  # uint32 [B], of the noise
     preserve_norm: jax.Array | None = None  # bool [B]: give x' the length of x, token by token
     # Act on a token only while x · condition > threshold there.
     condition: jax.Array | None = None  # float32 [B, D], of length 1; 0 with threshold -inf: always
@@ -73,6 +88,7 @@ class Strength(NamedTuple):
 
     covered: jax.Array  # bool [B, T]
     amount: jax.Array  # float32 [B, T]: s
+    noise: jax.Array | None = None  # float32 [B, T, D]: noise · z
 
 
 def strength(
@@ -80,11 +96,15 @@ def strength(
     position: jax.Array,
     prompt_length: jax.Array,
     thinking: jax.Array | None = None,
+    row: jax.Array | None = None,
 ) -> Strength:
-    """Scope and schedule at each token, computed once a forward pass and shared by all layers.
+    """Scope, schedule and noise at each token, computed once a forward pass for all layers.
 
     `position` `[B, T]` counts the row's real tokens (negative on padding), `prompt_length` is
-    `[B]`, `thinking` `[B, T]` is what `Scope.covers` asks for.
+    `[B]`, `thinking` `[B, T]` is what `Scope.covers` asks for, `row` `[B]` says who each row is.
+
+    Raises:
+        ValueError: if there is noise, which belongs to the row, and no `row`.
     """
     rows = position.shape[0]
     steering = broadcast_rows(steering, rows, "steering")
@@ -92,7 +112,22 @@ def strength(
     step = jnp.clip(position - prompt_length[:, None], 0, last)
     factor = jnp.take_along_axis(steering.schedule, step, axis=1)
     covered = steering.scope.covers(position, prompt_length, thinking) & (position >= 0)
-    return Strength(covered, steering.coeff[:, None] * factor)
+    amount = steering.coeff[:, None] * factor
+    if steering.noise is None:
+        return Strength(covered, amount)
+    if row is None:
+        raise ValueError("row: got None, expected who each row is ([B]): its noise belongs to it")
+    return Strength(covered, amount, _noise(steering, position, row))
+
+
+def _noise(steering: Steering, position: jax.Array, row: jax.Array) -> jax.Array:
+    """What noise there is at each token, `[B, T, D]`, 0 in rows that have none."""
+    assert steering.noise is not None
+    assert steering.seed is not None
+    place = jnp.max(steering.layer, axis=1) * len(SITES) + steering.site  # its only layer
+    width = steering.vector.shape[-1]
+    drawn = unit_noise(steering.seed, row, position, place, width=width)
+    return steering.noise[:, None, None] * drawn
 
 
 def apply(
@@ -109,6 +144,10 @@ def apply(
     change = steering.vector[:, None]
     if steering.basis is not None:
         change = change - _projected(wide, steering.basis)
+    if steering.along is not None:
+        change = change + steering.along[:, None, None] * _unit(wide)
+    if strengths.noise is not None:
+        change = change + strengths.noise
     # x and -erase · x in one factor: at s = 1 nothing of x is left, not even its rounding.
     kept = wide if steering.erase is None else wide * (1 - s * steering.erase[:, None, None])
     steered = kept + s * change
@@ -133,6 +172,12 @@ def _projected(x: jax.Array, basis: jax.Array) -> jax.Array:
     """The part of `x` `[B, T, D]` in the span of `basis` `[B, R, D]`."""
     along = jnp.matmul(x, jnp.swapaxes(basis, -1, -2), precision=_EXACT)  # [B, T, R]
     return jnp.matmul(along, basis, precision=_EXACT)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """`x` at length 1; 0 where it is 0."""
+    length = _rms(x) * np.sqrt(x.shape[-1]).astype(np.float32)
+    return x / jnp.where(length > 0, length, 1.0)
 
 
 def _norm_factor(before: jax.Array, after: jax.Array, s: jax.Array) -> jax.Array:
@@ -174,6 +219,8 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
         if not np.all(np.isfinite(numbers)):
             raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
     _check_layers(arrays["steering.layer"], config)
+    if steering.noise is not None:
+        check_noise(arrays["steering.noise"], arrays["steering.layer"])
     _check_sites(steering, config)
 
 
@@ -184,6 +231,19 @@ def _check_layers(layers: np.ndarray, config: LlamaConfig) -> None:
         raise ValueError(
             f"steering.layer: got {', '.join(map(str, wrong))}, expected 0 to "
             f"{config.n_layers - 1} (layer l is the output of block l, counted from 0)"
+        )
+
+
+def check_noise(noise: np.ndarray, layers: np.ndarray) -> None:
+    """Raise `ValueError` for several layers `[B, A]` in a row with noise `[B]`.
+
+    A token has one draw, which belongs to one layer; another layer needs a noise of its own.
+    """
+    named = np.sum(layers >= 0, axis=1) + 2 * np.any(layers == EVERY_LAYER, axis=1)
+    if np.any((noise != 0) & (named > 1)):
+        raise ValueError(
+            "steering.layer: got several for a row with noise, expected one (give one noise for "
+            "each layer, so that they are independent)"
         )
 
 
@@ -274,7 +334,7 @@ def _neutral(name: str, rows: int, rank: int, width: int) -> jax.Array:
     if name == "threshold":
         return jnp.full((rows,), -jnp.inf)
     shape = {"basis": (rows, rank, width), "condition": (rows, width)}.get(name, (rows,))
-    return jnp.zeros(shape, bool if name == "preserve_norm" else jnp.float32)
+    return jnp.zeros(shape, {"preserve_norm": bool, "seed": jnp.uint32}.get(name, jnp.float32))
 
 
 def _pad(array: jax.Array, size: int, **how: Any) -> jax.Array:

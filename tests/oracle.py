@@ -141,6 +141,7 @@ def steps(
     steering: Steering | Sequence[Steering] | None = None,
     capture: Capture | None = None,
     thinking: np.ndarray | None = None,
+    row: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Output]]:
     """Prefill `batch`, then run `new_tokens` `[B, G]` one by one through the cache.
 
@@ -153,7 +154,7 @@ def steps(
     config = model.config
     cache = empty_cache(config, rows=B, capacity=T + new_tokens.shape[1], dtype=model.dtype)
     lengths = np.asarray(batch.lengths)[:, None]
-    options = {"steering": steering, "prompt_length": batch.lengths, "capture": capture}
+    options = {"steering": steering, "prompt_length": batch.lengths, "capture": capture, "row": row}
     thought = [None] * (1 + new_tokens.shape[1])
     if thinking is not None:
         thought = np.split(thinking, range(T, thinking.shape[1]), axis=1)

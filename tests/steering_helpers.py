@@ -12,7 +12,8 @@ from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering
 
 B, L, D = 3, SMALL.n_layers, SMALL.d_model
-OPERATIONS = ("add", "ablate", "clamp", "replace")
+OPERATIONS = ("add", "ablate", "clamp", "replace", "scale", "amplify")
+ALONG_ITSELF = ("scale", "amplify")  # keeping the stream's length undoes these
 
 
 def exact_vectors(count: int = 1, *, seed: int = 0) -> np.ndarray:
@@ -34,6 +35,10 @@ def one_of(operation: str, *, strength=1.0, seed: int = 0, **where) -> Steering:
         return interventions.ablate(vectors, strength=strength, **where)
     if operation == "clamp":
         return interventions.clamp(vectors[0], 3.0, strength=strength, **where)
+    if operation == "scale":
+        return interventions.amplify(coeff=strength, width=D, **where)
+    if operation == "amplify":
+        return interventions.amplify(coeff=strength, width=D, length=2.5, **where)
     return interventions.replace(vectors[0], strength=strength, **where)
 
 
@@ -48,6 +53,9 @@ def expected_of(operation: str, x: np.ndarray, *, strength: float = 1.0, seed: i
     if operation == "clamp":
         unit = vectors[0] / np.linalg.norm(vectors[0])
         return x + strength * (3.0 - x @ unit)[..., None] * unit
+    if operation in ("scale", "amplify"):
+        length = np.sqrt(np.sum(x**2, axis=-1, keepdims=True))
+        return x * (1 + strength * (1 if operation == "scale" else 2.5 / length))
     return (1 - strength) * x + strength * vectors[0]
 
 
@@ -59,6 +67,7 @@ def one_program(one: Steering, rows: int = B, *, thinking: bool = True) -> Steer
         [
             one_of("replace", layer=[[0] * 4], preserve_norm=True, schedule=[1.0] * 8),
             interventions.ablate(np.eye(4, D), layer=0, scope=where),
+            interventions.amplify(layer=0, coeff=1.0, length=1.0, width=D),
         ]
     )
     full = interventions.when(full, exact_vectors()[0], above=0.0)
