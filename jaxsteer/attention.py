@@ -1,4 +1,4 @@
-"""Attention over the cache: one function signature, two implementations behind it.
+"""Attention over the cache: one function signature, three implementations behind it.
 
 Swap in your own: a callable `(q, k, v, *, valid, start) -> out` with
 
@@ -106,8 +106,12 @@ def cudnn_attention(
 
 
 def default_attention(dtype: jnp.dtype, head_dim: int) -> AttentionFn:
-    """Choose cuDNN where it runs, the XLA path everywhere else."""
+    """Choose cuDNN or the TPU's kernels where they run, the XLA path everywhere else."""
     half = dtype in (jnp.bfloat16, jnp.float16)
+    if jax.default_backend() == "tpu" and dtype == jnp.bfloat16:
+        from jaxsteer.tpu_attention import tpu_attention  # here: it goes on with `xla_attention`
+
+        return tpu_attention
     if jax.default_backend() == "gpu" and half and head_dim % 8 == 0:
         return cudnn_attention
     return xla_attention

@@ -1,0 +1,79 @@
+"""jaxsteer.tpu_attention: JAX's kernel, interpreted, against the reference; compiling is in test_aot."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsteer import attention
+from jaxsteer import tpu_attention as tpu
+from jaxsteer.attention import default_attention, xla_attention
+from jaxsteer.sharding import make_mesh
+from jaxsteer.tpu_attention import suits_kernel, tpu_attention
+
+B, T, N, K, H = 2, 256, 4, 2, 128
+PADDING = np.array([37, 130])  # of blocks of 128 tokens: a part, more than one
+
+interpreted = functools.partial(tpu_attention, interpret=True)
+
+
+def case(T: int = T, *, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(T), 3)
+    shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H)
+    q, k, v = (jax.random.normal(*each).astype(dtype) for each in zip(keys, shapes, strict=True))
+    valid = jnp.arange(T) >= PADDING[:, None]
+    return (q, k, v), {"valid": valid, "start": jnp.int32(0)}
+
+
+def error(found) -> float:
+    """Largest difference from the reference in float32, on real queries, over its largest value."""
+    args, where = case()
+    expected = xla_attention(*args, **where)
+    assert jnp.isfinite(found).all()
+    real = where["valid"][:, :, None, None]
+    difference = jnp.where(real, found.astype(jnp.float32) - expected, 0)
+    return float(jnp.abs(difference).max() / jnp.abs(expected).max())
+
+
+@pytest.mark.parametrize("block", [128, 512])
+def test_the_kernel_is_the_reference(block, monkeypatch):
+    monkeypatch.setattr(tpu, "_BLOCK", block)
+    args, where = case()
+    assert error(jax.jit(interpreted)(*args, **where)) < 2e-6
+
+
+def test_half_precision_on_a_mesh():
+    mesh = make_mesh(data=1, tensor=1)
+    args, where = case(dtype=jnp.bfloat16)
+    heads = jax.NamedSharding(mesh, jax.P("data", None, "tensor", None))
+    found = jax.jit(interpreted)(*jax.device_put(args, heads), **where)
+    assert found.dtype == jnp.bfloat16
+    assert error(found) < 2e-2  # the reference has not rounded its inputs
+
+
+@pytest.mark.parametrize(
+    ("T", "slots", "start"),
+    [(1, 256, 200), (128, 256, 128), (160, 160, 0)],
+    ids=["a decode step", "more tokens behind a cache", "a length without a block"],
+)
+def test_all_else_is_the_reference(T, slots, start):
+    (q, k, v), where = case(slots)
+    where |= {"start": jnp.int32(start)}
+    found = tpu_attention(
+        q[:, -T:], k, v, **where
+    )  # not interpreted: the kernel would not run here
+    np.testing.assert_array_equal(found, xla_attention(q[:, -T:], k, v, **where))
+
+
+def test_which_prompts_suit_the_kernel():
+    assert suits_kernel(128, 128)
+    assert not suits_kernel(64, 128)
+    assert not suits_kernel(128, 64)
+
+
+def test_it_is_what_a_tpu_gets(monkeypatch):
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "tpu")
+    assert default_attention(jnp.bfloat16, 128) is tpu_attention
+    assert default_attention(jnp.float32, 128) is xla_attention
