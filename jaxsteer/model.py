@@ -306,6 +306,7 @@ def forward(
     row: jax.Array | None = None,
     capture: Capture | None = None,
     last_only: bool = False,
+    remat: bool = False,
 ) -> Output:
     """Run the model over `tokens` `[B, T]`; pure, to be called inside `jax.jit`.
 
@@ -323,6 +324,8 @@ def forward(
         row: integers `[B]`, who each row is wherever it stands in a batch; needed only by noise.
         capture: what to bring back of the stream, after steering at the same site.
         last_only: unembed the last position only.
+        remat: under `jax.grad`, keep each block's input alone and run the block again on the way
+            back: a third more work, and memory for the stream instead of all activations.
     """
     B, T = tokens.shape
     config = model.config
@@ -351,14 +354,20 @@ def forward(
     kv = []
     for layer, block in enumerate(module.layers):
 
-        def tap(site: str, x: jax.Array, layer: int = layer) -> jax.Array:
-            for s, strength in zip(steerings, strengths, strict=True):
-                x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
-            if capture is not None and capturing.wants(capture, site, layer):
-                captured[site, layer] = capturing.select(capture, x, padding - start)
-            return x
+        def run_block(x: jax.Array, layer: int = layer, block: Block = block) -> Any:
+            seen: dict[tuple[str, int], jax.Array] = {}
 
-        x, layer_kv = block(x, context, layer, tap)
+            def tap(site: str, x: jax.Array) -> jax.Array:
+                for s, strength in zip(steerings, strengths, strict=True):
+                    x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
+                if capture is not None and capturing.wants(capture, site, layer):
+                    seen[site, layer] = capturing.select(capture, x, padding - start)
+                return x
+
+            return *block(x, context, layer, tap), seen
+
+        x, layer_kv, seen = (jax.checkpoint(run_block) if remat else run_block)(x)
+        captured |= seen
         kv.append(layer_kv)
 
     if cache is not None:
