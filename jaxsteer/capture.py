@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.event_sums import event_sums, token_sums
 from jaxsteer.sites import SITES, site_index
 
 
@@ -15,26 +16,28 @@ class Capture:
     """What `forward` brings back of the residual stream, as `{site: array}`.
 
     `sites` and `layers` are static; `positions`, `weights` and `directions` are data. With none of
-    them every position comes back; at most one of them may be given. The arrays are
+    them every position comes back. The arrays are
 
         raw                 [len(layers), B, T, D]
         with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row,
                                                      NaN where the pass has no such token
         with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
-        and `squares`       [len(layers), 2, G, D]   those, and the same sums of x²
+        with both           [len(layers), G, O, D]   float32 sums over E events of O tokens each:
+                                          Σ_be weights[b, e, g] · x[b, positions[b, e, o]]
         with `directions`   [len(layers), R, B, T]   float32 products  directions[r] · x[b, t]
 
-    Activations that are summed or projected never leave the device. A column of `weights` stands
-    for a group of tokens, say those at one offset before sentences; a pass brings back L·G·D
-    floats. Layers come in the order of `layers`. Positions count a row's real tokens from 0,
-    whatever its padding and whatever earlier passes wrote to the cache.
+    `squares` puts an axis of 2 behind the layers: the sums, and the same sums of x². Activations
+    that are summed or projected never leave the device. Layers come in the order of `layers`.
+    Positions count a row's real tokens from 0, whatever its padding and whatever earlier passes
+    wrote to the cache; one that the pass does not have, -1 say, adds nothing to a sum. Of events
+    boolean weights are the fastest (see `event_sums`).
     """
 
     sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
     layers: tuple[int, ...] | None = field(default=None, metadata={"static": True})
     squares: bool = field(default=False, metadata={"static": True})
-    positions: jax.Array | None = None  # int32 [B, P]
-    weights: jax.Array | None = None  # float [B, T, G]
+    positions: jax.Array | None = None  # int32 [B, P], or with weights [B, E, O]
+    weights: jax.Array | None = None  # float [B, T, G], or with positions bool or float [B, E, G]
     directions: jax.Array | None = None  # float [R, D]
 
     def __post_init__(self) -> None:
@@ -42,8 +45,8 @@ class Capture:
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
         data = [n for n in ("positions", "weights", "directions") if getattr(self, n) is not None]
-        if len(data) > 1:
-            raise ValueError(f"capture: got both {' and '.join(data)}, expected at most one")
+        if self.directions is not None and len(data) > 1:
+            raise ValueError(f"capture: got {' and '.join(data)}, expected directions alone")
         if self.squares and self.weights is None:
             raise ValueError("capture: got squares without weights, which say what is summed")
 
@@ -70,22 +73,19 @@ def select(capture: Capture, x: jax.Array, first: jax.Array) -> jax.Array:
 
     (Negative when an earlier pass held position 0.)
     """
-    if capture.weights is not None:
-        wide = x.astype(jnp.float32)
-        powers = [wide, wide**2] if capture.squares else [wide]
-        weights = capture.weights.astype(jnp.float32)
-        # HIGHEST: sums over many tokens, on hardware whose float32 products are not float32.
-        highest = jax.lax.Precision.HIGHEST
-        sums = [jnp.einsum("BTG,BTD->GD", weights, p, precision=highest) for p in powers]
-        return jnp.stack(sums) if capture.squares else sums[0]
+    if capture.weights is not None and capture.positions is None:
+        return token_sums(x, capture.weights, squares=capture.squares)
     if capture.directions is not None:
         exact = jax.lax.Precision.HIGHEST
         vectors = capture.directions.astype(jnp.float32)
         return jnp.einsum("RD,BTD->RBT", vectors, x.astype(jnp.float32), precision=exact)
     if capture.positions is not None:
         T = x.shape[1]
-        slots = capture.positions + first[:, None]
+        slots = capture.positions + first.reshape(-1, *[1] * (capture.positions.ndim - 1))
         here = (capture.positions >= 0) & (slots >= 0) & (slots < T)
+        if capture.weights is not None:
+            slots = jnp.where(here, slots, -1)
+            return event_sums(x, slots, capture.weights, squares=capture.squares)
         tokens = jnp.take_along_axis(x, jnp.clip(slots, 0, T - 1)[..., None], axis=1)
         return jnp.where(here[..., None], tokens, jnp.nan)
     return x

@@ -115,11 +115,33 @@ def test_weighted_sums_and_squares(raw, small, batch):
     assert relative_error(sums, expected[1:2, 0]) <= SAME
 
 
+def test_sums_over_events_at_some_positions(raw, small, batch):
+    """Positions count real tokens; those in the padding or past the end add nothing."""
+    positions = np.array([[[0, 2, -1]], [[7, 8, 1]], [[4, 0, 99]]])  # one event a row
+    groups = np.array([[[True, False]], [[True, True]], [[False, True]]])
+    capture = Capture(
+        positions=jnp.asarray(positions), weights=jnp.asarray(groups), squares=True, layers=(2, 0)
+    )
+    found = run(small, batch.tokens, mask=batch.mask, capture=capture).captured["resid_post"]
+    assert found.shape == (2, 2, 2, 3, D)
+    expected, lengths = np.zeros(found.shape), np.asarray(batch.lengths)
+    for row, group, column in np.ndindex(3, 2, 3):
+        at = positions[row, 0, column]
+        if groups[row, 0, group] and 0 <= at < lengths[row]:
+            x = raw["resid_post"][[2, 0], row, batch.tokens.shape[1] - lengths[row] + at]
+            expected[:, 0, group, column] += x
+            expected[:, 1, group, column] += x.astype(np.float64) ** 2
+    assert relative_error(found, expected) <= SAME
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"sites": ("resid_past",)}, "site: got 'resid_past', expected one of resid_pre, head_out"),
-        ({"positions": jnp.zeros((1, 1)), "weights": jnp.zeros((1, 1, 1))}, "at most one"),
+        (
+            {"positions": jnp.zeros((1, 1)), "directions": jnp.zeros((1, 1))},
+            "got positions and directions, expected directions alone",
+        ),
         ({"squares": True}, "squares without weights"),
     ],
 )
