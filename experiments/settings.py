@@ -18,6 +18,7 @@ DTYPES = ("float32", "bfloat16")
 UNITS = ("vector", "residual")
 SOURCES = ("keywords", "grammar")
 COHERENCE = ("repetition", "grammar")
+BASELINES = ("mean", "noise", "self", "behaviour")
 
 Section = TypeVar("Section")
 
@@ -100,8 +101,12 @@ class Steering:
     # "vector": a coefficient multiplies the direction as it was found, as in the paper.
     # "residual": it counts lengths of the residual stream at the layer, for equal norms.
     unit: str = "vector"
-    random_directions: int = 3  # of the base-derived direction's length, at `baseline_coeffs`
+    # Figure 4's baselines, run on the reasoning model at `baseline_coeffs`, each of the length of
+    # the base-derived direction; with `raw_baselines` at their own lengths, too.
+    random_directions: int = 3
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     baseline_coeffs: list[float] = field(default_factory=list)
+    raw_baselines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +325,12 @@ def _check(settings: Settings) -> list[str]:
             steering.baseline_coeffs,
             set(steering.baseline_coeffs) <= set(steering.coeffs),
             "some of steering.coeffs",
+        ),
+        (
+            "steering.baselines",
+            steering.baselines,
+            set(steering.baselines) <= set(BASELINES),
+            f"some of {', '.join(BASELINES)}",
         ),
         ("steering.unit", steering.unit, steering.unit in UNITS, " or ".join(UNITS)),
         (

@@ -1,4 +1,4 @@
-"""Stage 4: the steered sweep of Figure 3, and its baselines."""
+"""Stage 4: the steered sweeps of Figure 3, and Figure 4's baselines."""
 
 import json
 import sys
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from experiments import derive
+from experiments.baselines import baseline_cells, baseline_vectors
 from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
 from experiments.text import decode, default_form, encode_prompts
 from jaxsteer.cells import Cell
-from jaxsteer.directions import random_directions, rescale
+from jaxsteer.directions import rescale
 from jaxsteer.interventions import add
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
@@ -37,12 +38,12 @@ def make_cells(
     sources: Sequence[str] = ("base", "reasoning"),
     baselines: bool = True,
 ) -> list[Cell]:
-    """The cells for one target: unsteered, each source at each coefficient, random directions.
+    """The cells for one target: unsteered, each source at each coefficient, the baselines.
 
-    Labels are `source` (`none`, `base`, `reasoning`, `random-0` …), `coeff` and `length`, the
-    length of what was added. With the unit "residual" a coefficient counts root-mean-square
+    Labels are `source` (`none`, `base`, `reasoning`, those of `baselines`), `coeff` and `length`,
+    the length of what was added. With the unit "residual" a coefficient counts root-mean-square
     lengths of the reasoning model's stream at the layer; with "vector", lengths of the direction.
-    Random directions have the base-derived direction's length.
+    `vectors` are named by source.
     """
 
     def cell(source: str, vector: np.ndarray, coeff: float) -> Cell:
@@ -57,13 +58,9 @@ def make_cells(
         cell(source, vectors[source], coeff) for source in sources for coeff in steering.coeffs
     ]
     if baselines:
-        norm = float(np.linalg.norm(vectors["base"]))
-        drawn = random_directions(steering.random_directions, len(vectors["base"]))
-        cells += [
-            cell(f"random-{i}", rescale(vector, norm), coeff)
-            for i, vector in enumerate(drawn)
-            for coeff in steering.baseline_coeffs
-        ]
+        cells += baseline_cells(
+            vectors, layer=layer, site=site, residual_norm=residual_norm, steering=steering
+        )
     return cells
 
 
@@ -140,8 +137,11 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
             base_template=settings.prompts.base_template,
             form=form,
         )
+        derived = ("base", "reasoning")
+        vectors = {source: saved[f"{source}.{layer}.union"].vector for source in derived}
+        vectors |= baseline_vectors(saved, layer=layer)
         cells = make_cells(
-            {source: saved[f"{source}.{layer}.union"].vector for source in ("base", "reasoning")},
+            vectors,
             layer=layer,
             site=site,
             residual_norm=facts["residual_norm"]["reasoning"][layer],

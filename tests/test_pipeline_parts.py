@@ -156,7 +156,9 @@ def cells(unit: str, **options: Any) -> dict[tuple[str, float], Any]:
         "base": rng.normal(size=8).astype(np.float32),
         "reasoning": 3 * rng.normal(size=8).astype(np.float32),
     }
-    steering = Steering(coeffs=[-2.0, 0.5], unit=unit, random_directions=2, baseline_coeffs=[0.5])
+    steering = Steering(
+        coeffs=[-2.0, 0.5], unit=unit, random_directions=2, baselines=[], baseline_coeffs=[0.5]
+    )
     made = steer.make_cells(
         vectors, layer=1, site="resid_mid", residual_norm=7.0, steering=steering, **options
     )
