@@ -35,10 +35,10 @@ def read_bandwidth(*, passes: int = 20) -> float:
     return 4 * words * passes / seconds(lambda: jitted(x))
 
 
-def matrix_rate(*, products: int = 10) -> float:
-    """Operations a second of square bf16 matrix products on random data, in one program."""
+def matrix_rate(*, products: int = 10, dtype: jnp.dtype = jnp.bfloat16) -> float:
+    """Operations a second of square matrix products on random data, in one program."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.bfloat16)
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
     b = b / size**0.5  # so that the numbers stay of one size
 
     def multiply(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import jax
@@ -98,6 +99,16 @@ def test_cpu_benchmark_finds_equal_tokens(both_engines):
     assert found["same_tokens"]
     faster = found["transformers_ms"] / found["jaxsteer_ms"]
     assert found["times_faster"] == pytest.approx(faster)
+
+
+def test_cpu_benchmark_knows_what_the_products_take(both_engines):
+    model, _ = both_engines
+    sizes = {"rows": 2, "prompt": 8, "steps": 4}
+    least = cpu.least_ms(model, Machine(math.inf, 1e9), **sizes)
+    weights = sum(x.size for x in jax.tree.leaves(model.params["layers"]) if x.ndim > 1)
+    # Two operations for each weight of the layers, row and token of prompt and steps.
+    assert least * 4 > 2 * 2 * (8 + 4) * weights / 1e9 * 1e3
+    assert least == pytest.approx(2 * cpu.least_ms(model, Machine(math.inf, 2e9), **sizes))
 
 
 def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):

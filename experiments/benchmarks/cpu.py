@@ -4,12 +4,14 @@
 
 Greedy decoding of the small pair's reasoning model in float32, both steered at one layer by the
 same vector from the first generated token on. Both engines take turns, the best of several runs
-counts, compilation is not timed; the tokens must be the same. Prints one JSON line a batch size;
+counts, compilation is not timed; the tokens must be the same. Prints one JSON line a batch size
+(`floor_ms` is what the multiplications alone take at the machine's rate, which no engine can beat);
 exits with 1 if a token differs. Needs PyTorch.
 """
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -23,8 +25,10 @@ import torch
 import transformers
 
 from jaxsteer import checkpoint
+from jaxsteer.floor import Machine, decode_seconds, prefill_operations
 from jaxsteer.generate import generate
 from jaxsteer.interventions import add
+from jaxsteer.machine import matrix_rate
 from jaxsteer.model import Model
 from jaxsteer.scope import from_last_prompt_token
 from jaxsteer.tokens import left_pad
@@ -42,6 +46,13 @@ def load_both(source: Path) -> tuple[Model, Any]:
     twin = transformers.LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     twin.generation_config.eos_token_id = None  # the same number of steps for both
     return model, twin
+
+
+def least_ms(model: Model, machine: Machine, *, rows: int, prompt: int, steps: int) -> float:
+    """What the products of a step take at least, in milliseconds, with its share of prefill."""
+    prefill = prefill_operations(model, rows=rows, prompt=prompt) / machine.rate
+    decode = decode_seconds(model, machine, rows=rows, prompt=prompt, steps=steps)
+    return (prefill + decode) / steps * 1e3
 
 
 def compare(
@@ -108,11 +119,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
     jax.config.update("jax_default_matmul_precision", "highest")
+    # A model this small may lie in the processor's caches: reading counts as nothing.
+    machine = Machine(bandwidth=math.inf, rate=matrix_rate(dtype=jnp.float32))
+    print(json.dumps({"jax": jax.__version__, "GFLOP_s": machine.rate / 1e9}), flush=True)
     model, twin = load_both(args.source)
     same = True
     for rows in args.rows:
         sizes = {"rows": rows, "prompt": args.prompt, "steps": args.steps}
         found = compare(model, twin, layer=LAYER, repeats=args.repeats, **sizes)
+        floor = least_ms(model, machine, **sizes)
+        found |= {"floor_ms": floor, "at_most": found["transformers_ms"] / floor}
         print(json.dumps(found), flush=True)
         same &= found["same_tokens"]
     return 0 if same else 1
