@@ -151,6 +151,23 @@ class Grafting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """How directions are learned by gradient, and how many are searched for."""
+
+    other_layers: list[int] = field(default_factory=list)  # beside the steered one
+    seeds: int = 2
+    steps: int = 24
+    rows: int = 8  # texts a step
+    tokens: int = 1024  # of each text, its prompt among them
+    held_out: int = 4  # one text of so many is left to judge by
+    # Bounds the lengths, as a coefficient of `steering`; the last of its `baseline_coeffs`, if not
+    # given.
+    coeff: float | None = None
+    directions: int = 3  # in the search for several
+    random_spans: int = 2  # to compare the ablation of what was found with
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the outcome of a run."""
 
@@ -166,6 +183,7 @@ class Settings:
     report: Report
     analyses: Analyses = field(default_factory=Analyses)
     grafting: Grafting = field(default_factory=Grafting)
+    search: Search = field(default_factory=Search)
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -348,6 +366,7 @@ def _check(settings: Settings) -> list[str]:
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
         *_analyses_checks(settings.analyses),
         *_grafting_checks(settings.grafting),
+        *_search_checks(settings),
     ]
     if labels.judge:
         checks += judge_checks(labels.judge, "labels.judge.")
@@ -392,6 +411,28 @@ def _grafting_checks(grafting: Grafting) -> list[tuple[str, Any, bool, str]]:
     ]
     prompts = grafting.prompts
     return [*checks, ("grafting.prompts", prompts, prompts is None or prompts >= 1, "at least 1")]
+
+
+def _search_checks(settings: Settings) -> list[tuple[str, Any, bool, str]]:
+    search, coeff = settings.search, settings.search.coeff
+    least = {"seeds": 1, "steps": 1, "rows": 1, "tokens": 2, "held_out": 2}
+    least |= {"directions": 2, "random_spans": 0}
+    checks = [
+        (f"search.{n}", getattr(search, n), getattr(search, n) >= m, f"at least {m}")
+        for n, m in least.items()
+    ]
+    layers = [settings.direction.layer, *search.other_layers]
+    positive = [c for c in settings.steering.coeffs if c > 0]
+    return [
+        *checks,
+        (
+            "search.other_layers",
+            search.other_layers,
+            _distinct(layers) and min(layers) >= 0,
+            "distinct layers, without the steered one",
+        ),
+        ("search.coeff", coeff, coeff is None or coeff in positive, "one of steering.coeffs above 0"),
+    ]
 
 
 def _distinct(values: Sequence[float]) -> bool:
