@@ -8,7 +8,7 @@
 Read `model`, `steering` and `generate` first, in this order.
 """
 
-from jaxsteer import compile_cache, schedules, scope
+from jaxsteer import compile_cache, hosts, preemption, schedules, scope
 from jaxsteer.capture import Capture
 from jaxsteer.cells import Cell, grid
 from jaxsteer.checkpoint import load, save
@@ -73,6 +73,7 @@ __all__ = [
     "greedy",
     "grid",
     "head_vector",
+    "hosts",
     "init",
     "left_pad",
     "load",
@@ -80,6 +81,7 @@ __all__ = [
     "make_mesh",
     "make_request",
     "pack",
+    "preemption",
     "prefill",
     "replace",
     "rows",

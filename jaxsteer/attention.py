@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxsteer.mesh_attention import attend_on_each_device
+
 AttentionFn = Callable[..., jax.Array]
 
 _NEGATIVE = -1e30  # finite, so that a query that sees nothing gives numbers instead of NaN
@@ -49,6 +51,12 @@ def xla_attention(
 
 @jax.custom_batching.custom_vmap
 def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, start: jax.Array
+) -> jax.Array:
+    return attend_on_each_device(_cudnn_rows, q, k, v, valid, start)
+
+
+def _cudnn_rows(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, start: jax.Array
 ) -> jax.Array:
     B, T = q.shape[:2]
@@ -88,10 +96,8 @@ def _cudnn_over_cells(
         x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
         for x, is_batched in zip(rows, batched[:-1], strict=True)
     ]
-    folded = [x.reshape(-1, *x.shape[2:]) for x in cells]
-    # Rows with cursors of their own have the same ones in every cell.
-    out = _cudnn(*folded, jnp.tile(start, axis_size) if start.ndim else start)
-    return out.reshape(axis_size, -1, *out.shape[1:]), True
+    q, k, v, valid = cells
+    return attend_on_each_device(_cudnn_rows, q, k, v, valid, start), True
 
 
 def cudnn_attention(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer import hosts
 from jaxsteer.model import Model
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -20,7 +21,7 @@ def weights_print(model: Model) -> str:
     It tells models apart, not forgeries: a sum over all weights, each at its place, is hashed.
     """
     leaves = jax.tree_util.tree_leaves_with_path(model.params)
-    sums = jax.device_get([_sums(leaf) for _, leaf in leaves])
+    sums = hosts.gather([_sums(leaf) for _, leaf in leaves])
     named = [
         [jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape), found.tolist()]
         for (path, leaf), found in zip(leaves, sums, strict=True)
@@ -43,7 +44,7 @@ def tree_print(tree: Any) -> str:
     """A print of all arrays in a tree, by their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = np.asarray(hosts.gather(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
@@ -53,7 +54,7 @@ def describe(tree: Any) -> dict[str, Any]:
     """Each array of a tree by its name: its one value if it has but one, or else its print."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = np.asarray(hosts.gather(leaf))
         name = jax.tree_util.keystr(path).lstrip(".")
         same = array.size > 0 and bool(np.all(array == array.flat[0]))
         found[name] = [list(array.shape), array.flat[0].item() if same else tree_print(array)]

@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxsteer import hosts
 from jaxsteer.cache import KVCache
 from jaxsteer.model import Model, forward
 from jaxsteer.prompts import BLOCK_TOKENS, run_prompts
 from jaxsteer.request import Request, StopTokens, make_request
 from jaxsteer.sampling import Sampler, Sampling, choose_sampler, keys
+from jaxsteer.sharding import spread_rows
 from jaxsteer.steering import Steering
 from jaxsteer.stop_strings import FOUND, START, StopStrings
 from jaxsteer.thinking import still_thinking, thinking_in
@@ -258,16 +260,18 @@ def generate(
         stop_strings=stop_strings,
         think_tokens=think_tokens,
     )
+    sampler = sampler or choose_sampler(request.sampling)
+    batch, request = spread_rows((batch, request), model)
     state = _run(
         model,
         batch,
         request,
         max_new_tokens=max_new_tokens,
-        sampler=sampler or choose_sampler(request.sampling),
+        sampler=sampler,
         step=step,
         loop=loop,
     )
-    tokens, logprobs, length = jax.device_get((state.tokens, state.logprobs, state.length))
+    tokens, logprobs, length = hosts.gather((state.tokens, state.logprobs, state.length))
     return Generation(tokens, logprobs, length)
 
 
@@ -322,6 +326,7 @@ def stream(
         think_tokens=think_tokens,
     )
     sampler = sampler or choose_sampler(request.sampling)
+    batch, request = spread_rows((batch, request), model)
     return _stream(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler, step=step)
 
 
@@ -337,7 +342,7 @@ def _stream(
     state, shown, more = _first_jit(
         model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler
     )
-    yield np.asarray(shown)
+    yield hosts.gather(shown)
     while more:
         state, shown, more = _next_jit(model, state, request, step=step, sampler=sampler)
-        yield np.asarray(shown)
+        yield hosts.gather(shown)

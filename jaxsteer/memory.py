@@ -17,6 +17,7 @@ vocabulary.
 import jax
 import jax.numpy as jnp
 
+from jaxsteer import hosts
 from jaxsteer.attention import xla_attention
 from jaxsteer.model import Model
 from jaxsteer.prompts import BLOCK_TOKENS
@@ -90,13 +91,16 @@ def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
 
 
 def usable_bytes(model: Model) -> int:
-    """What a program may take of the fullest device that holds weights of the model."""
+    """What a program may take of the fullest device that holds weights of the model.
+
+    On many hosts it is the fullest of all, and every process has to ask.
+    """
     leaf = jax.tree.leaves(model.params)[0]
     here = jax.process_index()
     found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
     known = [stats for stats in found if stats and "bytes_limit" in stats]
     free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=_CPU_BYTES)
-    return int(_USABLE * free)
+    return hosts.smallest(int(_USABLE * free))
 
 
 def is_out_of_memory(error: Exception) -> bool:

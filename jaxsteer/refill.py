@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer import hosts
 from jaxsteer.generate import DecodeState, Step, decode_step, prefill
 from jaxsteer.model import Model
 from jaxsteer.request import Request, map_rows
@@ -192,7 +193,7 @@ def generate_queue(
         raise ValueError(
             f"request: got {request.max_tokens.shape[0]} rows, expected the batch's {prompts}"
         )
-    longest = int(np.max(np.asarray(request.max_tokens)))
+    longest = int(np.max(hosts.gather(request.max_tokens)))
     if longest > max_new_tokens:
         raise ValueError(
             f"request.max_tokens: got {longest}, expected at most max_new_tokens={max_new_tokens}"
@@ -214,7 +215,7 @@ def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch
     def widen(x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(x, (rows, *x.shape[1:]))
 
-    return jax.device_get(batch), map_rows(widen, jax.device_get(request))
+    return hosts.gather(batch), map_rows(widen, hosts.gather(request))
 
 
 def _run_queue(
@@ -240,10 +241,10 @@ def _run_queue(
     while live.any():
         smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
         floor = len(holds) - refill if waiting < prompts else smaller
-        before = jax.device_get((state.step, state.length))
+        before = hosts.gather((state.step, state.length))
         state = _advance(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        _count(occupancy, before, jax.device_get((state.step, state.length)))
-        ended = live & np.asarray(state.done)
+        _count(occupancy, before, hosts.gather((state.step, state.length)))
+        ended = live & hosts.gather(state.done)
         finished = _read(state, holds, ended)
         live = live & ~ended
         if waiting < prompts:
@@ -280,7 +281,7 @@ def _read(state: DecodeState, holds: np.ndarray, ended: np.ndarray) -> list[Fini
     """The rows in the `ended` slots, whole buffers at a time: a slice of every size compiles."""
     if not ended.any():
         return []
-    tokens, logprobs, length = jax.device_get((state.tokens, state.logprobs, state.length))
+    tokens, logprobs, length = hosts.gather((state.tokens, state.logprobs, state.length))
     return [
         FinishedRow(
             int(holds[slot]),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxsteer import hosts
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import Model
 from jaxsteer.sampling import Sampling, check_sampling, sampling
@@ -63,6 +64,8 @@ def make_request(
         ValueError: naming the field, what was found and what was expected.
     """
     config = model.config
+    if hosts.several():  # what is spread over them cannot be looked at
+        batch, steering, sampling_params = hosts.gather((batch, steering, sampling_params))
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
     rows = batch.tokens.shape[0]

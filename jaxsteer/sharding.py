@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxsteer import hosts
 from jaxsteer.cache import KVCache
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import Model, Params, abstract_params
@@ -145,7 +146,7 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
     """
     tensor = mesh.shape[TENSOR]
     check_tensor(model.config, tensor)
-    model = replace(model, params=jax.device_put(model.params, shardings(model.params, mesh)))
+    model = replace(model, params=hosts.place(model.params, shardings(model.params, mesh)))
     times = max(1, tensor // model.config.n_kv_heads)
     if times == 1:
         return model
@@ -154,8 +155,8 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
     # Layer by layer, so that little is there twice.
     for i, layer in model.params["layers"].items():
         few = {name: x for name, x in layer["attn"].items() if name in _KV + _JOINED}
-        many = _repeat(jax.device_put(few, NamedSharding(mesh, P())), times)
-        many = jax.device_put(many, {name: placed["layers"][i]["attn"][name] for name in few})
+        many = _repeat(hosts.place(few, NamedSharding(mesh, P())), times)
+        many = hosts.place(many, {name: placed["layers"][i]["attn"][name] for name in few})
         layers[i] = layer | {"attn": layer["attn"] | many}
     return _with_heads(model, layers, times)
 
@@ -199,7 +200,7 @@ def shard_batch(tree: Tree, mesh: Mesh) -> Tree:
             raise ValueError(
                 f"rows: got {x.shape[0]}, expected a multiple of the mesh's data={mesh.shape[DATA]}"
             )
-    return jax.device_put(tree, rows_sharding(tree, mesh))
+    return hosts.place(tree, rows_sharding(tree, mesh))
 
 
 def rows_sharding(tree: Any, mesh: Mesh) -> Any:
@@ -241,4 +242,4 @@ def parts(model: Model) -> tuple[int, int]:
 def spread_rows(tree: Tree, model: Model) -> Tree:
     """`shard_batch` over the model's own mesh, if there is one and the rows divide."""
     mesh = mesh_of(model)
-    return tree if mesh is None else jax.device_put(tree, rows_sharding(tree, mesh))
+    return tree if mesh is None else hosts.place(tree, rows_sharding(tree, mesh))

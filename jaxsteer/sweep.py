@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer import hosts
 from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
 from jaxsteer.memory import is_out_of_memory, program_bytes, usable_bytes
@@ -138,6 +139,9 @@ def sweep(
 
     If the device runs out of memory all the same, the chunk is halved and nothing is lost.
 
+    On many hosts every process runs this with the same arguments, and has all results. Chunks are
+    not halved there: the host that runs out of memory ends with a `MemoryError`.
+
     Args:
         model: the weights; another model of the same shape runs in the same compiled program.
         batch: left-padded prompts.
@@ -154,6 +158,7 @@ def sweep(
     Raises:
         ValueError: at once, for an empty grid or input that does not fit the model.
         MemoryError: from the iterator, if not even a single row fits.
+        HostLost: from the iterator, if another process has ended.
     """
     check_cells(cells, model.config)
     if rows_per_chunk is not None and rows_per_chunk < 1:
@@ -164,9 +169,9 @@ def sweep(
     every = [one for cell in cells for one in as_tuple(cell.steering)]
     request = make_request(model, batch, max_new_tokens=max_new_tokens, steering=every, **asked)
     steering = stack_cells(cells, model.config)
-    steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
     # On the host, where taking parts compiles nothing.
-    rows, steering = jax.device_get(((batch, replace(request, steering=())), steering))
+    rows, steering = hosts.gather(((batch, replace(request, steering=())), steering))
+    steer_prompt = any(np.any(reaches_prompt(one, rows[0])) for one in steering)
     options = {
         "steer_prompt": steer_prompt,
         "max_new_tokens": max_new_tokens,
@@ -183,8 +188,9 @@ def sweep(
             part, some = spread_rows((part, some), model)
         else:
             steered = spread_rows(steered, model)
-        state = _run_cells(model, part, replace(some, steering=steered), **options)
-        return jax.device_get((state.tokens, state.logprobs, state.length))
+        with hosts.losing_hosts():
+            state = _run_cells(model, part, replace(some, steering=steered), **options)
+        return hosts.gather((state.tokens, state.logprobs, state.length))
 
     prompts, length = batch.tokens.shape
     usable = usable_bytes(model)
@@ -229,6 +235,11 @@ def _chunks(
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if hosts.several():  # the others may have had room, and wait for this one
+                raise MemoryError(
+                    f"{C} cells × {B} prompts at once do not fit a device of this host; start "
+                    f"again with fewer rows_per_chunk: {error}"
+                ) from error
             if C * B == 1:
                 raise MemoryError(f"a single row does not fit the device: {error}") from error
             shape = chunk_shape(C, B, _at_most(C * B // 2), parts)

@@ -10,11 +10,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from jaxsteer import hosts, preemption
 from jaxsteer.cells import Cell
 from jaxsteer.jsonl import append_rows, locked, recover_rows
 from jaxsteer.model import Model
@@ -46,7 +49,11 @@ def sweep_to_file(
     A row holds the cell's labels, the prompt's id as `prompt`, and what `to_row` makes of the
     result. Rows are flushed to the disk chunk by chunk. Started again with the same arguments
     after a kill, it goes on where it was: a last line that was cut short is removed, and nothing
-    is lost or written twice. Chunks may have another size then, and cells may be added.
+    is lost or written twice. Chunks may have another size then, and cells may be added. SIGTERM
+    lets the chunk at hand finish first (see `preemption`).
+
+    On many hosts every process calls this with the same arguments. The first one alone touches the
+    file, calls `to_row` and shows the bar, and what it finds in the file decides for all.
 
     Args:
         path: the file; a folder that is missing is made.
@@ -66,6 +73,8 @@ def sweep_to_file(
             tell rows apart, or a file that was begun with another configuration, naming what
             differs.
         FileExistsError: if another process is writing this file.
+        Stopped: after SIGTERM, when the chunk at hand has been written.
+        HostLost: if another process of this sweep has ended.
     """
     path = Path(path)
     ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)
@@ -90,17 +99,27 @@ def sweep_to_file(
         identity=identity or {},
         options=options,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path, busy=f"{path}: another process is writing this sweep"):
+    names = [*cells[0].labels, "prompt"]
+
+    def begin() -> list[str]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(path, busy=f"{path}: another process is writing this sweep"))
         rows = recover_rows(path)
         agree(path, config, rows=len(rows))
-        names = [*cells[0].labels, "prompt"]
-        written |= {key_of({name: row.get(name) for name in names}) for row in rows}
+        return [key_of({name: row.get(name) for name in names}) for row in rows]
+
+    def write(chunk: Sequence[CellResult]) -> None:
+        append_rows(path, [_row(result, ids, to_row) for result in chunk])
+
+    with ExitStack() as held:
+        written |= set(hosts.from_writer(begin))
         left = Counter(cell for (cell, _), key in keys.items() if key not in written)
-        with _Bar(len(cells), len(keys), left, title=progress) as bar:
-            for chunk in chunks:
-                append_rows(path, [_row(result, ids, to_row) for result in chunk])
-                bar.update(chunk)
+        bar = held.enter_context(_Bar(len(cells), len(keys), left, title=progress))
+        held.enter_context(preemption.deferred())
+        for chunk in chunks:
+            hosts.from_writer(partial(write, chunk))
+            bar.update(chunk)
+            preemption.stop_if_asked(f"{bar.rows} of {len(keys)} rows are in {path}")
     return path
 
 
@@ -142,14 +161,14 @@ class _Bar:
 
     def __init__(self, cells: int, rows: int, left: Counter[int], *, title: str | None) -> None:
         self.cells, self.left = cells, left  # rows still missing, by the identity of their cell
-        done = rows - left.total()
+        self.rows = done = rows - left.total()
         self.bar = tqdm(
             total=rows,
             initial=done,
             desc=title,
             unit="row",
             smoothing=0,  # the time left by the mean, chunks come in jumps
-            disable=title is None,
+            disable=title is None or not hosts.is_writer(),
         )
         self.tokens, self.started = 0, time.monotonic()
 
@@ -166,3 +185,4 @@ class _Bar:
         whole = self.cells - len(self.left)
         self.bar.set_postfix_str(f"{whole}/{self.cells} cells, {rate:,.0f} tokens/s", False)
         self.bar.update(len(chunk))
+        self.rows += len(chunk)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxsteer import hosts
 from jaxsteer.config import LlamaConfig
 
 
@@ -89,7 +90,7 @@ def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: ArrayLike
         ValueError: for other dtypes than TokenBatch has, no rows, an id outside the vocabulary, a
             mask that is not left padding, or rows that outgrow the model's positions.
     """
-    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+    tokens, mask = hosts.gather((batch.tokens, batch.mask))
     if tokens.ndim != 2 or tokens.shape != mask.shape or tokens.size == 0:
         raise ValueError(f"tokens and mask: got {tokens.shape} and {mask.shape}, expected [B, T]")
     if not np.issubdtype(tokens.dtype, np.integer):

@@ -17,9 +17,12 @@ from unittest import mock
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxsteer
+from jaxsteer import attention
+from jaxsteer.attention import cudnn_attention
 from jaxsteer.capture import Capture
 from jaxsteer.directions import Trace, activation_sums, difference_of_means
 from jaxsteer.model import Model
@@ -166,6 +169,40 @@ def collectives(lowered: jax.stages.Lowered) -> Collectives:
     ]
 
 
+def with_a_kernel(mesh: Mesh, rows: tuple[int, ...], *, cursors: bool) -> dict[str, Any]:
+    """Attention that the compiler cannot split: how far off it is, and its collectives.
+
+    XLA's stands for the kernel. `rows` is `[B]`, or `[C, B]` for cells that are vmapped.
+    """
+    T, S, N, K, H = 1, 6, 8, 4, 4
+    draw = rng()
+    q, k, v = (draw.standard_normal((*rows, *x)) for x in ((T, N, H), (S, K, H), (S, K, H)))
+    valid = draw.random((*rows, S)) < 0.8
+    start = draw.integers(1, S, rows[-1:] if cursors else ())
+    arrays = [np.asarray(x, np.float32) for x in (q, k, v)] + [valid, np.asarray(start, np.int32)]
+
+    def cells(attend: Any) -> Any:
+        return jax.vmap(attend, in_axes=(0, 0, 0, 0, None)) if len(rows) == 2 else attend
+
+    def plain(q: Any, k: Any, v: Any, valid: Any, start: Any) -> jax.Array:
+        return attention.xla_attention(q, k, v, valid=valid, start=start)
+
+    lead = [None] * len(rows)
+    lead[-1 if rows[-1] % 2 == 0 else 0] = "data"
+    heads = P(*lead, None, "tensor", None)
+    where = [heads, heads, heads, P(*lead, None), P(lead[-1]) if cursors else P()]
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, to)) for x, to in zip(arrays, where, strict=True)
+    ]
+    with mock.patch.object(attention, "_cudnn_rows", plain):
+        program = jax.jit(
+            cells(lambda q, k, v, valid, start: cudnn_attention(q, k, v, valid=valid, start=start))
+        ).lower(*placed)
+    found = np.asarray(program.compile()(*placed))
+    off = float(np.max(np.abs(found - np.asarray(cells(plain)(*arrays)))))
+    return {"off": off, "collectives": collectives(program)}
+
+
 def part(x: jax.Array) -> list[int]:
     """The shape of what one device holds of an array."""
     return list(x.sharding.shard_shape(x.shape))
@@ -204,6 +241,11 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         found["packed"] = run_forward(shard_model(pack(whole), mesh), batch)
     else:
         found["everywhere"] = run_sweep(model, batch, jaxsteer.scope.everywhere())
+    if name == "2x4":
+        layout["kernel"] = [
+            with_a_kernel(mesh, rows, cursors=cursors)
+            for rows, cursors in (((4,), True), ((3, 4), True), ((4, 3), False))
+        ]
     if name != "8x1":
         layout["in_decode"] = in_decode(model, batch)
     else:

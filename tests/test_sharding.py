@@ -159,6 +159,14 @@ def test_blocks_of_prompts_leave_rows_where_they_are(layout):
     assert all(len(shape) <= 2 for _, shape in layout["8x1"]["in_blocks"])
 
 
+def test_a_kernel_runs_on_what_each_device_holds(layout):
+    """Rows, cells whose rows are split, and cells that are split themselves."""
+    assert len(layout["2x4"]["kernel"]) == 3
+    for found in layout["2x4"]["kernel"]:
+        assert found["off"] < 1e-6
+        assert found["collectives"] == []
+
+
 def abstract_mesh(*, data: int, tensor: int) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh((data, tensor), ("data", "tensor"))
 

@@ -1,0 +1,62 @@
+"""Attention kernels on a mesh: each device runs them on its own rows and heads.
+
+The compiler cannot split a kernel. What JAX says of cuDNN's (its rule for custom partitioning)
+leaves out the lengths of the rows, and folding the cells of a sweep into rows that are split over
+devices would gather the cache. Both are done here on what a device holds.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+Rows = Callable[..., jax.Array]  # (q, k, v, valid, start) -> out, of rows without cells
+
+
+def attend_on_each_device(
+    attend: Rows, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, start: jax.Array
+) -> jax.Array:
+    """`attend` on a device's own rows and heads; on all of them where there is no mesh.
+
+    The arrays are those of `attention`, or each but `start` has a leading axis C of cells, whose
+    rows are folded into one another for `attend`.
+    """
+    cells = q.ndim == 5
+
+    def local(
+        q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, start: jax.Array
+    ) -> jax.Array:
+        if not cells:
+            return attend(q, k, v, valid, start)
+        C = q.shape[0]
+        folded = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, valid))
+        # Rows with cursors of their own have the same ones in every cell.
+        out = attend(*folded, jnp.tile(start, C) if start.ndim else start)
+        return out.reshape(C, -1, *out.shape[1:])
+
+    mesh = jax.typeof(q).sharding.mesh
+    if not {"data", "tensor"} <= set(mesh.axis_names):
+        return local(q, k, v, valid, start)
+    lead = _lead(q.shape[:-3], mesh.shape["data"])
+    heads = P(*lead, None, "tensor", None)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(heads, heads, heads, P(*lead, None), P(lead[-1]) if start.ndim else P()),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, valid, start)
+
+
+def _lead(shape: tuple[int, ...], data: int) -> tuple[str | None, ...]:
+    """Which of `[B]` or `[C, B]` is split over `data`: rows if it divides them, as in a sweep.
+
+    >>> _lead((4,), 2), _lead((3, 4), 2), _lead((4, 3), 2), _lead((3, 3), 2)
+    (('data',), (None, 'data'), ('data', None), (None, None))
+    """
+    split: list[str | None] = [None] * len(shape)
+    axis = next((i for i in reversed(range(len(shape))) if shape[i] % data == 0), None)
+    if axis is not None:
+        split[axis] = "data"
+    return tuple(split)

@@ -1,0 +1,103 @@
+"""SIGTERM, as machines get it before they are taken away: finish what is at hand, then stop.
+
+Inside `deferred()` the signal sets a flag, which the long loops of the library ask for where they
+stand well: behind a chunk of a sweep, a finished trace, a batch of activations. On many hosts they
+stop together at the same place, whichever of them had the signal. A second SIGTERM ends the process
+at once.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from jaxsteer import hosts
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+_asked = threading.Event()
+
+
+class Stopped(SystemExit):
+    """SIGTERM came, and what was at hand is finished; uncaught, it is the exit code 143."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_CODE)
+        self.message = message
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let SIGTERM wait for the next `stop_if_asked`, in the main thread.
+
+    A handler of somebody else's stays in place, and the signal is left to it.
+    """
+    before = _handler()
+    if before not in (signal.SIG_DFL, _at_once):
+        yield
+        return
+    _asked.clear()
+    signal.signal(signal.SIGTERM, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if _asked.is_set():  # it came behind the last place where somebody asked
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """For commands: SIGTERM raises `Stopped` wherever the process is, unless it is `deferred`.
+
+    On many hosts it waits for the next `stop_if_asked` everywhere, so that they stop together.
+    """
+    if hosts.several():
+        with deferred():
+            yield
+        return
+    before = _handler()
+    if before != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_if_asked(where: str) -> None:
+    """Stop here if SIGTERM came to this process, or to any other that works with it.
+
+    Prints a line to stderr. Every process has to come here as often as the others.
+
+    Raises:
+        Stopped: naming `where`, what has been done and stays.
+    """
+    if hosts.any_of(_asked.is_set()):
+        _stop(f"stopped by SIGTERM, {where}; the same command goes on from here")
+
+
+def _handler() -> Any:
+    """The handler now; None outside the main thread, which alone may change it."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.getsignal(signal.SIGTERM)
+
+
+def _note(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process
+    _asked.set()
+
+
+def _at_once(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    _stop("stopped by SIGTERM; the same command goes on from here")
+
+
+def _stop(message: str) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    raise Stopped(message)

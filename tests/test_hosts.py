@@ -1,0 +1,112 @@
+"""jaxsteer.hosts and jaxsteer.preemption: two and four processes are one, also when one is taken.
+
+Real processes that talk over loopback, each with some of four CPU devices.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hosts_worker import LENGTHS, ROWS_PER_CHUNK
+from oracle import random_model
+
+import jaxsteer
+from jaxsteer import preemption
+from jaxsteer.config import LlamaConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIG = LlamaConfig(
+    vocab_size=64,
+    d_model=16,
+    d_mlp=32,
+    n_layers=1,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+    rope_theta=100.0,
+)
+DEVICES = 4
+SECONDS = 300  # after which nothing here may still run
+
+
+def launch(folder: Path, processes: int, *tasks: str) -> list[tuple[int, str]]:
+    """Exit code and stderr of each process; raises when they have not all ended in time."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    # Programs that are not optimised: they compile faster, and run for milliseconds.
+    devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{devices} --xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    worker = [sys.executable, str(ROOT / "tests" / "hosts_worker.py"), str(folder)]
+    errors = [folder / f"stderr-{i}" for i in range(processes)]
+    running = []
+    try:
+        for i, error in enumerate(errors):
+            argv = [*worker, str(i), str(processes), port, *tasks]
+            with error.open("w") as file:
+                running.append(subprocess.Popen(argv, env=environment, stderr=file))
+        codes = [process.wait(SECONDS) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return list(zip(codes, [error.read_text() for error in errors], strict=True))
+
+
+def check_all_ended_well(ended: list[tuple[int, str]]) -> None:
+    assert [code for code, _ in ended] == [0] * len(ended), ended[0][1][-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint, and what one process on four devices made of it."""
+    folder = tmp_path_factory.mktemp("hosts")
+    jaxsteer.save(folder / "model", random_model(CONFIG))
+    check_all_ended_well(launch(folder, 1, "values", "one:2x2"))
+    return folder
+
+
+def lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_two_processes_do_what_one_does_and_stop_together(folder):
+    ended = launch(folder, 2, "values", "two:2x2", "stopped:2x2:SIGTERM:1")
+    assert [code for code, _ in ended] == [preemption.EXIT_CODE] * 2, ended[0][1][-3000:]
+    alone = np.load(folder / "values-1-0.npz")
+    assert len({tuple(row) for row in alone["tokens"]}) == len(LENGTHS)
+    for index in range(2):
+        found = np.load(folder / f"values-2-{index}.npz")
+        assert set(found) == set(alone)
+        for name in found:
+            np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
+    assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
+    # The signal came to the second process behind its second chunk; both stopped there.
+    assert lines(folder / "stopped.jsonl") == lines(folder / "one.jsonl")[: 2 * ROWS_PER_CHUNK]
+    for _, said in ended:
+        assert f"stopped by SIGTERM, {2 * ROWS_PER_CHUNK} of 24 rows are in" in said
+    bars = ["24/24" in said for _, said in ended]
+    assert bars == [True, False]
+
+
+def test_four_processes_lose_one_and_go_on_where_they_were(folder):
+    ended = launch(folder, 4, "killed:2x2:SIGKILL:2")
+    codes = [code for code, _ in ended]
+    assert codes[2] == -signal.SIGKILL
+    assert all(codes), codes
+    assert "has lost another one" in "".join(said for _, said in ended)
+    expected = lines(folder / "one.jsonl")
+    assert lines(folder / "killed.jsonl") == expected[: 2 * ROWS_PER_CHUNK]
+    check_all_ended_well(launch(folder, 2, "killed:2x2", "stopped:2x2"))
+    assert lines(folder / "killed.jsonl") == expected
+    assert lines(folder / "stopped.jsonl") == expected
