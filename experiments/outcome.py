@@ -1,16 +1,18 @@
-"""What a sweep shows: a table of cells, and the verdict by rules fixed here, before any run."""
+"""What a sweep shows: a table of cells, with 95% bootstrap intervals over the prompts."""
 
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from jaxsteer.annotate import Sentence, keyword_labels, split_sentences
 from jaxsteer.metrics import (
-    Estimate,
-    PairedDifference,
+    bootstrap_interval,
     keyword_rate,
     mean_se,
     paired_difference,
@@ -18,9 +20,9 @@ from jaxsteer.metrics import (
     repetition,
 )
 
-VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}
-_LEAST_PAIRS = 8  # with fewer, no sign pattern reaches p < .01
+RESAMPLES = 2000  # of the prompts, for each interval
 
+Key = tuple[str, str, float]  # target, source, coefficient
 # (text's sentences) -> (how many are coherent, how many there are), or None to use repetition.
 Grammar = Callable[[Sequence[Sentence]], tuple[int, int]]
 
@@ -35,6 +37,40 @@ class Scores:
     sentences: int
     coherent: float  # numerator and denominator of coherence
     coherence_of: float
+    repetition: float = math.nan  # share of repeated 4-grams; NaN for a text of fewer words
+    fitting: float = math.nan  # sentences that fit the grammar, if there is one
+    logprob: float = 0.0  # sum over the tokens, under the unsteered model, where that was run
+    scored_tokens: int = 0
+
+    @property
+    def share(self) -> float:
+        """Backtracking sentences per sentence; NaN without a sentence."""
+        return self.backtracking / self.sentences if self.sentences else math.nan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean or ratio over the prompts: standard error, 95% interval, units, rows left out."""
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    n: int
+    n_empty: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A mean difference by prompt: standard error, sign-flip p-value, 95% interval."""
+
+    diff: float
+    se: float
+    p_value: float
+    low: float
+    high: float
+    n: int
+    n_empty: int
 
 
 @dataclass(frozen=True)
@@ -45,11 +81,42 @@ class CellOutcome:
     source: str
     coeff: float
     length: float  # of the added vector
-    keyword_rate: Estimate  # Eq. 1
-    backtracking_rate: Estimate  # backtracking sentences per sentence
-    coherence: Estimate
-    difference: PairedDifference  # of backtracking per sentence, to the unsteered, by prompt
+    keyword_rate: Measured  # Eq. 1
+    backtracking_rate: Measured  # backtracking sentences per sentence
+    texts_with: Measured  # share of the texts with a backtracking sentence
+    coherence: Measured  # the measure that the settings name
+    repetition: Measured
+    grammar: Measured
+    perplexity: Measured  # under the unsteered model, per token
+    difference: Paired  # of backtracking per sentence, to the unsteered, by prompt
     n_empty: int  # texts without a word, left out of the means
+    empty_share: float
+
+
+def measured(values: Sequence[float], of: Sequence[float] | None = None) -> Measured:
+    """A mean of `values`, or the ratio of their sum to that of `of`, over the prompts.
+
+    >>> measured([1.0, 1.0, float("nan")])
+    Measured(mean=1.0, se=0.0, low=1.0, high=1.0, n=2, n_empty=1)
+    """
+    one = mean_se(values) if of is None else ratio_se(values, of)
+    low, high = bootstrap_interval(values, of, n_resamples=RESAMPLES)
+    return Measured(one.mean, one.se, low, high, one.n, one.n_empty)
+
+
+def paired(values: ArrayLike, reference: ArrayLike) -> Paired:
+    """The mean of `values - reference`, prompt by prompt; see `metrics.paired_difference`."""
+    one = paired_difference(values, reference)
+    low, high = bootstrap_interval(np.subtract(values, reference), n_resamples=RESAMPLES)
+    return Paired(one.diff, one.se, one.p_value, low, high, one.n, one.n_empty)
+
+
+def small_pair_grammar(sentences: Sequence[Sentence]) -> tuple[int, int]:
+    """How many sentences fit the small pair's grammar, and how many there are."""
+    from weights.small_parser import parse_sentence
+
+    fitting = sum(parse_sentence(sentence.text) is not None for sentence in sentences)
+    return fitting, len(sentences)
 
 
 def whole_sentences(row: dict[str, Any]) -> list[Sentence]:
@@ -61,13 +128,19 @@ def whole_sentences(row: dict[str, Any]) -> list[Sentence]:
 
 
 def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | None) -> Scores:
-    """Judge one row of the sweep. A last sentence that was cut off does not count."""
+    """Judge one row of the sweep. A last sentence that was cut off does not count.
+
+    A row may have `logprob_sum` and `n_tokens` of its text under the unsteered model
+    (`with_logprobs`).
+    """
     text, sentences = row["text"], whole_sentences(row)
+    repeated = repetition(text)
+    fitting = math.nan
     if grammar is None:
-        share = repetition(text)
-        coherent, coherence_of = (0.0, 0.0) if math.isnan(share) else (1.0 - share, 1.0)
+        coherent, coherence_of = (0.0, 0.0) if math.isnan(repeated) else (1.0 - repeated, 1.0)
     else:
         coherent, coherence_of = grammar(sentences)
+        fitting = coherent
     return Scores(
         prompt=row["prompt"],
         keyword_rate=keyword_rate(text, keywords),
@@ -75,7 +148,36 @@ def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | No
         sentences=len(sentences),
         coherent=coherent,
         coherence_of=coherence_of,
+        repetition=repeated,
+        fitting=fitting,
+        logprob=row.get("logprob_sum", 0.0),
+        scored_tokens=row.get("n_tokens", 0),
     )
+
+
+def with_logprobs(
+    rows: Iterable[dict[str, Any]], scored: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a sweep with `logprob_sum` and `n_tokens` from those of `perplexity`."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["target"], row["source"], row["coeff"], row["prompt"]
+
+    found = {
+        key(row): {"logprob_sum": row["logprob_sum"], "n_tokens": row["n_tokens"]} for row in scored
+    }
+    return [{**row, **found.get(key(row), {})} for row in rows]
+
+
+def scores_by_cell(
+    rows: Sequence[dict[str, Any]], *, keywords: Sequence[str], grammar: Grammar | None
+) -> dict[Key, dict[str, Scores]]:
+    """Every text judged, by cell and prompt, in the order of the rows."""
+    cells: dict[Key, dict[str, Scores]] = {}
+    for row in rows:
+        key = (row["target"], row["source"], row["coeff"])
+        cells.setdefault(key, {})[row["prompt"]] = score(row, keywords=keywords, grammar=grammar)
+    return cells
 
 
 def outcomes(
@@ -86,44 +188,61 @@ def outcomes(
     Raises:
         ValueError: if a cell has a prompt that was not run unsteered on its target.
     """
-    cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["target"], row["source"], row["coeff"]), []).append(row)
-    scores = {
-        key: {row["prompt"]: score(row, keywords=keywords, grammar=grammar) for row in found}
-        for key, found in cells.items()
-    }
+    scores = scores_by_cell(rows, keywords=keywords, grammar=grammar)
+    lengths = {(row["target"], row["source"], row["coeff"]): row["length"] for row in rows}
+    return outcomes_of(scores, lengths)
+
+
+def outcomes_of(
+    scores: Mapping[Key, Mapping[str, Scores]], lengths: Mapping[Key, float]
+) -> list[CellOutcome]:
+    """The same from texts that are judged already, and the lengths that were added."""
     table = []
-    for (target, source, coeff), by_prompt in scores.items():
-        reference = scores.get((target, "none", 0.0), {})
+    for key, by_prompt in scores.items():
+        reference = scores.get((key[0], "none", 0.0), {})
         if missing := by_prompt.keys() - reference.keys():
             raise ValueError(
-                f"{target}, {source} at {coeff:g}: {len(missing)} of {len(by_prompt)} prompts have "
-                "no unsteered text to compare with"
+                f"{key[0]}, {key[1]} at {key[2]:g}: {len(missing)} of {len(by_prompt)} prompts "
+                "have no unsteered text to compare with"
             )
         texts = list(by_prompt.values())
-        table.append(
-            CellOutcome(
-                target=target,
-                source=source,
-                coeff=coeff,
-                length=cells[target, source, coeff][0]["length"],
-                keyword_rate=mean_se([t.keyword_rate for t in texts]),
-                backtracking_rate=ratio_se(
-                    [t.backtracking for t in texts], [t.sentences for t in texts]
-                ),
-                coherence=ratio_se([t.coherent for t in texts], [t.coherence_of for t in texts]),
-                difference=paired_difference(
-                    [_share(t) for t in texts], [_share(reference[t.prompt]) for t in texts]
-                ),
-                n_empty=sum(math.isnan(t.keyword_rate) for t in texts),
-            )
-        )
+        table.append(_cell(key, lengths[key], texts, [reference[t.prompt] for t in texts]))
     return table
 
 
-def _share(text: Scores) -> float:
-    return text.backtracking / text.sentences if text.sentences else float("nan")
+def _cell(
+    key: Key, length: float, texts: Sequence[Scores], reference: Sequence[Scores]
+) -> CellOutcome:
+    n_empty = sum(math.isnan(t.keyword_rate) for t in texts)
+    fitting = [t.fitting for t in texts]
+    return CellOutcome(
+        target=key[0],
+        source=key[1],
+        coeff=key[2],
+        length=length,
+        keyword_rate=measured([t.keyword_rate for t in texts]),
+        backtracking_rate=measured([t.backtracking for t in texts], [t.sentences for t in texts]),
+        texts_with=measured(
+            [float(t.backtracking > 0) if t.sentences else math.nan for t in texts]
+        ),
+        coherence=measured([t.coherent for t in texts], [t.coherence_of for t in texts]),
+        repetition=measured([t.repetition for t in texts]),
+        grammar=measured(
+            np.nan_to_num(fitting).tolist(),
+            [0 if math.isnan(f) else t.sentences for f, t in zip(fitting, texts, strict=True)],
+        ),
+        perplexity=_perplexity(texts),
+        difference=paired([t.share for t in texts], [t.share for t in reference]),
+        n_empty=n_empty,
+        empty_share=n_empty / len(texts),
+    )
+
+
+def _perplexity(texts: Sequence[Scores]) -> Measured:
+    """The exponential of minus the mean log-probability of a token; the error by the delta rule."""
+    one = measured([-t.logprob for t in texts], [t.scored_tokens for t in texts])
+    mean, low, high = (math.exp(x) for x in (one.mean, one.low, one.high))
+    return Measured(mean, mean * one.se, low, high, one.n, one.n_empty)
 
 
 def select(table: Sequence[CellOutcome], target: str, source: str) -> list[CellOutcome]:
@@ -135,6 +254,28 @@ def select(table: Sequence[CellOutcome], target: str, source: str) -> list[CellO
 def sources_of(table: Sequence[CellOutcome], target: str) -> list[str]:
     """The sources that were run on a target, without `none`."""
     return list(dict.fromkeys(c.source for c in table if c.target == target and c.source != "none"))
+
+
+def told(cells: Sequence[CellOutcome]) -> list[CellOutcome]:
+    """Those with a sentence at all: without one there is no rate."""
+    return [c for c in cells if c.backtracking_rate.n]
+
+
+def coherent(table: Sequence[CellOutcome], target: str, margin: float) -> list[CellOutcome]:
+    """The steered cells of a target whose coherence is within the margin of the unsteered one's."""
+    floor = select(table, target, "none")[0].coherence.mean - margin
+    steered = [c for c in table if c.target == target and c.source != "none"]
+    return [c for c in steered if c.coherence.mean >= floor]
+
+
+def judged_at(table: Sequence[CellOutcome], margin: float) -> float | None:
+    """The coefficient at which effects are judged, `None` if there is none.
+
+    It is the largest positive one of the base-derived direction in the reasoning model at which
+    coherence is within the margin.
+    """
+    found = [c for c in coherent(table, "reasoning", margin) if c.source == "base" and c.coeff > 0]
+    return max((c.coeff for c in found), default=None)
 
 
 def to_csv(table: Sequence[CellOutcome]) -> str:
@@ -154,156 +295,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One question and the answer that this run gives."""
-
-    claim: str
-    holds: bool | None  # None: this run cannot tell
-    because: str
-
-
-def findings(table: Sequence[CellOutcome], *, margin: float) -> list[Finding]:
-    """Answer the run's questions.
-
-    A positive coefficient *counts* if coherence is at most `margin` below the unsteered model's.
-    Everything is judged at the largest coefficient that counts for the base-derived direction, but
-    for the base model, in which no cell at all may backtrack in more than one sentence in 1,000.
-    """
-    unsteered = select(table, "reasoning", "none")[0]
-    floor = unsteered.coherence.mean - margin
-    curve = select(table, "reasoning", "base")
-    counting = [c for c in curve if c.coeff > 0 and c.coherence.mean >= floor]
-    if not counting:
-        return [
-            Finding(
-                "the base-derived direction induces backtracking in the reasoning model",
-                None,
-                f"no positive coefficient keeps coherence above {floor:.3f}",
-            )
-        ]
-    best = counting[-1]
-    found = [_induces(best, unsteered), *_reasoning_derived(table, best, unsteered)]
-    found += _against_random(table, best)
-    negative = [c for c in curve if c.coeff < 0 and c.coherence.mean >= floor]
-    if negative:
-        found.append(_reversed(negative[0], unsteered))
-    for target, text in (
-        ("base", "neither direction induces backtracking in the base model"),
-        ("control", "the direction does not change the negative control"),
-    ):
-        if any(c.target == target for c in table):
-            found.append(_none_in(table, target, text, best.coeff))
-    return found
-
-
-def _rate(cell: CellOutcome) -> str:
-    rate = cell.backtracking_rate
-    return f"{rate.mean:.4f} ± {rate.se:.4f}"
-
-
-def _induces(best: CellOutcome, unsteered: CellOutcome) -> Finding:
-    gain = best.difference
-    return Finding(
-        "the base-derived direction induces backtracking in the reasoning model",
-        gain.diff > 0 and gain.p_value < 0.01 if gain.n >= _LEAST_PAIRS else None,
-        f"backtracking sentences per sentence {_rate(unsteered)} → {_rate(best)} at coefficient "
-        f"{best.coeff:g} (× {_ratio(best, unsteered)}, paired p = {gain.p_value:.2g}, "
-        f"n = {gain.n}), coherence {unsteered.coherence.mean:.3f} → {best.coherence.mean:.3f}",
-    )
-
-
-def _reasoning_derived(
-    table: Sequence[CellOutcome], best: CellOutcome, unsteered: CellOutcome
-) -> list[Finding]:
-    same = [c for c in select(table, "reasoning", "reasoning") if c.coeff == best.coeff]
-    return [
-        Finding(
-            "it does so comparably to the reasoning-derived one (within a factor of 2 in gain)",
-            0.5 <= _gain(best, unsteered) / _gain(cell, unsteered) <= 2
-            if _gain(cell, unsteered) > 0 and told([best])
-            else None,
-            f"base-derived {_rate(best)}, reasoning-derived {_rate(cell)} at {best.coeff:g}",
-        )
-        for cell in same
-    ]
-
-
-def _against_random(table: Sequence[CellOutcome], best: CellOutcome) -> list[Finding]:
-    drawn = [c for c in table if c.target == "reasoning" and c.source.startswith("random")]
-    if not drawn:
-        return []
-    judged = told([c for c in drawn if c.coeff == best.coeff])
-    count = len({c.source for c in drawn})
-    claim = f"it beats {count} random directions of its length by 4 standard errors"
-    if not judged:
-        return [Finding(claim, None, f"no text of theirs to judge at coefficient {best.coeff:g}")]
-    top = max(judged, key=lambda c: c.backtracking_rate.mean)
-    distance = _distance(best, top)
-    return [
-        Finding(
-            claim,
-            None if math.isnan(distance) else distance >= 4,
-            f"the strongest random direction gives {_rate(top)}: {distance:.1f} standard errors",
-        )
-    ]
-
-
-def _reversed(cell: CellOutcome, unsteered: CellOutcome) -> Finding:
-    before, after = unsteered.backtracking_rate.mean, cell.backtracking_rate.mean
-    return Finding(
-        "with the sign reversed it at least halves backtracking",
-        after <= before / 2 if before > 0 and told([cell]) else None,
-        f"{_rate(unsteered)} → {_rate(cell)} at coefficient {cell.coeff:g}",
-    )
-
-
-def _none_in(table: Sequence[CellOutcome], target: str, text: str, coeff: float) -> Finding:
-    steered = [c for c in table if c.target == target and c.source != "none"]
-    unsteered = select(table, target, "none")[0]
-    judged = told(steered if target == "base" else [c for c in steered if c.coeff == coeff])
-    empty = sum(c.n_empty for c in steered)
-    rows = sum(c.backtracking_rate.n + c.backtracking_rate.n_empty for c in steered)
-    texts = f"{empty} of {rows} texts are empty"
-    if not judged:
-        return Finding(text, None, f"no sentence to judge; {texts}")
-    top = max(judged, key=lambda c: c.backtracking_rate.mean)
-    if target == "base":
-        holds: bool | None = top.backtracking_rate.mean <= 0.001
-        because = (
-            f"{_rate(unsteered)} unsteered, the highest of {len(judged)} cells is {_rate(top)}"
-        )
-    else:
-        distance = _distance(top, unsteered)
-        holds = None if math.isnan(distance) else abs(distance) <= 2
-        because = (
-            f"{_rate(unsteered)} → {_rate(top)} at coefficient {coeff:g}: "
-            f"{distance:+.1f} standard errors"
-        )
-    return Finding(text, holds, f"{because}; {texts}")
-
-
-def told(cells: Sequence[CellOutcome]) -> list[CellOutcome]:
-    """Those with a sentence at all: without one there is no rate."""
-    return [c for c in cells if c.backtracking_rate.n]
-
-
-def _gain(cell: CellOutcome, unsteered: CellOutcome) -> float:
-    return cell.backtracking_rate.mean - unsteered.backtracking_rate.mean
-
-
-def _ratio(cell: CellOutcome, unsteered: CellOutcome) -> str:
-    before = unsteered.backtracking_rate.mean
-    after = cell.backtracking_rate.mean
-    return f"{after / before:.1f}" if before else "∞" if after else "1"
-
-
-def _distance(a: CellOutcome, b: CellOutcome) -> float:
-    """Difference of backtracking rates in standard errors of the difference; NaN if unknown."""
-    spread = math.hypot(a.backtracking_rate.se, b.backtracking_rate.se)
-    difference = a.backtracking_rate.mean - b.backtracking_rate.mean
-    if spread == 0:  # no text differs from another within either cell
-        return math.copysign(math.inf, difference) if difference else 0.0
-    return difference / spread

@@ -1,19 +1,27 @@
-"""The main command: from Hugging Face weights to Figure 3.
+"""The main command: from Hugging Face weights to every figure and the claims table.
 
     python -m experiments.reproduce --out runs/small
+    python -m experiments.reproduce --out runs/small --full
+    python -m experiments.reproduce --out runs/seeds --pairs runs/pairs
 
 By default on the small pair, with `experiments/configs/small.toml`. Each stage is a module and
-leaves a folder under `--out`: `rollouts`, `label`, `derive`, `steer`, `report`. What is there and
-still valid is not made again, and an interrupted run goes on.
+leaves a folder under `--out`. What is there and still valid is not made again, and an interrupted
+run goes on. `--full` adds the figures that take longer. `--pairs` does all of it for every training
+seed in a folder of `weights.train_small`, and sets their verdicts side by side.
 """
 
-import json
+import argparse
+import csv
 import sys
 import time
+from pathlib import Path
 
-from experiments import fig3_steering, report
-from experiments.outcome import VERDICTS
-from experiments.run import Run, command
+from experiments import report
+from experiments.figures import left_out
+from experiments.run import Run, guarded, open_run, stage_parser
+from experiments.seeds import pairs_in, write_seeds
+from experiments.stages import locked
+from weights.command import say_once
 
 
 def reproduce(run: Run) -> None:
@@ -22,17 +30,46 @@ def reproduce(run: Run) -> None:
     for role in run.sources:  # so that damaged weights are found before the first rollout
         run.checkpoint(role)
     folder = report.stage(run)
-    numbers = json.loads((folder / report.NUMBERS).read_text())
     minutes = (time.monotonic() - started) / 60
     print(f"\nDone in {minutes:.1f} minutes. What this run shows:")
-    for finding in numbers["findings"]:
-        print(f"  {VERDICTS[finding['holds']]}: {finding['claim']}\n      {finding['because']}")
-    print(f"Figure:  {folder / fig3_steering.STEM}.png\nReport:  {folder / 'report.md'}")
+    for row in csv.DictReader((folder / "claims.csv").read_text().splitlines()):
+        print(f"  {row['id']:2} {row['verdict']}: {row['claim']}\n       {row['measured']}")
+    if missing := left_out(full=run.full):
+        print(f"Left to --full: {', '.join(figure.title for figure in missing)}")
+    print(f"Figure:  {folder / 'headline.png'}\nReport:  {folder / 'report.md'}")
+
+
+def _work(args: argparse.Namespace) -> None:
+    if args.pairs is None:
+        run = open_run(args.out, args.config, full=args.full)
+        with locked(run.out):
+            reproduce(run)
+        return
+    pairs = pairs_in(args.pairs)
+    runs = {
+        seed: open_run(args.out / seed, args.config, full=args.full, models=models)
+        for seed, models in pairs.items()
+    }
+    for seed, run in runs.items():
+        print(f"\n{seed}:")
+        with locked(run.out):
+            reproduce(run)
+    print(f"Claims over seeds:  {write_seeds(args.out, list(runs))}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return command("reproduce", "From Hugging Face weights to Figure 3.", reproduce, argv)
+    if argv is None:
+        say_once()
+    parser = stage_parser("reproduce", "From Hugging Face weights to every figure.")
+    parser.add_argument("--full", action="store_true", help="also the figures that take longer")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        help="folder with seed0, seed1, … as weights.train_small writes them: all of it for each",
+    )
+    args = parser.parse_args(argv)
+    return guarded(lambda: _work(args))
 
 
 if __name__ == "__main__":

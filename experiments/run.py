@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 
 from experiments.endpoint import read_key
 from experiments.preflight import check_prompts, read_configs
-from experiments.settings import Settings, load_settings
+from experiments.settings import Models, Settings, load_settings
 from experiments.stages import locked, run_stage
 from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint
@@ -21,6 +21,7 @@ from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256
 from jaxsteer.model import Model
 from jaxsteer.packing import pack
+from weights.command import say_once
 from weights.convert import convert
 
 DEFAULT_SETTINGS = Path(__file__).parent / "configs" / "small.toml"
@@ -35,6 +36,8 @@ class Run:
     sources: dict[str, Path]  # role -> Hugging Face folder, or checkpoint of weights.convert
     derive_prompts: list[Prompt]
     evaluate_prompts: list[Prompt]
+    base_prompts: list[Prompt] = field(default_factory=list)  # to evaluate the base model on
+    full: bool = False  # whether the figures that take longer are made, too
     finished: dict[str, Path] = field(default_factory=dict)  # stages seen valid by this process
 
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> Path:
@@ -42,6 +45,10 @@ class Run:
         if name not in self.finished:
             self.finished[name] = run_stage(self.out, name, inputs, work)
         return self.finished[name]
+
+    def prompts_for(self, role: str) -> list[Prompt]:
+        """What a model is evaluated on; the base model may have more."""
+        return self.base_prompts if role == "base" and self.base_prompts else self.evaluate_prompts
 
     def checkpoint(self, role: str) -> Path:
         """A checkpoint of a model: the source itself, or what a first stage converts it to."""
@@ -84,13 +91,35 @@ class Run:
         return checkpoint.load_tokenizer(self.checkpoint(role))
 
 
-def open_run(out: Path, settings_file: Path) -> Run:
+def open_run(
+    out: Path, settings_file: Path, *, full: bool = False, models: Path | None = None
+) -> Run:
     """Read the settings and check everything that they name.
+
+    Args:
+        out: the run's folder.
+        settings_file: TOML.
+        full: whether the figures that take longer are made, too.
+        models: a folder with `base`, `reasoning` and `control`, instead of those of the settings.
 
     Raises:
         FileNotFoundError, ValueError: for whatever would stop the run later.
     """
     settings = load_settings(settings_file)
+    if models is not None:
+        settings = replace(settings, models=_models_in(models, settings.models))
+    return _checked(out, settings, full=full)
+
+
+def _models_in(folder: Path, models: Models) -> Models:
+    """The same roles, from one folder."""
+    control = str(folder / "control") if models.control else None
+    return replace(
+        models, base=str(folder / "base"), reasoning=str(folder / "reasoning"), control=control
+    )
+
+
+def _checked(out: Path, settings: Settings, *, full: bool) -> Run:
     models = settings.models
     named = {"base": models.base, "reasoning": models.reasoning, "control": models.control}
     sources = {role: Path(path) for role, path in named.items() if path is not None}
@@ -102,34 +131,59 @@ def open_run(out: Path, settings_file: Path) -> Run:
     prompts = settings.prompts
     derive = load_prompts(prompts, prompts.derive_split, prompts.derive_limit)
     evaluate = load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit)
-    check_prompts(sources, configs, settings, derive=derive, evaluate=evaluate)
+    more = prompts.base_evaluate_limit or prompts.evaluate_limit
+    for_base = load_prompts(prompts, prompts.evaluate_split, more)
+    longest = max((evaluate, for_base), key=len)
+    check_prompts(sources, configs, settings, derive=derive, evaluate=longest)
     return Run(
         out=out,
         settings=settings,
         sources=sources,
         derive_prompts=derive,
         evaluate_prompts=evaluate,
+        base_prompts=for_base,
+        full=full,
     )
 
 
-def command(
-    module: str, summary: str, work: Callable[[Run], object], argv: list[str] | None = None
-) -> int:
-    """The command line that all stages share; returns the exit code."""
+def stage_parser(module: str, summary: str) -> argparse.ArgumentParser:
+    """The options that all stages share."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{module}", description=summary)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run's results")
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def guarded(work: Callable[[], object]) -> int:
+    """Do the work of a command and return its exit code; what goes wrong is said in one line."""
     try:
-        run = open_run(args.out, args.config)
-        with locked(args.out):
-            work(run)
-    except (ValueError, OSError) as error:
+        work()
+    except (ValueError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def command(
+    module: str, summary: str, work: Callable[[Run], object], argv: list[str] | None = None
+) -> int:
+    """The command line that all stages share; returns the exit code.
+
+    `argv` is for callers in this process. Without it the command is the process, whose threads
+    then keep their own reports of an error to themselves.
+    """
+    if argv is None:
+        say_once()
+    args = stage_parser(module, summary).parse_args(argv)
+
+    def stage() -> None:
+        run = open_run(args.out, args.config)
+        with locked(run.out):
+            work(run)
+
+    return guarded(stage)

@@ -364,13 +364,14 @@ def _check(settings: Settings) -> list[str]:
             " or ".join(COHERENCE),
         ),
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
+        *_map_checks(settings.figure2),
         *_analyses_checks(settings.analyses),
         *_grafting_checks(settings.grafting),
         *_search_checks(settings),
     ]
     if labels.judge:
         checks += judge_checks(labels.judge, "labels.judge.")
-    for name in ("derive_limit", "evaluate_limit"):
+    for name in ("derive_limit", "evaluate_limit", "base_evaluate_limit"):
         limit = getattr(prompts, name)
         checks.append((f"prompts.{name}", limit, limit is None or limit >= 1, "at least 1"))
     for name in ("rollouts", "decoding"):
@@ -384,6 +385,27 @@ def _check(settings: Settings) -> list[str]:
             (f"{name}.rows_per_chunk", rows, rows is None or rows >= 1, "at least 1"),
         ]
     return [f"{name}: got {value!r}, expected {text}" for name, value, ok, text in checks if not ok]
+
+
+def _map_checks(figure2: Map) -> list[tuple[str, Any, bool, str]]:
+    coeff, offsets = figure2.coeff, figure2.offsets
+    either = min(offsets, default=0) < 0 <= max(offsets, default=0)
+    return [
+        (
+            "figure2.offsets",
+            offsets,
+            _distinct(offsets) and either,
+            "distinct numbers, some below 0 and some not",
+        ),
+        ("figure2.layer_stride", figure2.layer_stride, figure2.layer_stride >= 1, "at least 1"),
+        (
+            "figure2.coeff",
+            coeff,
+            coeff is None or bool(coeff and math.isfinite(coeff)),
+            "a finite number but 0",
+        ),
+        ("figure2.prompts", figure2.prompts, figure2.prompts >= 2, "at least 2"),
+    ]
 
 
 def _analyses_checks(analyses: Analyses) -> list[tuple[str, Any, bool, str]]:
@@ -431,7 +453,12 @@ def _search_checks(settings: Settings) -> list[tuple[str, Any, bool, str]]:
             _distinct(layers) and min(layers) >= 0,
             "distinct layers, without the steered one",
         ),
-        ("search.coeff", coeff, coeff is None or coeff in positive, "one of steering.coeffs above 0"),
+        (
+            "search.coeff",
+            coeff,
+            coeff is None or coeff in positive,
+            "one of steering.coeffs above 0",
+        ),
     ]
 
 

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments import derive, label, rollouts, steer
-from experiments.outcome import CellOutcome, outcomes, whole_sentences
-from experiments.report import small_pair_grammar
+from experiments.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
 from experiments.settings import Decoding, Labels
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
 from experiments.text import Prompt, encode_prompts, stop_tokens

@@ -132,7 +132,7 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
         tokenizer = run.prompt_tokenizer(target)
         prompts = encode_prompts(
             tokenizer,
-            run.evaluate_prompts,
+            run.prompts_for(target),
             role=target,
             base_template=settings.prompts.base_template,
             form=form,
@@ -155,7 +155,7 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
             tokenizer,
             target=target,
             cells=cells,
-            prompt_ids=[prompt.id for prompt in run.evaluate_prompts],
+            prompt_ids=[prompt.id for prompt in run.prompts_for(target)],
             prompts=prompts,
             length=bucket(max(map(len, prompts)), step=16),
             stops=run.stop_tokens(target),
@@ -166,7 +166,7 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
     inputs = {
         "model": run.model_print(target),
         "directions": fingerprint(directions),
-        "prompts": [asdict(prompt) for prompt in run.evaluate_prompts],
+        "prompts": [asdict(prompt) for prompt in run.prompts_for(target)],
         "format": form,
         "base_template": settings.prompts.base_template if form == "continuation" else None,
         "steering": asdict(settings.steering),

@@ -5,8 +5,9 @@ never 0, and every estimate leaves such rows out and says how many there were (`
 Independent units are rows, or the groups of rows that share a prompt when `groups` names them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -180,12 +181,7 @@ def bootstrap_interval(
     n = len(tops)
     if not n:
         return float("nan"), float("nan")
-    random = np.random.default_rng(seed)
-    drawn = []
-    for size in _chunks(n_resamples, n):
-        # How often each unit comes up in a resample is multinomial: no index arrays are needed.
-        times = random.multinomial(n, np.full(n, 1 / n), size=size)
-        drawn.append((times @ tops) / (times @ bottoms))
+    drawn = [(times @ tops) / (times @ bottoms) for times in _resamples(n, n_resamples, seed)]
     low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -290,6 +286,25 @@ def _units(
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level: expected a share between 0 and 1, found {level}")
+
+
+def _resamples(n: int, n_resamples: int, seed: int) -> Iterable[Floats]:
+    """How often each of `n` units comes up in each resample, `[*, n]`, in parts of bounded size."""
+    sizes = _chunks(n_resamples, n)
+    if len(sizes) == 1:
+        return (_draw_once(n, n_resamples, seed),)
+    random = np.random.default_rng(seed)
+    return (_draw(random, n, size) for size in sizes)
+
+
+@lru_cache(maxsize=4)  # most of the work, and the same for every measure of a table
+def _draw_once(n: int, n_resamples: int, seed: int) -> Floats:
+    return _draw(np.random.default_rng(seed), n, n_resamples)
+
+
+def _draw(random: np.random.Generator, n: int, size: int) -> Floats:
+    # Counts are multinomial: no index arrays are needed.
+    return random.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
 
 
 def _chunks(total: int, width: int) -> list[int]:

@@ -1,27 +1,26 @@
-"""What a table says: rates with their errors, and findings that hold, do not hold, or are open."""
+"""What a table says: rates with their errors and intervals, by hand."""
 
 import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from experiments.outcome import (
     CellOutcome,
-    Finding,
-    findings,
+    coherent,
+    judged_at,
     outcomes,
     score,
     select,
+    small_pair_grammar,
     sources_of,
     to_csv,
+    with_logprobs,
 )
-from experiments.report import small_pair_grammar
 from jaxsteer.annotate import KEYWORDS, Sentence
-from jaxsteer.metrics import Estimate, PairedDifference
 
 
 def row(text: str, **fields: Any) -> dict[str, Any]:
@@ -163,225 +162,79 @@ def test_csv_has_a_line_a_cell_and_a_column_a_number() -> None:
     assert {"difference.p_value", "coherence.se", "keyword_rate.n", "length"} <= lines[0].keys()
 
 
-# The findings
-
-INDUCES = "the base-derived direction induces"
-COMPARABLE = "it does so comparably"
-RANDOM = "it beats"
-REVERSED = "with the sign reversed"
-IN_BASE = "neither direction induces"
-IN_CONTROL = "the direction does not change"
+# What else a cell says
 
 
-def cell(
-    source: str,
-    coeff: float,
-    rate: float,
-    *,
-    target: str = "reasoning",
-    coherence: float = 0.9,
-    se: float = 0.01,
-    p: float = 0.0001,
-    n: int = 100,
-) -> CellOutcome:
-    """A cell of a made-up table; the unsteered rate is .1 there."""
+def test_intervals_lie_around_their_values_and_shrink_with_the_prompts() -> None:
+    def rate(n: int) -> Any:
+        texts = ["wait . a .", "a . a .", "a . a ."] * n
+        return table_of({("none", 0.0): texts})[0].backtracking_rate
 
-    def estimate(mean: float) -> Estimate:
-        return Estimate(mean, se, n, 0)
+    few, many = rate(4), rate(40)
+    assert few.low < few.mean < few.high
+    assert few.mean == many.mean == pytest.approx(1 / 6)
+    assert 2.5 < (few.high - few.low) / (many.high - many.low) < 4
+    assert (few.n, many.n) == (12, 120)
 
-    return CellOutcome(
-        target=target,
-        source=source,
-        coeff=coeff,
-        length=abs(coeff),
-        keyword_rate=estimate(rate / 5),
-        backtracking_rate=estimate(rate),
-        coherence=estimate(coherence),
-        difference=PairedDifference(rate - 0.1, se, p, n, 0),
-        n_empty=0,
+
+def test_differences_have_an_interval_by_prompt() -> None:
+    texts = {("none", 0.0): ["a ."] * 12, ("base", 1.0): ["wait . a ."] * 9 + ["a ."] * 3}
+    change = table_of(texts)[1].difference
+    assert change.diff == pytest.approx(0.375)
+    assert 0 < change.low < 0.375 < change.high <= 0.5
+    assert change.p_value < 0.01
+
+
+def test_the_share_of_texts_that_backtrack_and_that_are_empty() -> None:
+    cell = table_of({("none", 0.0): ["wait . wait .", "a .", "a .", ""]})[0]
+    assert cell.texts_with.mean == pytest.approx(1 / 3)
+    assert (cell.texts_with.n, cell.n_empty, cell.empty_share) == (3, 1, 0.25)
+
+
+def test_repetition_and_grammar_are_told_whichever_is_coherence() -> None:
+    rows = [row("a b a b a b a b .", prompt="x"), row("therefore 3 plus 4 is 7 .", prompt="y")]
+    with_grammar = outcomes(rows, keywords=KEYWORDS, grammar=small_pair_grammar)[0]
+    without = outcomes(rows, keywords=KEYWORDS, grammar=None)[0]
+    assert with_grammar.coherence == with_grammar.grammar
+    assert with_grammar.grammar.mean == 0.5
+    assert without.coherence.mean == pytest.approx(1 - without.repetition.mean)
+    assert without.repetition == with_grammar.repetition
+    assert math.isnan(without.grammar.mean)
+    assert without.grammar.n == 0
+
+
+def test_perplexity_where_the_unsteered_model_has_read_the_text() -> None:
+    rows = [row("a .", prompt=p) for p in "xyz"]
+    scored = [
+        {**row("", prompt="x"), "logprob_sum": -2.0, "n_tokens": 4},
+        {**row("", prompt="y"), "logprob_sum": -4.0, "n_tokens": 2},
+        {**row("", prompt="z", coeff=9.0), "logprob_sum": -9.0, "n_tokens": 1},
+    ]
+    cell = outcomes(with_logprobs(rows, scored), keywords=KEYWORDS, grammar=None)[0]
+    assert cell.perplexity.mean == pytest.approx(math.exp(1.0))
+    assert (cell.perplexity.n, cell.perplexity.n_empty) == (2, 1)
+    assert cell.perplexity.low <= math.exp(1.0) <= cell.perplexity.high
+    assert math.isnan(outcomes(rows, keywords=KEYWORDS, grammar=None)[0].perplexity.mean)
+
+
+def test_effects_are_judged_at_the_largest_coherent_coefficient() -> None:
+    mixed, broken = "a b c d e .", "a b a b a b a b a b ."
+    table = table_of(
+        {
+            ("none", 0.0): [mixed],
+            ("base", 1.0): [mixed],
+            ("base", 2.0): [mixed],
+            ("base", 3.0): [broken],
+            ("base", -1.0): [mixed],
+            ("reasoning", 3.0): [mixed],
+        }
     )
-
-
-def effect() -> list[CellOutcome]:
-    """The paper's finding: only the reasoning model responds, to either direction."""
-    return [
-        cell("none", 0.0, 0.1),
-        cell("base", -1.0, 0.04),
-        cell("base", 1.0, 0.2),
-        cell("base", 2.0, 0.3),
-        cell("base", 3.0, 0.5, coherence=0.5),
-        cell("reasoning", 2.0, 0.35),
-        cell("random-0", 2.0, 0.12),
-        cell("random-1", 2.0, 0.09),
-        cell("none", 0.0, 0.0, target="base", se=0.0),
-        cell("base", 2.0, 0.0005, target="base", se=0.0004),
-        cell("reasoning", 2.0, 0.0, target="base", se=0.0),
-        cell("none", 0.0, 0.1, target="control"),
-        cell("base", 2.0, 0.11, target="control"),
-    ]
-
-
-def changed(table: list[CellOutcome], at: CellOutcome | int, **fields: Any) -> list[CellOutcome]:
-    return [replace(c, **fields) if i == at else c for i, c in enumerate(table)]
-
-
-def verdict(table: Sequence[CellOutcome], claim: str, margin: float = 0.05) -> bool | None:
-    return finding(table, claim, margin).holds
-
-
-def finding(table: Sequence[CellOutcome], claim: str, margin: float = 0.05) -> Finding:
-    return next(f for f in findings(table, margin=margin) if f.claim.startswith(claim))
-
-
-NOTHING = Estimate(math.nan, math.nan, 0, 100)
-
-
-def test_an_effect_is_found_and_judged_at_the_largest_coherent_coefficient() -> None:
-    found = findings(effect(), margin=0.05)
-    assert [f.holds for f in found] == [True] * 6
-    assert [f.claim.split(" ")[0] for f in found] == ["the", "it", "it", "with", "neither", "the"]
-    assert "at coefficient 2 (× 3.0, paired p = 0.0001, n = 100)" in found[0].because
-    assert "0.1000 ± 0.0100 → 0.3000 ± 0.0100" in found[0].because
-    assert "beats 2 random directions" in found[2].claim
-    assert "gives 0.1200 ± 0.0100: 12.7 standard errors" in found[2].because
-
-
-def test_more_margin_judges_at_a_larger_coefficient() -> None:
-    assert "at coefficient 3" in finding(effect(), INDUCES, margin=0.5).because
-    assert "at coefficient 1 " in finding(effect()[:3], INDUCES).because
-
-
-@pytest.mark.parametrize(
-    ("difference", "expected"),
-    [
-        (PairedDifference(0.2, 0.01, 0.2, 100, 0), False),  # not significant
-        (PairedDifference(-0.2, 0.01, 0.001, 100, 0), False),  # the wrong way
-        (PairedDifference(0.2, 0.01, 0.0078, 8, 92), True),
-        (PairedDifference(0.2, 0.01, 0.0156, 7, 93), None),  # too few to reach p < .01 at all
-        (PairedDifference(math.nan, math.nan, math.nan, 0, 100), None),
-    ],
-)
-def test_induces(difference: PairedDifference, expected: bool | None) -> None:
-    assert verdict(changed(effect(), 3, difference=difference), INDUCES) is expected
-
-
-def test_nothing_is_judged_when_no_coefficient_keeps_coherence() -> None:
-    low = [
-        replace(c, coherence=Estimate(0.1, 0.01, 100, 0)) if c.coeff > 0 else c for c in effect()
-    ]
-    for table in (low, [replace(c, coherence=NOTHING) for c in effect()]):
-        (only,) = findings(table, margin=0.05)
-        assert only.holds is None
-        assert only.claim.startswith(INDUCES)
-        assert "no positive coefficient keeps coherence" in only.because
-
-
-@pytest.mark.parametrize(
-    ("rate", "expected"),
-    # The base-derived gain is .2; that of .1 itself is none.
-    [(0.49, True), (0.51, False), (0.21, True), (0.19, False), (0.1, None), (0.05, None)],
-)
-def test_comparable_within_a_factor_of_two_in_gain(rate: float, expected: bool | None) -> None:
-    table = changed(effect(), 5, backtracking_rate=Estimate(rate, 0.01, 100, 0))
-    assert verdict(table, COMPARABLE) is expected
-
-
-def test_against_random_directions() -> None:
-    def against(rate: float, se: float = 0.01) -> bool | None:
-        n = 0 if math.isnan(rate) else 100
-        table = changed(effect(), 6, backtracking_rate=Estimate(rate, se, n, 100 - n))
-        return verdict(table, RANDOM)
-
-    assert against(0.24) is True  # .06 / .0141 = 4.2
-    assert against(0.25) is False
-    assert against(0.4) is False
-    assert against(math.nan) is True  # the other one is left
-    assert against(0.2, math.nan) is None
-
-
-def test_random_directions_that_cannot_be_compared_leave_the_question_open() -> None:
-    elsewhere = [replace(c, coeff=1.0) if c.source[:6] == "random" else c for c in effect()]
-    empty = [
-        replace(c, backtracking_rate=NOTHING) if c.source[:6] == "random" else c for c in effect()
-    ]
-    assert verdict(elsewhere, RANDOM) is None
-    assert verdict(empty, RANDOM) is None
-    without = [c for c in effect() if c.source[:6] != "random"]
-    assert not any(f.claim.startswith(RANDOM) for f in findings(without, margin=0.05))
-
-
-def test_no_spread_and_no_difference_is_no_distance() -> None:
-    """Rates that are 0 in every text have no standard error: that is not infinitely far."""
-    zero = Estimate(0.0, 0.0, 100, 0)
-    table = [replace(c, backtracking_rate=zero) for c in effect()]
-    assert verdict(table, RANDOM) is False
-    assert verdict(table, IN_CONTROL) is True
-    assert "(× 1," in finding(table, INDUCES).because
-    sure = changed(table, 3, backtracking_rate=Estimate(0.1, 0.0, 100, 0))
-    assert verdict(sure, RANDOM) is True
-    assert "(× ∞," in finding(sure, INDUCES).because
-
-
-@pytest.mark.parametrize(("rate", "expected"), [(0.05, True), (0.051, False), (math.nan, None)])
-def test_reversed_sign(rate: float, expected: bool | None) -> None:
-    n = 0 if math.isnan(rate) else 100
-    table = changed(effect(), 1, backtracking_rate=Estimate(rate, 0.01, n, 100 - n))
-    assert verdict(table, REVERSED) is expected
-
-
-def test_reversed_sign_needs_something_to_halve_and_coherence() -> None:
-    table = changed(effect(), 0, backtracking_rate=Estimate(0.0, 0.0, 100, 0))
-    assert verdict(table, REVERSED) is None
-    low = changed(effect(), 1, coherence=Estimate(0.2, 0.01, 100, 0))
-    assert not any(f.claim.startswith(REVERSED) for f in findings(low, margin=0.05))
-
-
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [
-        ((0.001, 0.0), True),
-        ((0.0011, 0.0), False),
-        ((0.0, 0.2), False),
-        ((math.nan, 0.2), False),  # an empty cell hides no other
-        ((math.nan, 0.0), True),
-        ((math.nan, math.nan), None),  # a base model that writes nothing proves nothing
-    ],
-)
-def test_base_model(rates: tuple[float, float], expected: bool | None) -> None:
-    table = effect()
-    for at, rate in zip((9, 10), rates, strict=True):
-        n = 0 if math.isnan(rate) else 100
-        table = changed(table, at, backtracking_rate=Estimate(rate, 0.01, n, 100 - n), n_empty=7)
-    found = finding(table, IN_BASE)
-    assert found.holds is expected
-    assert "14 of 200 texts are empty" in found.because
-
-
-def test_base_model_is_judged_by_its_highest_cell_at_any_coefficient() -> None:
-    high = cell("base", 3.0, 0.2, target="base")
-    found = finding([*effect(), high], IN_BASE)
-    assert found.holds is False
-    assert "the highest of 3 cells is 0.2000 ± 0.0100" in found.because
-
-
-@pytest.mark.parametrize(
-    ("rate", "expected"), [(0.12, True), (0.129, False), (0.07, False), (math.nan, None)]
-)
-def test_control(rate: float, expected: bool | None) -> None:
-    n = 0 if math.isnan(rate) else 100
-    table = changed(effect(), 12, backtracking_rate=Estimate(rate, 0.01, n, 100 - n))
-    assert verdict(table, IN_CONTROL) is expected
-
-
-def test_one_text_has_no_error_so_the_control_cannot_be_told() -> None:
-    one = changed(effect(), 12, backtracking_rate=Estimate(0.11, math.nan, 1, 0))
-    assert verdict(one, IN_CONTROL) is None
-
-
-def test_targets_that_were_not_run_are_not_judged() -> None:
-    table = [c for c in effect() if c.target == "reasoning"]
-    claims = [f.claim for f in findings(table, margin=0.05)]
-    assert not any(c.startswith((IN_BASE, IN_CONTROL)) for c in claims)
+    assert judged_at(table, 0.05) == 2.0
+    assert judged_at(table, 0.9) == 3.0
+    assert [(c.source, c.coeff) for c in coherent(table, "reasoning", 0.05)] == [
+        ("base", 1.0), ("base", 2.0), ("base", -1.0), ("reasoning", 3.0),
+    ]  # fmt: skip
+    assert judged_at([c for c in table if c.coeff <= 0], 0.05) is None
 
 
 def test_small_pair_grammar_counts_the_sentences_that_fit() -> None:

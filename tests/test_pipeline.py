@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from pipeline_helpers import Finished, change, files_under
 
 from experiments import derive, label, rollouts, steer
+from experiments.figures import chosen
 from experiments.reproduce import main
 from experiments.run import Run, command, open_run
 from experiments.stages import locked
@@ -30,6 +32,7 @@ from jaxsteer.vectors import load_directions
 ROOT = Path(__file__).parent.parent
 STAGES = ("model-base", "model-reasoning", "model-control", "rollouts", "labels", "directions")
 SWEEPS = ("sweep-base", "sweep-reasoning", "sweep-control")
+FIGURES = tuple(figure.name for figure in chosen(full=False))
 
 
 @pytest.fixture
@@ -56,17 +59,34 @@ def rows_by_key(file: Path) -> dict[tuple, dict[str, Any]]:
 
 def test_a_run_leaves_every_file_and_says_where_they_are(finished: Finished) -> None:
     out = finished.out
-    assert {f.name for f in out.iterdir()} == {*STAGES, *SWEEPS, "report", ".lock"}
+    assert {f.name for f in out.iterdir()} >= {*STAGES, *SWEEPS, *FIGURES, "report", ".lock"}
     names = {f.name for f in (out / "report").iterdir()}
-    assert names == {
-        "figure3.png", "figure3.svg", "figure3.csv", "figure3.json", "report.md", "stage.json",
-    }  # fmt: skip
-    assert (out / "report/figure3.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (out / "report/figure3.svg").read_bytes()
-    *_, figure, report = finished.printed.splitlines()
-    assert figure == f"Figure:  {out}/report/figure3.png"
+    assert names >= {"report.md", "claims.csv", "claims.json", "stage.json"}
+    text = (out / "report/report.md").read_text()
+    for figure in FIGURES:
+        assert names >= {f"{figure}.{ending}" for ending in ("png", "svg", "csv", "json")}
+        assert (out / f"report/{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (out / f"report/{figure}.svg").read_bytes()
+        assert f"({figure}.png)" in text
+    *_, picture, report = finished.printed.splitlines()
+    assert picture == f"Figure:  {out}/report/headline.png"
     assert report == f"Report:  {out}/report/report.md"
     assert "What this run shows:" in finished.printed
+    assert "Left to --full: Figure 2" in finished.printed
+    assert "Left to `--full`: Figure 2" in text
+
+
+def test_the_report_ends_in_the_claims_table(finished: Finished) -> None:
+    folder = finished.out / "report"
+    rows = json.loads((folder / "claims.json").read_text())
+    assert [row["id"] for row in rows][:8] == [f"C{i}" for i in range(1, 9)]
+    assert rows[0]["verdict"] == "not in this run"
+    text = (folder / "report.md").read_text()
+    _, table = text.split("## Claims")
+    for row in rows:
+        line = f"| {row['id']} | {row['claim']} | {row['paper']} | {row['measured']} "
+        assert f"{line}| **{row['verdict']}** |" in table
+        assert row["measured"] in finished.printed
 
 
 def test_the_numbers_are_those_of_every_cell(finished: Finished) -> None:
@@ -75,7 +95,8 @@ def test_the_numbers_are_those_of_every_cell(finished: Finished) -> None:
     cells = {(line["target"], line["source"], float(line["coeff"])) for line in lines}
     both = {(s, c) for s in ("base", "reasoning") for c in (-0.5, 0.5, 1.0)} | {("none", 0.0)}
     expected = {("base", *cell) for cell in both} | {("reasoning", *cell) for cell in both}
-    expected |= {("reasoning", f"random-{i}", 0.5) for i in range(2)}
+    baselines = ("mean", "noise", "self", "random-0", "random-1")
+    expected |= {("reasoning", name, 0.5) for name in baselines}
     expected |= {("control", s, c) for s, c in both if s != "reasoning"}
     assert cells == expected
     assert len(lines) == len(expected)
@@ -86,7 +107,7 @@ def test_the_numbers_are_those_of_every_cell(finished: Finished) -> None:
     numbers = json.loads((folder / "figure3.json").read_text(), parse_constant=refuse)
     assert len(numbers["cells"]) == len(lines)
     report = (folder / "report.md").read_text()
-    assert all(finding["because"] in report for finding in numbers["findings"])
+    assert all(f"{cell['backtracking_rate']['mean']:.3f}" in report for cell in numbers["cells"])
     counts = json.loads((finished.out / "labels/counts.json").read_text())
     assert 0 < counts["backtracking"] < counts["sentences"]
 
@@ -171,7 +192,7 @@ def test_a_second_run_skips_everything(
     assert reproduce(finished.out, finished.settings) == 0
     printed = capsys.readouterr().out
     assert made(printed) == set()
-    assert printed.count("unchanged, skipped") == len(STAGES + SWEEPS) + 1
+    assert printed.count("unchanged, skipped") >= len(STAGES + SWEEPS + FIGURES) + 1
     assert printed.splitlines()[-2:] == finished.printed.splitlines()[-2:]
     assert files_under(finished.out) == before
 
@@ -189,18 +210,22 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         "label": {"labels"},
         "derive": {"model-base", "directions"},
         "steer": {*SWEEPS, "model-control"},
-        "report": {"report"},
+        "fig3_steering": {"figure3"},
+        "headline": {"headline"},
+        "report": {"report", *FIGURES} - {"figure3", "headline"},
         "reproduce": set(),
     }
     for module, stages in expected.items():
         argv = ["x", "--out", str(out), "--config", str(finished.settings)]
+        for module_with_hooks, hook in ((threading, "excepthook"), (sys, "unraisablehook")):
+            monkeypatch.setattr(module_with_hooks, hook, getattr(module_with_hooks, hook))
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.delitem(sys.modules, f"experiments.{module}")  # as a fresh interpreter
         with pytest.raises(SystemExit) as exited:
             runpy.run_module(f"experiments.{module}", run_name="__main__")
         assert exited.value.code == 0
         assert made(capsys.readouterr().out) == stages
-    for folder in ("rollouts", "labels", *SWEEPS, "report"):
+    for folder in ("rollouts", "labels", *SWEEPS, *FIGURES, "report"):
         one, other = files_under(finished.out / folder), files_under(out / folder)
         for files in (one, other):
             del files["stage.json"]  # says how long it took
@@ -215,8 +240,14 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
 @pytest.mark.parametrize(
     ("sections", "redone"),
     [
-        ({"report": {"coherence": "repetition", "margin": 0.1}}, {"report"}),
-        ({"labels": {"keywords": ["school", "wait"]}}, {"labels", "directions", *SWEEPS, "report"}),
+        (
+            {"report": {"coherence": "repetition", "margin": 0.1}},
+            {"figure3", "headline", "report"},
+        ),
+        (
+            {"labels": {"keywords": ["school", "wait"]}},
+            {"labels", "directions", *SWEEPS, *FIGURES, "report"},
+        ),
     ],
 )
 def test_a_change_redoes_what_depends_on_it_and_keeps_the_older_results(

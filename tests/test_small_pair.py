@@ -11,12 +11,11 @@ import pytest
 from pipeline_helpers import write_tiny_pair
 
 from experiments import rollouts, small_pair
-from experiments.outcome import CellOutcome
+from experiments.outcome import CellOutcome, Measured, Paired
 from experiments.small_pair import Plan, judge, main, natural_rates
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
 from jaxsteer import sweep_file
 from jaxsteer.annotate import split_sentences
-from jaxsteer.metrics import Estimate, PairedDifference
 from jaxsteer.sweep import CellResult
 from jaxsteer.tokens import TokenBatch
 from weights.small_parser import parse_sentence
@@ -27,16 +26,25 @@ def cell(
     source: str, coeff: float, rate: float, *, coherence: float = 0.95, se: float = 0.002
 ) -> CellOutcome:
     n = 0 if math.isnan(rate) else 100
+
+    def about(mean: float) -> Measured:
+        return Measured(mean, se, mean - 2 * se, mean + 2 * se, n, 0)
+
     return CellOutcome(
         target="",
         source=source,
         coeff=coeff,
         length=abs(coeff),
-        keyword_rate=Estimate(rate, se, n, 0),
-        backtracking_rate=Estimate(rate, se, n, 0),
-        coherence=Estimate(coherence, se, n, 0),
-        difference=PairedDifference(0.0, se, 1.0, n, 0),
+        keyword_rate=about(rate),
+        backtracking_rate=about(rate),
+        texts_with=about(rate),
+        coherence=about(coherence),
+        repetition=about(0.0),
+        grammar=about(coherence),
+        perplexity=about(2.0),
+        difference=Paired(0.0, se, 1.0, -se, se, n, 0),
         n_empty=0,
+        empty_share=0.0,
     )
 
 
