@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments.run import Run, command
 from experiments.settings import Decoding
 from experiments.text import Prompt, decode, default_form, encode_prompts
+from jaxsteer import hosts, preemption
 from jaxsteer.jsonl import append_rows, recover_rows, sort_rows
 from jaxsteer.memory import rows_that_fit
 from jaxsteer.model import Model
@@ -37,7 +38,8 @@ def write_rollouts(
 
     A row: `id`, `format` (of the prompt), `prompt` (as rendered), `text` (the trace), `tokens` (how
     many were generated), `stopped` (False if it was cut at the maximum). Rows are written as they
-    finish, and put into the order of the prompts when all are there.
+    finish, and put into the order of the prompts when all are there. SIGTERM stops it behind the
+    next trace that finishes.
     """
     file = folder / FILE
     ids = encode_prompts(
@@ -45,19 +47,27 @@ def write_rollouts(
     )
     written = {row["id"] for row in recover_rows(file)}
     left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
-    bar = tqdm(total=len(prompts), initial=len(written), desc="rollouts", unit="trace")
-    for index, tokens in _traces(model, ids, left, stops=stops, decoding=decoding):
-        row = {
-            "id": prompts[index].id,
-            "format": form or default_form("reasoning"),
-            "prompt": tokenizer.decode(ids[index], clean_up_tokenization_spaces=False),
-            "text": decode(tokenizer, ids[index], tokens, stops),
-            "tokens": len(tokens),
-            "stopped": bool(tokens) and tokens[-1] in stops,
-        }
-        append_rows(file, [row])
-        bar.update()
-    bar.close()
+    bar = tqdm(
+        total=len(prompts),
+        initial=len(written),
+        desc="rollouts",
+        unit="trace",
+        disable=not hosts.is_writer(),
+    )
+    with preemption.deferred(), bar:
+        for index, tokens in _traces(model, ids, left, stops=stops, decoding=decoding):
+            row = {
+                "id": prompts[index].id,
+                "format": form or default_form("reasoning"),
+                "prompt": tokenizer.decode(ids[index], clean_up_tokenization_spaces=False),
+                "text": decode(tokenizer, ids[index], tokens, stops),
+                "tokens": len(tokens),
+                "stopped": bool(tokens) and tokens[-1] in stops,
+            }
+            append_rows(file, [row])
+            bar.update()
+            written.add(row["id"])
+            preemption.stop_if_asked(f"{len(written)} of {len(prompts)} traces are in {file}")
     order = {prompt.id: i for i, prompt in enumerate(prompts)}
     sort_rows(file, key=lambda row: order[row["id"]])
 

@@ -5,23 +5,30 @@ runs/small/rollouts/            made by one stage, read by the next
     stage.json                  what went in, what came out (hashes), how long it took
 runs/small/.rollouts.partial/   a stage at work; a kill leaves it, the next run goes on in it
 runs/small/superseded/          results of other settings, moved here and never deleted
+
+On many hosts `runs/small` is on a disk that all of them share. The first process decides what has
+to be made, and what it writes is the stage; the others do the same work in folders of their own,
+which are thrown away, so that nothing is written twice.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jaxsteer
-from jaxsteer import jsonl
+from jaxsteer import hosts, jsonl, preemption
 from jaxsteer.files import sha256, write_atomic
 
 _RECORD = "stage.json"
+_SEEN_WITHIN = 60.0  # seconds in which every host sees what one wrote to the shared disk
 
 
 @contextmanager
@@ -31,8 +38,14 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         FileExistsError: if another process works in it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with jsonl.locked(out / ".lock", busy=f"{out}: another process is working in this folder"):
+
+    def hold() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        busy = f"{out}: another process is working in this folder"
+        held.enter_context(jsonl.locked(out / ".lock", busy=busy))
+
+    with ExitStack() as held:
+        hosts.from_writer(hold)
         yield
 
 
@@ -42,6 +55,7 @@ def run_stage(
     inputs: dict[str, Any],
     work: Callable[[Path], None],
     *,
+    alone: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """The folder `out/name`, made by `work(folder)` unless it was made from the same inputs.
@@ -53,14 +67,40 @@ def run_stage(
             stages before.
         work: writes the stage's files into the folder that it is given. After a kill it is called
             again with the same folder, and goes on with what it finds there.
+        alone: on many hosts, whether the first process does the work and the others wait: for work
+            without a model.
         say: where progress goes.
     """
     folder, partial = out / name, out / f".{name}.partial"
     inputs = json.loads(json.dumps({**inputs, "jaxsteer": jaxsteer.__version__}))
+    preemption.stop_if_asked(f"before {name}")
+    there = hosts.from_writer(lambda: _begin(folder, partial, inputs, say))
+    if there is not None:
+        started = time.monotonic()
+        try:
+            if alone:
+                hosts.from_writer(lambda: work(partial))
+            else:
+                with _folder_of_this_process(partial, there) as here:
+                    work(here)
+        except Exception:
+            if hosts.is_writer() and not _outputs(partial):  # nothing to go on with
+                shutil.rmtree(partial)
+            raise
+        hosts.from_writer(lambda: _finish(folder, partial, inputs, started, say))
+    _wait_until(lambda: _record(folder).get("inputs") == inputs, folder)
+    return folder
+
+
+def _begin(
+    folder: Path, partial: Path, inputs: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, str] | None:
+    """What the other hosts need to go on, hashes by name; None if the stage is there already."""
+    name, out = folder.name, folder.parent
     made = _record(folder)
     if made.get("inputs") == inputs and made.get("outputs") == _outputs(folder):
         say(f"[{name}] unchanged, skipped")
-        return folder
+        return None
     _set_aside(folder, out)
     if _record(partial).get("inputs") != inputs:
         _set_aside(partial, out)
@@ -71,13 +111,16 @@ def run_stage(
         for file in partial.glob(".*"):  # what a kill in the middle of `write_atomic` left
             if file.is_file():
                 file.unlink()
-    started = time.monotonic()
-    try:
-        work(partial)
-    except Exception:
-        if not _outputs(partial):  # nothing to go on with
-            shutil.rmtree(partial)
-        raise
+    return _outputs(partial) if hosts.several() else {}
+
+
+def _finish(
+    folder: Path,
+    partial: Path,
+    inputs: dict[str, Any],
+    started: float,
+    say: Callable[[str], None],
+) -> None:
     record = {
         "inputs": inputs,
         "outputs": _outputs(partial),
@@ -85,8 +128,50 @@ def run_stage(
     }
     write_atomic(partial / _RECORD, json.dumps(record, indent=1).encode())
     os.replace(partial, folder)
-    say(f"[{name}] done in {record['seconds']} s")
-    return folder
+    say(f"[{folder.name}] done in {record['seconds']} s")
+
+
+@contextmanager
+def _folder_of_this_process(partial: Path, there: dict[str, str]) -> Iterator[Path]:
+    """The stage's folder; for other processes than the first one of their own, with a copy."""
+    if hosts.is_writer():
+        hosts.barrier(f"copied {partial}")
+        yield partial
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / partial.name
+        own.mkdir()
+        for name in there:
+            (own / name).parent.mkdir(parents=True, exist_ok=True)
+            _wait_until(
+                functools.partial(_copied, partial / name, own / name, there[name]), partial
+            )
+        hosts.barrier(f"copied {partial}")
+        yield own
+
+
+def _copied(file: Path, to: Path, digest: str) -> bool:
+    try:
+        shutil.copyfile(file, to)
+    except FileNotFoundError:
+        return False
+    return sha256(to) == digest
+
+
+def _wait_until(seen: Callable[[], bool], folder: Path) -> None:
+    """Wait for what another host has written.
+
+    Raises:
+        FileNotFoundError: if this one does not see it in time.
+    """
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while hosts.several() and not seen():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"{folder}: process {hosts.index()} does not see what the first one wrote there; "
+                "expected a disk that all hosts share"
+            )
+        time.sleep(0.2)
 
 
 def fingerprint(folder: Path) -> str:

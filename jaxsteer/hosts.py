@@ -15,6 +15,7 @@ With a single process everything here does nothing but what it says.
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _KINDS: dict[str, type[BaseException]] = {
 }
 # How the errors of XLA begin that a lost process can be the cause of.
 _STATUS = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED")
+_LAST_WORDS = 2.0  # seconds
 _LEAST_BYTES = 1 << 10  # of a broadcast: sizes are powers of two, so that few programs compile
 
 
@@ -90,7 +92,12 @@ def several() -> bool:
 
 def is_writer() -> bool:
     """Whether this is the process that writes files."""
-    return not several() or jax.process_index() == 0
+    return index() == 0
+
+
+def index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index() if several() else 0
 
 
 def leave(code: int) -> None:
@@ -98,6 +105,8 @@ def leave(code: int) -> None:
     if several():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_writer():  # without it the others are ended from below: let them say why first
+            time.sleep(_LAST_WORDS)
         os._exit(code)
 
 
