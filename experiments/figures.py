@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import fig2_offset_layer, fig3_steering, headline
+from experiments import appendix_c, fig2_offset_layer, fig3_steering, headline
 from experiments.run import Run
+from experiments.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Figure:
     stage: Callable[[Run], Path]
     caption: str
     full: bool = False  # whether it is made with --full only
+    applies: Callable[[Settings], bool] = lambda settings: True
 
 
 FIGURES = (
@@ -42,14 +44,21 @@ FIGURES = (
         "Keywords per word (Eq. 1), backtracking sentences per sentence and coherence against the "
         "coefficient.",
     ),
+    Figure(
+        "appendix-c",
+        "Appendix C: the keywords as a judge",
+        appendix_c.stage,
+        "The keyword judge against a better one, sentence by sentence, with intervals over texts.",
+        applies=appendix_c.has_better_judge,
+    ),
 )
 
 
-def chosen(*, full: bool) -> list[Figure]:
+def chosen(run: Run) -> list[Figure]:
     """Those that a run makes."""
-    return [figure for figure in FIGURES if full or not figure.full]
+    return [f for f in FIGURES if (run.full or not f.full) and f.applies(run.settings)]
 
 
-def left_out(*, full: bool) -> list[Figure]:
+def left_out(run: Run) -> list[Figure]:
     """Those that it leaves to `--full`."""
-    return [figure for figure in FIGURES if figure.full and not full]
+    return [f for f in FIGURES if f.full and not run.full and f.applies(run.settings)]

@@ -69,7 +69,7 @@ def stage(run: Run) -> Path:
     """The folder with every figure, `claims.{csv,json}` and `report.md`."""
     table, inputs = sweep_table(run)
     directions = derive.stage(run)
-    figures = {figure.name: figure.stage(run) for figure in chosen(full=run.full)}
+    figures = {figure.name: figure.stage(run) for figure in chosen(run)}
 
     def work(folder: Path) -> None:
         for source in figures.values():
@@ -80,7 +80,7 @@ def stage(run: Run) -> Path:
         write_atomic(folder / "claims.csv", to_csv(found).encode())
         frame.write_json(folder / "claims.json", [asdict(claim) for claim in found])
         facts = json.loads((directions / derive.FACTS).read_text())
-        text = markdown(found, table, facts, run.settings, folder, full=run.full)
+        text = markdown(found, table, facts, run, folder)
         write_atomic(folder / "report.md", text.encode())
 
     return run.stage(

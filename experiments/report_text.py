@@ -11,6 +11,7 @@ from experiments import rules
 from experiments.claims import Claim
 from experiments.figures import Figure, chosen, left_out
 from experiments.outcome import CellOutcome, Measured, judged_at, select, sources_of
+from experiments.run import Run
 from experiments.settings import Settings
 from experiments.sweep_table import SweepTable
 
@@ -21,19 +22,18 @@ def markdown(
     found: Sequence[Claim],
     table: SweepTable,
     facts: dict[str, Any],
-    settings: Settings,
+    run: Run,
     folder: Path,
-    *,
-    full: bool,
 ) -> str:
     """The report of a run, whose figures lie in `folder`."""
+    settings = run.settings
     lines = ["# Steering backtracking", ""]
-    for figure in chosen(full=full):
+    for figure in chosen(run):
         lines += [*_figure(figure, folder), ""]
         if figure.name == "figure3":
             lines += [*_cells(table.cells), ""]
     lines += ["## The direction", "", _direction(facts, settings), ""]
-    if missing := left_out(full=full):
+    if missing := left_out(run):
         names = "; ".join(figure.title for figure in missing)
         lines += [f"Left to `--full`: {names}.", ""]
     lines += ["## How it was judged", "", *_judging(table.cells, settings), ""]

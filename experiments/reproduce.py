@@ -7,7 +7,8 @@
 By default on the small pair, with `experiments/configs/small.toml`. Each stage is a module and
 leaves a folder under `--out`. What is there and still valid is not made again, and an interrupted
 run goes on. `--full` adds the figures that take longer. `--pairs` does all of it for every training
-seed in a folder of `weights.train_small`, and sets their verdicts side by side.
+seed in a folder of `weights.train_small`, and sets their verdicts side by side. `--mesh` and
+`--hosts` are in `machines`.
 """
 
 import argparse
@@ -16,11 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+
 from experiments import report
 from experiments.figures import left_out
+from experiments.machines import together
 from experiments.run import Run, guarded, open_run, stage_parser
 from experiments.seeds import pairs_in, write_seeds
 from experiments.stages import locked
+from jaxsteer import hosts
 from weights.command import say_once
 
 
@@ -34,27 +39,28 @@ def reproduce(run: Run) -> None:
     print(f"\nDone in {minutes:.1f} minutes. What this run shows:")
     for row in csv.DictReader((folder / "claims.csv").read_text().splitlines()):
         print(f"  {row['id']:2} {row['verdict']}: {row['claim']}\n       {row['measured']}")
-    if missing := left_out(full=run.full):
+    if missing := left_out(run):
         print(f"Left to --full: {', '.join(figure.title for figure in missing)}")
     print(f"Figure:  {folder / 'headline.png'}\nReport:  {folder / 'report.md'}")
 
 
-def _work(args: argparse.Namespace) -> None:
+def _work(args: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> None:
     if args.pairs is None:
-        run = open_run(args.out, args.config, full=args.full)
+        run = open_run(args.out, args.config, full=args.full, mesh=mesh)
         with locked(run.out):
             reproduce(run)
         return
     pairs = pairs_in(args.pairs)
     runs = {
-        seed: open_run(args.out / seed, args.config, full=args.full, models=models)
+        seed: open_run(args.out / seed, args.config, full=args.full, models=models, mesh=mesh)
         for seed, models in pairs.items()
     }
     for seed, run in runs.items():
         print(f"\n{seed}:")
         with locked(run.out):
             reproduce(run)
-    print(f"Claims over seeds:  {write_seeds(args.out, list(runs))}")
+    found = hosts.from_writer(lambda: str(write_seeds(args.out, list(runs))))
+    print(f"Claims over seeds:  {found}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +75,12 @@ def main(argv: list[str] | None = None) -> int:
         help="folder with seed0, seed1, … as weights.train_small writes them: all of it for each",
     )
     args = parser.parse_args(argv)
-    return guarded(lambda: _work(args))
+
+    def work() -> None:
+        with together(args) as mesh:
+            _work(args, mesh)
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 from pipeline_helpers import Finished, change, files_under
 
-from experiments import derive, label, rollouts, steer
-from experiments.figures import chosen
+from experiments import derive, figures, label, rollouts, steer
 from experiments.reproduce import main
 from experiments.run import Run, command, open_run
 from experiments.stages import locked
@@ -32,7 +31,7 @@ from jaxsteer.vectors import load_directions
 ROOT = Path(__file__).parent.parent
 STAGES = ("model-base", "model-reasoning", "model-control", "rollouts", "labels", "directions")
 SWEEPS = ("sweep-base", "sweep-reasoning", "sweep-control")
-FIGURES = tuple(figure.name for figure in chosen(full=False))
+FIGURES = tuple(figure.name for figure in figures.FIGURES if not figure.full)
 
 
 @pytest.fixture
