@@ -1,4 +1,18 @@
-"""Stage 3: activations of both models over the same traces, and the directions of Eq. 3."""
+"""Stage 3: activations of both models over the same traces, and the directions of Eq. 3.
+
+`directions.safetensors` has, for each model (`base`, `reasoning`) and every layer:
+
+    {model}.{layer}.union               Eq. 3 for backtracking, the mean over the window
+    {model}.{layer}.offset.{offset}     the same at one offset of the pass
+    {model}.{layer}.against_rest        mean(D+) - mean(D-) instead, the mean over the window
+    {model}.{layer}.{behaviour}.union   Eq. 3 for another behaviour, with `MIN_SENTENCES` of it
+    {model}.{layer}.mean                mean activation over D, the mean over the window
+
+A sentence counts at an offset only where that is neither in the prompt nor behind the text.
+`directions.json` has what is known of them: `count_by_offset` and `left_out_by_offset` by label,
+cosines, lengths, standard errors (Euclidean length, over the coordinates) and split-half
+reliability, whose halves are every second trace; by layer and offset, null where a half has none.
+"""
 
 import json
 import sys
@@ -8,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import jaxsteer
 from experiments import label, rollouts
@@ -16,18 +29,22 @@ from experiments.formats import unseen_tokens
 from experiments.run import Run, command
 from experiments.settings import Direction
 from experiments.stages import fingerprint
-from jaxsteer import directions as dirs
+from jaxsteer import moments as stats
+from jaxsteer.activations import Trace, activation_moments, equal_rows
 from jaxsteer.annotate import Sentence, token_spans
-from jaxsteer.directions import Sums, Trace
 from jaxsteer.files import write_atomic
 from jaxsteer.jsonl import read_rows
+from jaxsteer.labels import OTHER
 from jaxsteer.model import Model
+from jaxsteer.moments import Moments, cosines
 from jaxsteer.tokens import bucket
 from jaxsteer.vectors import Direction as SavedDirection
-from jaxsteer.vectors import cosine, save_directions
+from jaxsteer.vectors import save_directions
 
 FILE = "directions.safetensors"
 FACTS = "directions.json"
+BACKTRACKING = "backtracking"
+MIN_SENTENCES = 10  # of another behaviour, at every offset of the window
 
 
 def read_traces(tokenizer: Any, traces_file: Path, sentences_file: Path) -> list[Trace]:
@@ -36,7 +53,7 @@ def read_traces(tokenizer: Any, traces_file: Path, sentences_file: Path) -> list
     Tokens come from the tokenizer's own offset mapping, so a sentence starts at the token that
     holds its first character, whatever tokens the model chose when it wrote the text.
     """
-    marks = {row["id"]: row["sentences"] for row in read_rows(sentences_file)}
+    marks = {row["id"]: row for row in read_rows(sentences_file)}
     traces = []
     for row in read_rows(traces_file):
         whole = row["prompt"] + row["text"]
@@ -44,7 +61,7 @@ def read_traces(tokenizer: Any, traces_file: Path, sentences_file: Path) -> list
         encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         sentences = [
             Sentence(behind + start, behind + stop, whole[behind + start : behind + stop])
-            for start, stop, _ in marks[row["id"]]
+            for start, stop, _ in marks[row["id"]]["sentences"]
         ]
         spans = token_spans(encoded["offset_mapping"], sentences)
         prompt_length = sum(1 for _, stop in encoded["offset_mapping"] if stop <= behind)
@@ -53,82 +70,92 @@ def read_traces(tokenizer: Any, traces_file: Path, sentences_file: Path) -> list
                 tokens=encoded["input_ids"],
                 prompt_length=prompt_length,
                 starts=[first for first, _ in spans],
-                positive=[positive for _, _, positive in marks[row["id"]]],
+                labels=marks[row["id"]]["labels"],
             )
         )
     return traces
 
 
-def sums_over(
+def moments_of_halves(
     model: Model,
     traces: Sequence[Trace],
     *,
     offsets: Sequence[int],
     site: str,
-    rows: int = 32,
     name: str = "activations",
-) -> Sums:
-    """Sums at the offsets over all traces, in batches of one shape."""
+) -> list[Moments]:
+    """Moments of every second trace, from the first and from the second (if there is one).
+
+    Labels are those that occur, backtracking first.
+    """
+    found = {label for trace in traces for label in trace.labels} - {BACKTRACKING}
+    halves = [traces[half::2] for half in range(min(2, len(traces)))]
     length = bucket(max(len(trace.tokens) for trace in traces))
-    empty = Trace(tokens=traces[0].tokens[:1], prompt_length=1, starts=[], positive=[])
-    parts = []
-    for first in tqdm(range(0, len(traces), rows), desc=name, unit="batch"):
-        batch = [*traces[first : first + rows]]
-        batch += [empty] * (rows - len(batch))
-        parts.append(dirs.activation_sums(model, batch, offsets=offsets, site=site, length=length))
-    return dirs.total_sums(parts)
-
-
-def sums_of_halves(
-    model: Model, traces: Sequence[Trace], *, offsets: Sequence[int], site: str, name: str
-) -> list[Sums]:
-    """Sums over every second trace, from the first and from the second."""
     return [
-        sums_over(model, traces[half::2], offsets=offsets, site=site, name=f"{name}, {half + 1}/2")
-        for half in range(2)
+        activation_moments(
+            model,
+            half,
+            labels=(BACKTRACKING, *sorted(found)),
+            offsets=offsets,
+            site=site,
+            rows=equal_rows(model, len(halves[0]), length),
+            length=length,
+            progress=f"{name}, {i}/{len(halves)}",
+        )
+        for i, half in enumerate(halves, start=1)
     ]
 
 
 def write_directions(
     folder: Path,
-    halves: dict[str, list[Sums]],
+    halves: dict[str, list[Moments]],
     *,
     direction: Direction,
-    offsets: Sequence[int],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write `directions.safetensors` and what is known of them in `directions.json`.
+    """Write `directions.safetensors` and `directions.json`; returns what is in the latter.
 
-    Names, for every layer: `{model}.{layer}.union`, the mean over the window;
-    `{model}.{layer}.offset.{offset}` for every offset with a backtracking sentence;
-    `{model}.{layer}.mean`, the mean activation over the window's positions. `halves` are the sums
-    at `offsets` over each half of the traces, by model.
+    Args:
+        folder: where to.
+        halves: moments of both halves of the traces, by model.
+        direction: the window, the site and the layer that will be steered.
+        provenance: of every direction; what differs between them is added.
     """
-    sums = {role: dirs.total_sums(parts) for role, parts in halves.items()}
+    whole = {role: stats.add_up(parts) for role, parts in halves.items()}
+    window = {role: one.at(direction.offsets) for role, one in whole.items()}
+    behaviours = _behaviours(window["base"])
     saved = [
         item
-        for role, one in sums.items()
-        for item in _of_model(role, one, direction, offsets, provenance)
+        for role in whole
+        for item in _of_model(role, whole[role], window[role], behaviours, direction, provenance)
     ]
     save_directions(folder / FILE, saved)
-    window = {role: _window(one, direction, offsets) for role, one in sums.items()}
-    by_offset = {role: _by_offset(one) for role, one in sums.items()}
-    unions = {role: dirs.window_direction(one) for role, one in window.items()}
+    by_offset = {role: stats.difference_of_means(m, BACKTRACKING) for role, m in whole.items()}
+    union = {role: stats.window_direction(m, BACKTRACKING) for role, m in window.items()}
+    base = whole["base"]
     facts = {
         "direction": asdict(direction),
-        "offsets": list(offsets),
-        "behaviours": ["backtracking"],
-        "residual_norm": {role: dirs.residual_norm(one).tolist() for role, one in window.items()},
-        "norm": {role: [float(np.linalg.norm(v)) for v in one] for role, one in unions.items()},
-        "cosine": [cosine(a, b) for a, b in zip(unions["base"], unions["reasoning"], strict=True)],
-        "cosine_map": _cosines(by_offset["base"], by_offset["reasoning"]),
-        "reliability": {
-            role: _cosines(*(_by_offset(part) for part in parts)) for role, parts in halves.items()
+        "offsets": list(base.offsets),
+        "behaviours": list(behaviours),
+        "residual_norm": {role: _listed(stats.residual_norm(m)) for role, m in window.items()},
+        "norm": {role: _lengths(vectors) for role, vectors in union.items()},
+        "norm_by_offset": {role: _lengths(vectors) for role, vectors in by_offset.items()},
+        "standard_error_by_offset": {
+            role: _lengths(stats.standard_error(m, BACKTRACKING)) for role, m in whole.items()
         },
-        "n_backtracking": window["base"].n_positive.tolist(),
-        "n_sentences": window["base"].n_total.tolist(),
-        "n_backtracking_by_offset": sums["base"].n_positive.tolist(),
-        "n_sentences_by_offset": sums["base"].n_total.tolist(),
+        "cosine": _listed(cosines(union["base"], union["reasoning"])),
+        "cosine_map": _listed(cosines(by_offset["base"], by_offset["reasoning"])),
+        "reliability": {role: _reliability(parts) for role, parts in halves.items()},
+        "reliability_window": {
+            role: _window_reliability(parts, direction) for role, parts in halves.items()
+        },
+        "n_backtracking": window["base"].count[0].tolist(),
+        "n_sentences": window["base"].count.sum(axis=0).tolist(),
+        "labels": dict(zip(base.labels, base.sentences.tolist(), strict=True)),
+        "count_by_offset": dict(zip(base.labels, base.count.tolist(), strict=True)),
+        "left_out_by_offset": dict(
+            zip(base.labels, (base.sentences[:, None] - base.count).tolist(), strict=True)
+        ),
         "format": provenance.get("format"),
         "unseen_by_base": provenance.get("unseen_by_base"),
         "jaxsteer": jaxsteer.__version__,
@@ -137,57 +164,44 @@ def write_directions(
     return facts
 
 
-def _window(sums: Sums, direction: Direction, offsets: Sequence[int]) -> Sums:
-    return dirs.at_offsets(sums, [offsets.index(offset) for offset in direction.offsets])
-
-
-def _by_offset(sums: Sums) -> list[np.ndarray | None]:
-    """Eq. 3 at each offset, `[L, D]`; None where no backtracking sentence has a token there."""
-    return [
-        dirs.difference_of_means(dirs.at_offsets(sums, [o]))[:, 0] if sums.n_positive[o] else None
-        for o in range(len(sums.n_positive))
-    ]
-
-
-def _cosines(
-    a: Sequence[np.ndarray | None], b: Sequence[np.ndarray | None]
-) -> list[list[float | None]]:
-    """Cosine of two directions by layer and offset; None where either of them is not there."""
-    layers = next(len(one) for one in a if one is not None)
-    return [
-        [
-            None if x is None or y is None else cosine(x[layer], y[layer])
-            for x, y in zip(a, b, strict=True)
-        ]
-        for layer in range(layers)
-    ]
+def _behaviours(window: Moments) -> list[str]:
+    """Backtracking, and the other behaviours with sentences enough for a direction."""
+    enough = window.count.min(axis=1) >= MIN_SENTENCES
+    named = zip(window.labels, enough, strict=True)
+    return [BACKTRACKING, *(k for k, ok in named if ok and k not in (BACKTRACKING, OTHER))]
 
 
 def _of_model(
     role: str,
-    sums: Sums,
+    whole: Moments,
+    window: Moments,
+    behaviours: Sequence[str],
     direction: Direction,
-    offsets: Sequence[int],
     provenance: dict[str, Any],
 ) -> list[SavedDirection]:
-    def about(read: Sequence[int], kind: str) -> dict[str, Any]:
-        found = dirs.at_offsets(sums, [offsets.index(offset) for offset in read])
-        counts = {
-            "sentences": dict(zip(map(str, read), found.n_total.tolist(), strict=True)),
-            "backtracking": dict(zip(map(str, read), found.n_positive.tolist(), strict=True)),
-        }
-        return {**provenance, "model": role, "kind": kind, "offsets": list(read), "counts": counts}
-
-    window = _window(sums, direction, offsets)
-    difference = "mean(D+) - mean(D)"
-    named = [
-        ("union", dirs.window_direction(window), about(direction.offsets, difference)),
-        ("mean", dirs.mean_activation(window), about(direction.offsets, "mean(D)")),
-        *(
-            (f"offset.{offset}", vectors, about([offset], difference))
-            for offset, vectors in zip(offsets, _by_offset(sums), strict=True)
-            if vectors is not None
+    """A model's directions, with the provenance of each."""
+    difference, rest = "mean(D+) - mean(D)", "mean(D+) - mean(D-)"
+    found = [
+        ("union", stats.window_direction(window, BACKTRACKING), window, BACKTRACKING, difference),
+        (
+            "against_rest",
+            stats.window_direction(window, BACKTRACKING, against="rest"),
+            window,
+            BACKTRACKING,
+            rest,
         ),
+        ("mean", stats.mean_activation(window), window, None, "mean(D)"),
+    ]
+    found += [
+        (f"{name}.union", stats.window_direction(window, name), window, name, difference)
+        for name in behaviours
+        if name != BACKTRACKING
+    ]
+    by_offset = stats.difference_of_means(whole, BACKTRACKING)
+    found += [
+        (f"offset.{offset}", by_offset[:, o], whole.at([offset]), BACKTRACKING, difference)
+        for o, offset in enumerate(whole.offsets)
+        if whole.count[0, o]
     ]
     return [
         SavedDirection(
@@ -195,11 +209,53 @@ def _of_model(
             layer=layer,
             site=direction.site,
             name=f"{role}.{layer}.{name}",
-            provenance=origin,
+            provenance={
+                **provenance,
+                "model": role,
+                "kind": kind,
+                "offsets": list(read.offsets),
+                "counts": _counts(read, label),
+                "norm": float(np.linalg.norm(vector)),
+            },
         )
-        for name, vectors, origin in named
+        for name, vectors, read, label, kind in found
         for layer, vector in enumerate(vectors)
     ]
+
+
+def _counts(read: Moments, label: str | None) -> dict[str, dict[str, int]]:
+    """Activations in D, and in D+, by offset."""
+    keys = [str(offset) for offset in read.offsets]
+    counts = {"sentences": dict(zip(keys, read.count.sum(axis=0).tolist(), strict=True))}
+    if label is not None:
+        of_label = read.count[read.labels.index(label)].tolist()
+        counts[label] = dict(zip(keys, of_label, strict=True))
+    return counts
+
+
+def _reliability(halves: list[Moments]) -> list[Any] | None:
+    if len(halves) < 2:
+        return None
+    return _listed(stats.split_half_reliability(halves[0], halves[1], BACKTRACKING))
+
+
+def _window_reliability(halves: list[Moments], direction: Direction) -> list[Any] | None:
+    """Cosine of both halves' window directions by layer."""
+    windows = [half.at(direction.offsets) for half in halves]
+    if len(windows) < 2 or not all(half.count[0].all() for half in windows):
+        return None
+    return _listed(cosines(*(stats.window_direction(half, BACKTRACKING) for half in windows)))
+
+
+def _lengths(vectors: np.ndarray) -> list[Any]:
+    return _listed(np.linalg.norm(vectors, axis=-1))
+
+
+def _listed(x: np.ndarray) -> list[Any]:
+    """As lists for JSON, which has no NaN: None in its place."""
+    found = x.astype(object)
+    found[np.isnan(x)] = None
+    return found.tolist()
 
 
 def stage(run: Run) -> Path:
@@ -222,7 +278,7 @@ def stage(run: Run) -> Path:
         tokenizer = run.tokenizer("reasoning")
         marked = read_traces(tokenizer, traces / rollouts.FILE, labels / label.FILE)
         halves = {
-            role: sums_of_halves(
+            role: moments_of_halves(
                 run.load(role)[0],
                 marked,
                 offsets=offsets,
@@ -231,9 +287,7 @@ def stage(run: Run) -> Path:
             )
             for role in ("base", "reasoning")
         }
-        write_directions(
-            folder, halves, direction=direction, offsets=offsets, provenance=provenance
-        )
+        write_directions(folder, halves, direction=direction, provenance=provenance)
 
     inputs = {**provenance, "settings": asdict(direction), "offsets": offsets}
     return run.stage("directions", inputs, work)

@@ -28,11 +28,14 @@ from experiments.small_verdicts import choose, choose_negative, to_markdown, ver
 from experiments.text import Prompt, encode_prompts, stop_tokens
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
+from jaxsteer import moments as stats
+from jaxsteer.activations import activation_moments
 from jaxsteer.annotate import KEYWORDS, split_sentences
 from jaxsteer.cells import Cell
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
+from jaxsteer.labels import OTHER
 from jaxsteer.model import Model
 from jaxsteer.tokens import bucket
 from weights.convert import convert
@@ -153,40 +156,36 @@ def _directions(
         stops=stop_tokens(reasoning.tokenizer),
         decoding=decoding,
     )
-    counts = label.write_labels(out, out / rollouts.FILE, Labels())
+    counts = label.write_labels(out, out / rollouts.FILE, Labels(source="grammar"))
     traces = derive.read_traces(reasoning.tokenizer, out / rollouts.FILE, out / label.FILE)
-
-    def sums(role: str, marked: list[dirs.Trace]) -> dirs.Sums:
-        return derive.sums_over(
-            loaded[role].model, marked, offsets=plan.offsets, site="resid_post", rows=256
+    by_role = {
+        role: activation_moments(
+            loaded[role].model,
+            traces,
+            labels=(*KINDS, OTHER),
+            offsets=plan.offsets,
+            progress=f"activations, {role}",
         )
-
-    by_role = {role: sums(role, traces) for role in ("base", "reasoning")}
-    vectors = {role: dirs.window_direction(one) for role, one in by_role.items()}
-    vectors["mean"] = dirs.mean_activation(by_role["base"])
+        for role in ("base", "reasoning")
+    }
+    vectors = {role: stats.window_direction(one, "backtracking") for role, one in by_role.items()}
+    vectors["mean"] = stats.mean_activation(by_role["base"])
+    for kind in OTHER_KINDS:
+        # A kind that only opens a text has no window before it.
+        if by_role["base"].count[KINDS.index(kind)].all():
+            vectors[kind] = stats.window_direction(by_role["base"], kind)
     kinds = [
         [parse_sentence(s.text) for s in split_sentences(row["text"])]
         for row in read_rows(out / rollouts.FILE)
     ]
-    for kind in OTHER_KINDS:
-        marked = [
-            dirs.Trace(t.tokens, t.prompt_length, t.starts, [k == kind for k in found])
-            for t, found in zip(traces, kinds, strict=True)
-        ]
-        found_sums = sums("base", marked)
-        if found_sums.n_positive.all():  # a kind that only opens a text has no window before it
-            vectors[kind] = dirs.window_direction(found_sums)
     layers, width = vectors["base"].shape
     for i, vector in enumerate(dirs.random_directions(plan.random, width)):
         vectors[f"random-{i}"] = np.tile(vector, (layers, 1))
-    cosines = np.sum(vectors["base"] * vectors["reasoning"], axis=1) / (
-        np.linalg.norm(vectors["base"], axis=1) * np.linalg.norm(vectors["reasoning"], axis=1)
-    )
     facts = {
         "counts": counts,
         "natural": natural_rates(kinds, read_rows(out / rollouts.FILE)),
-        "residual_norm": dirs.residual_norm(by_role["reasoning"]).tolist(),
-        "cosine": cosines.tolist(),
+        "residual_norm": stats.residual_norm(by_role["reasoning"]).tolist(),
+        "cosine": stats.cosines(vectors["base"], vectors["reasoning"]).tolist(),
     }
     return vectors, facts
 

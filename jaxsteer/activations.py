@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from jaxsteer import hosts
 from jaxsteer.capture import Capture
 from jaxsteer.model import Model, forward
 from jaxsteer.moments import Moments
@@ -81,18 +82,21 @@ def activation_moments(
     shape = n_layers, 2, len(labels), len(offsets), site_width(site, model.config)
     where = _sums_sharding(model, shape[-1])
     running, count = _zeros(shape, where), np.zeros(shape[2:4], np.int64)
-    done = None
-    for first in tqdm(range(0, len(traces), rows), progress, disable=progress is None):
+    bar = tqdm(total=len(traces), desc=progress, unit="trace", disable=progress is None)
+    ahead: tuple[jax.Array, int] | None = None  # a batch that the device may still work on
+    for first in range(0, len(traces), rows):
         some = list(traces[first : first + rows])
         batch = left_pad([*(t.tokens for t in some), *[[0]] * (rows - len(some))], length=length)
         check_batch(batch, model.config)
         positions, groups = event_positions(some, labels, offsets, (rows, n_events))
         count += np.einsum("BEK,BEO->KO", groups, positions >= 0, dtype=np.int64)
         placed = spread_rows((batch, jnp.asarray(positions), jnp.asarray(groups)), model)
-        if done is not None:
-            done.block_until_ready()  # the host prepares one batch ahead, not all of them
         running, done = _add_batch(running, model, *placed, site=site, layers=layers, where=where)
-    high, low = (np.asarray(part, np.float64) for part in running)
+        _wait(ahead, bar)
+        ahead = done, len(some)
+    _wait(ahead, bar)
+    bar.close()
+    high, low = (part.astype(np.float64) for part in hosts.gather(running))
     total, squares = np.moveaxis(high + low, 1, 0)
     found = [label for trace in traces for label in trace.labels]
     sentences = np.array([found.count(label) for label in labels])
@@ -146,6 +150,13 @@ def event_positions(
         positions[b, :n] = np.where(inside, at, -1)
         groups[b, np.arange(n), [place[label] for label in trace.labels]] = True
     return positions, groups
+
+
+def _wait(ahead: tuple[jax.Array, int] | None, bar: tqdm) -> None:
+    """Wait for a batch: the host prepares the next one meanwhile, and no more than that."""
+    if ahead is not None:
+        ahead[0].block_until_ready()
+        bar.update(ahead[1])
 
 
 @functools.partial(jax.jit, static_argnames=("site", "layers", "where"), donate_argnames="running")

@@ -22,10 +22,11 @@ from jax.sharding import PartitionSpec as P
 
 import jaxsteer
 from jaxsteer import attention
+from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.attention import cudnn_attention
 from jaxsteer.capture import Capture
-from jaxsteer.directions import Trace, activation_sums, difference_of_means
 from jaxsteer.model import Model
+from jaxsteer.moments import difference_of_means
 from jaxsteer.packing import pack
 from jaxsteer.paths import dotted, flatten
 from jaxsteer.sampling import Sampling, greedy, sampling
@@ -98,9 +99,12 @@ def run_generate(model: Model, batch: TokenBatch) -> Found:
 
 def run_directions(model: Model, batch: TokenBatch) -> Found:
     rows = [np.asarray(t)[m].tolist() for t, m in zip(batch.tokens, batch.mask, strict=True)]
-    traces = [Trace(row, 0, range(len(row)), [i % 2 == 0 for i in range(len(row))]) for row in rows]
-    sums = activation_sums(model, traces, offsets=[-1, 0], length=9)
-    return {"directions": difference_of_means(sums), "squares": sums.squares}
+    names = ("even", "odd")
+    traces = [
+        Trace(row, 0, range(len(row)), [names[i % 2] for i in range(len(row))]) for row in rows
+    ]
+    moments = activation_moments(model, traces, labels=names, offsets=[-1, 0], length=9)
+    return {"directions": difference_of_means(moments, "even"), "squares": moments.squares}
 
 
 def run_sweep(model: Model, batch: TokenBatch, scope: Scope) -> Found:
@@ -209,13 +213,13 @@ def part(x: jax.Array) -> list[int]:
 
 
 def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
-    """Let a compiled function note what one device holds of its cache."""
-    real = getattr(module, name)
+    """Let a compiled function note what one device holds of its cache, which it keeps to itself."""
+    whole = getattr(module, name.removeprefix("_"))
 
     def record(*args: Any, **options: Any) -> Any:
-        state = real(*args, **options)
+        state = jax.jit(whole, static_argnames=tuple(options))(*args, **options)
         layout[name] = part(state.cache.k[0])
-        return state
+        return state.tokens, state.logprobs, state.length
 
     return mock.patch.object(module, name, record)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxsteer.vectors import load_directions
 from weights.small_tokenizer import encode
 
 OFFSETS = (-3, -2)
+READ = range(-30, 5)
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +72,40 @@ def test_directions_equal_those_of_raw_activations_at_the_right_tokens(
     """Words are tokens here, so the token that a sentence starts at is found by counting words."""
     texts = [trace["prompt"] + trace["text"] for trace in traces]
     outputs = layers_of(finished.settings.parent / role, [encode(text) for text in texts])
-    read: dict[int, list[tuple[np.ndarray, bool]]] = {offset: [] for offset in OFFSETS}
+    read: dict[int, list[tuple[np.ndarray, bool]]] = {offset: [] for offset in READ}
     for trace, output in zip(traces, outputs, strict=True):
         behind = len(trace["prompt"].split())
         for start, _, positive in trace["sentences"]:
             first = behind + len(trace["text"][:start].split())
-            for offset in OFFSETS:
-                if first + offset >= behind:
+            for offset in READ:
+                if behind <= first + offset < output.shape[1]:
                     read[offset].append((output[:, first + offset], positive))
     by_offset = {}
     for offset, items in read.items():
+        if not any(positive for _, positive in items):
+            continue
         everything = np.mean([x for x, _ in items], axis=0)
         by_offset[offset] = np.mean([x for x, positive in items if positive], axis=0) - everything
     saved = load_directions(finished.out / "directions" / derive.FILE)
     facts = json.loads((finished.out / "directions" / derive.FACTS).read_text())
-    window = np.mean(list(by_offset.values()), axis=0)
+    window = np.mean([by_offset[offset] for offset in OFFSETS], axis=0)
     scale = np.abs(window).max()
     for layer in range(2):
         found = saved[f"{role}.{layer}.union"]
         np.testing.assert_allclose(found.vector, window[layer], atol=1e-4 * scale)
         assert (found.layer, found.site) == (layer, "resid_post")
         assert facts["norm"][role][layer] == pytest.approx(np.linalg.norm(window[layer]), rel=1e-4)
-    for offset in OFFSETS:
-        vector = saved[f"{role}.1.offset.{offset}"].vector
-        np.testing.assert_allclose(vector, by_offset[offset][1], atol=1e-4 * scale)
+    for layer, offset in product(range(2), READ):
+        name = f"{role}.{layer}.offset.{offset}"
+        if offset not in by_offset:
+            assert name not in saved
+            continue
+        found = saved[name]
+        np.testing.assert_allclose(found.vector, by_offset[offset][layer], atol=1e-4 * scale)
+        counts = {"sentences": len(read[offset]), "backtracking": sum(p for _, p in read[offset])}
+        assert found.provenance["offsets"] == [offset]
+        expected = {name: {str(offset): n} for name, n in counts.items()}
+        assert found.provenance["counts"] == expected
     squares = [np.mean([np.sum(x**2, axis=-1) for x, _ in read[o]], axis=0) for o in OFFSETS]
     lengths = np.sqrt(np.mean(squares, axis=0))
     np.testing.assert_allclose(facts["residual_norm"][role], lengths, rtol=1e-4)
@@ -102,6 +114,11 @@ def test_directions_equal_those_of_raw_activations_at_the_right_tokens(
     provenance = saved[f"{role}.1.union"].provenance
     assert provenance["counts"]["sentences"] == {str(o): len(read[o]) for o in OFFSETS}
     assert provenance["model"] == role
+    mean = np.mean([np.mean([x for x, _ in read[o]], axis=0) for o in OFFSETS], axis=0)
+    np.testing.assert_allclose(saved[f"{role}.0.mean"].vector, mean[0], rtol=1e-4, atol=1e-4)
+    left_out = facts["left_out_by_offset"]["backtracking"]
+    total = sum(p for trace in traces for _, _, p in trace["sentences"])
+    assert left_out == [total - sum(p for _, p in read[offset]) for offset in READ]
 
 
 def test_traces_are_read_with_the_token_that_holds_a_sentences_first_character(
@@ -119,19 +136,6 @@ def test_traces_are_read_with_the_token_that_holds_a_sentences_first_character(
         for first, (start, _, _) in zip(one.starts, trace["sentences"], strict=True):
             assert first >= one.prompt_length
             assert trace["text"][start:].startswith(words[first])
-
-
-def test_batches_of_traces_do_not_change_the_sums(run: Run, finished: Finished) -> None:
-    model, tokenizer = run.load("base")
-    marked = derive.read_traces(
-        tokenizer, finished.out / "rollouts" / rollouts.FILE, finished.out / "labels" / label.FILE
-    )
-    one, other = (
-        derive.sums_over(model, marked, offsets=OFFSETS, site="resid_post", rows=rows)
-        for rows in (16, 5)
-    )
-    np.testing.assert_allclose(one.total, other.total, rtol=1e-4, atol=1e-3)
-    assert one.n_total.tolist() == other.n_total.tolist()
 
 
 def test_every_trace_has_random_numbers_of_its_own(run: Run, tmp_path: Path) -> None:
