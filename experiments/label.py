@@ -123,7 +123,7 @@ def stage(run: Run) -> Path:
         "file": sha256(labels.file) if labels.file else None,  # wherever it lies
         "judge": asked or None,
     }
-    return run.stage("labels", inputs, work)
+    return run.stage("labels", inputs, work, alone=True)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ from typing import Any
 
 import jax
 
+from experiments import machines
 from experiments.endpoint import read_key
 from experiments.preflight import check_prompts, read_configs
 from experiments.settings import Models, Settings, load_settings
 from experiments.stages import locked, run_stage
 from experiments.text import Prompt, load_prompts
-from jaxsteer import checkpoint
+from jaxsteer import checkpoint, hosts, preemption
 from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256
 from jaxsteer.model import Model
 from jaxsteer.packing import pack
+from jaxsteer.sharding import shard_model
 from weights.command import say_once
 from weights.convert import convert
 
@@ -38,12 +40,20 @@ class Run:
     evaluate_prompts: list[Prompt]
     base_prompts: list[Prompt] = field(default_factory=list)  # to evaluate the base model on
     full: bool = False  # whether the figures that take longer are made, too
+    mesh: jax.sharding.Mesh | None = None  # over which models are split; one device without it
     finished: dict[str, Path] = field(default_factory=dict)  # stages seen valid by this process
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> Path:
+    def stage(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        work: Callable[[Path], None],
+        *,
+        alone: bool = False,
+    ) -> Path:
         """The folder of a stage, made if it is not there; see `run_stage`."""
         if name not in self.finished:
-            self.finished[name] = run_stage(self.out, name, inputs, work)
+            self.finished[name] = run_stage(self.out, name, inputs, work, alone=alone)
         return self.finished[name]
 
     def prompts_for(self, role: str) -> list[Prompt]:
@@ -60,6 +70,7 @@ class Run:
             f"model-{role}",
             {"source": str(source), "files": files},
             lambda folder: convert(source, folder / "checkpoint", overwrite=True),
+            alone=True,
         )
         return folder / "checkpoint"
 
@@ -74,8 +85,12 @@ class Run:
 
     def load(self, role: str) -> tuple[Model, Any]:
         """A model and its tokenizer; on a GPU with its projections packed, which decodes faster."""
-        model, tokenizer = checkpoint.load(self.checkpoint(role), dtype=self.settings.models.dtype)
-        return pack(model, donate=True) if jax.default_backend() == "gpu" else model, tokenizer
+        path, dtype = self.checkpoint(role), self.settings.models.dtype
+        model, tokenizer = checkpoint.load(path, dtype=dtype, mesh=self.mesh)
+        if jax.default_backend() == "gpu":
+            model = pack(model, donate=True)
+            model = model if self.mesh is None else shard_model(model, self.mesh)
+        return model, tokenizer
 
     def stop_tokens(self, role: str) -> list[int]:
         """Ids after which a text of the model has ended: its files may name several."""
@@ -92,7 +107,12 @@ class Run:
 
 
 def open_run(
-    out: Path, settings_file: Path, *, full: bool = False, models: Path | None = None
+    out: Path,
+    settings_file: Path,
+    *,
+    full: bool = False,
+    models: Path | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
     """Read the settings and check everything that they name.
 
@@ -101,6 +121,7 @@ def open_run(
         settings_file: TOML.
         full: whether the figures that take longer are made, too.
         models: a folder with `base`, `reasoning` and `control`, instead of those of the settings.
+        mesh: over which models are split; the first device, if not given.
 
     Raises:
         FileNotFoundError, ValueError: for whatever would stop the run later.
@@ -108,7 +129,7 @@ def open_run(
     settings = load_settings(settings_file)
     if models is not None:
         settings = replace(settings, models=_models_in(models, settings.models))
-    return _checked(out, settings, full=full)
+    return replace(_checked(out, settings, full=full), mesh=mesh)
 
 
 def _models_in(folder: Path, models: Models) -> Models:
@@ -153,6 +174,7 @@ def stage_parser(module: str, summary: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
     )
+    machines.add_options(parser)
     return parser
 
 
@@ -160,11 +182,15 @@ def guarded(work: Callable[[], object]) -> int:
     """Do the work of a command and return its exit code; what goes wrong is said in one line."""
     try:
         work()
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, hosts.HostLost) as error:
         print(f"error: {error}", file=sys.stderr)
+        hosts.leave(1)
         return 1
+    except preemption.Stopped:  # which has said so
+        return preemption.EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
+        hosts.leave(130)
         return 130
     return 0
 
@@ -182,8 +208,9 @@ def command(
     args = stage_parser(module, summary).parse_args(argv)
 
     def stage() -> None:
-        run = open_run(args.out, args.config)
-        with locked(run.out):
-            work(run)
+        with machines.together(args) as mesh:
+            run = open_run(args.out, args.config, mesh=mesh)
+            with locked(run.out):
+                work(run)
 
     return guarded(stage)

@@ -144,7 +144,7 @@ class Grafting:
 
     traces: int = 32  # whose sentence starts a response is measured at, to search and to judge
     tokens: int = 512  # of each trace, its prompt among them
-    largest: int = 8  # parts that the search takes at most
+    largest: int | None = None  # parts that the search takes at most; all if not given
     random_sets: int = 8  # of as many parts, to compare responses with
     generated_sets: int = 2  # of these, whose text is generated, too
     prompts: int | None = None  # to generate from, of `prompts.evaluate_split`; all if not given
@@ -426,13 +426,12 @@ def _analyses_checks(analyses: Analyses) -> list[tuple[str, Any, bool, str]]:
 
 
 def _grafting_checks(grafting: Grafting) -> list[tuple[str, Any, bool, str]]:
-    least = {"traces": 1, "tokens": 2, "largest": 1, "random_sets": 0, "generated_sets": 0}
-    checks = [
-        (f"grafting.{n}", getattr(grafting, n), getattr(grafting, n) >= m, f"at least {m}")
-        for n, m in least.items()
+    least = {"random_sets": 0, "generated_sets": 0, "tokens": 2}
+    found = {name: (value, least.get(name, 1)) for name, value in vars(grafting).items()}
+    return [
+        (f"grafting.{name}", value, value is None or value >= at_least, f"at least {at_least}")
+        for name, (value, at_least) in found.items()
     ]
-    prompts = grafting.prompts
-    return [*checks, ("grafting.prompts", prompts, prompts is None or prompts >= 1, "at least 1")]
 
 
 def _search_checks(settings: Settings) -> list[tuple[str, Any, bool, str]]:
