@@ -25,6 +25,7 @@ from jaxsteer import attention
 from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.attention import cudnn_attention
 from jaxsteer.capture import Capture
+from jaxsteer.learned import learn_directions, make_targets, token_logprobs
 from jaxsteer.model import Model
 from jaxsteer.moments import difference_of_means
 from jaxsteer.packing import pack
@@ -140,6 +141,17 @@ def run_queue(model: Model, batch: TokenBatch) -> Found:
     }
 
 
+def run_learned(model: Model, batch: TokenBatch) -> Found:
+    """Two steps through the model, a direction at each layer, and what they do to the texts."""
+    rows = [np.asarray(t)[m].tolist() for t, m in zip(batch.tokens, batch.mask, strict=True)]
+    texts = [row for row in rows if len(row) > 4]
+    targets = make_targets(texts, [2] * len(texts), [[(4, len(row))] for row in texts])
+    options = {"norm": 1.0, "steps": 2, "rows_per_step": 4, "remat": False}
+    found = learn_directions(model, targets, layers=[0, 1], seeds=[0], **options)
+    read = token_logprobs(model, targets, found.vectors, [0, 1], rows_at_once=4)
+    return {"vectors": found.vectors, "losses": found.losses, "logprobs": read}
+
+
 def in_blocks(model: Model, batch: TokenBatch) -> Collectives:
     """Of prompts that run in blocks of four rows at most."""
     request = jaxsteer.make_request(model, batch, max_new_tokens=G)
@@ -241,6 +253,7 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
     if name == "2x4":
         found["generated"] = run_sweep(model, three(batch), jaxsteer.scope.generated())
         found["queue"] = run_queue(model, batch)
+        found["learned"] = run_learned(model, batch)
         whole, _ = jaxsteer.load(checkpoints / "plain")
         found["packed"] = run_forward(shard_model(pack(whole), mesh), batch)
     else:
@@ -268,6 +281,7 @@ def on_one(checkpoints: Path) -> dict[str, Found]:
         "generated": run_sweep(model, three(batch), jaxsteer.scope.generated()),
         "everywhere": run_sweep(model, batch, jaxsteer.scope.everywhere()),
         "few": run_forward(few, batch),
+        "learned": run_learned(model, batch),
     }
 
 

@@ -106,6 +106,10 @@ def test_a_queue_on_a_mesh_is_the_plain_loop(ran):
     check_same(ran, "2x4", "queue", alone="generate")
 
 
+def test_a_direction_learned_on_a_mesh(ran):
+    check_same(ran, "2x4", "learned")
+
+
 @pytest.mark.parametrize(
     ("mesh", "case", "alone"),
     [
