@@ -239,7 +239,7 @@ def token_logprobs(
     rows_at_once: int = 16,
     progress: str | None = None,
 ) -> np.ndarray:
-    """Log-probability of every target under each vector, float32 `[R, B, P]`; 0 where there is none.
+    """Log-probability of every target under each vector, float32 `[R, B, P]`; 0 for no target.
 
     `vectors` `[R, D]` are added as they are, each at its layer, at the generated positions: a
     vector of zeros gives the unsteered model.

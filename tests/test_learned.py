@@ -69,7 +69,8 @@ def test_log_probabilities_are_those_of_the_steered_model(model, targets, layer)
 
 
 def test_vectors_climb_and_stay_in_the_ball(model, targets, found):
-    assert found.layers.tolist() == [1, 1, 0, 0] and found.seeds.tolist() == [0, 7, 0, 7]
+    assert found.layers.tolist() == [1, 1, 0, 0]
+    assert found.seeds.tolist() == [0, 7, 0, 7]
     assert (found.vectors.dtype, found.losses.shape) == (np.float32, (6, 4))
     lengths = np.linalg.norm(found.vectors, axis=1)
     assert (lengths <= 2.0 + 1e-5).all()
@@ -115,7 +116,8 @@ def test_a_vector_stays_out_of_a_span_and_other_spans_compile_nothing(model, tar
 def test_a_basis_is_orthonormal_and_filled_up_with_zeros():
     rows = np.random.default_rng(0).normal(size=(9, D))
     basis = orthonormal_rows(rows, D)
-    assert basis.shape == (16, D) and not basis[9:].any()
+    assert basis.shape == (16, D)
+    assert not basis[9:].any()
     np.testing.assert_allclose(basis[:9] @ basis[:9].T, np.eye(9), atol=1e-12)
     np.testing.assert_allclose(rows @ basis.T @ basis, rows, atol=1e-12)
     assert not orthonormal_rows(None, D).any()
