@@ -1,13 +1,14 @@
 """What can be known before any work starts: the models fit each other, and what they are given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.settings import Settings
-from experiments.text import Prompt, encode_prompts, stop_tokens
+from experiments.text import Prompt, encode_prompts
 from jaxsteer import checkpoint
 from jaxsteer.config import LlamaConfig
+from jaxsteer.end_tokens import named_ends
 from weights.folder import read_json
 
 
@@ -55,7 +56,12 @@ def check_prompts(
     for role, source in sources.items():
         form = settings.prompts.form(role)
         chat_for_base = role == "base" and form == "chat"  # written by the reasoning model's
-        tokenizer = _tokenizer(role, sources["reasoning"] if chat_for_base else source)
+        own = _tokenizer(role, source)
+        tokenizer = _tokenizer(role, sources["reasoning"]) if chat_for_base else own
+        try:
+            named_ends(_files(source), own, vocab_size=configs[role].vocab_size)
+        except ValueError as error:
+            raise ValueError(f"models.{role}: {error}") from None
         uses = [("decoding", evaluate, configs[role].max_positions)]
         if role == "reasoning":  # and the base model reads what it wrote
             room = min(configs[name].max_positions for name in ("base", "reasoning"))
@@ -63,7 +69,6 @@ def check_prompts(
         for name, prompts, room in uses:
             new = getattr(settings, name).max_new_tokens
             try:
-                stop_tokens(tokenizer)
                 rows = encode_prompts(
                     tokenizer,
                     prompts,
@@ -93,6 +98,13 @@ def _read_config(role: str, path: Path) -> LlamaConfig:
         f"models.{role}: {path}: neither a Hugging Face folder (no config.json) nor a checkpoint "
         "of weights.convert"
     )
+
+
+def _files(source: Path) -> Iterable[Path]:
+    """A model's files, as a Hugging Face folder or inside a checkpoint."""
+    if (source / checkpoint.MANIFEST).is_file():
+        return checkpoint.companions(source)
+    return source.iterdir()
 
 
 def _tokenizer(role: str, source: Path) -> Any:

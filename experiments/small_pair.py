@@ -25,13 +25,14 @@ from experiments import derive, label, rollouts, steer
 from experiments.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
 from experiments.settings import Decoding, Labels
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
-from experiments.text import Prompt, encode_prompts, stop_tokens
+from experiments.text import Prompt, encode_prompts
 from jaxsteer import checkpoint
 from jaxsteer import directions as dirs
 from jaxsteer import moments as stats
 from jaxsteer.activations import activation_moments
 from jaxsteer.annotate import KEYWORDS, split_sentences
 from jaxsteer.cells import Cell
+from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256, write_atomic
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
@@ -69,6 +70,7 @@ class Loaded:
     role: str
     model: Model
     tokenizer: Any
+    stops: list[int]  # ids after which its text has ended
 
 
 def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
         folder = out / f"checkpoint-{role}"
         if not folder.exists():
             convert(models / role, folder)
-        loaded[role] = Loaded(role, *checkpoint.load(folder, dtype="float32"))
+        model, tokenizer = checkpoint.load(folder, dtype="float32")
+        loaded[role] = Loaded(role, model, tokenizer, end_tokens(folder, tokenizer))
     vectors, facts = _directions(loaded, out, plan)
     layers = range(loaded["base"].model.config.n_layers)
     norms = facts["residual_norm"]
@@ -153,7 +156,7 @@ def _directions(
         reasoning.model,
         reasoning.tokenizer,
         problems,
-        stops=stop_tokens(reasoning.tokenizer),
+        stops=reasoning.stops,
         decoding=decoding,
     )
     counts = label.write_labels(out, out / rollouts.FILE, Labels(source="grammar"))
@@ -236,7 +239,7 @@ def _sweep(
         prompt_ids=[p.id for p in problems],
         prompts=ids,
         length=bucket(max(map(len, ids)), step=16),
-        stops=stop_tokens(target.tokenizer),
+        stops=target.stops,
         decoding=Decoding(
             max_new_tokens=plan.max_new_tokens,
             temperature=plan.temperature,

@@ -171,11 +171,3 @@ def decode(
     before = tokenizer.decode(list(prompt), clean_up_tokenization_spaces=False)
     whole = tokenizer.decode([*prompt, *kept], clean_up_tokenization_spaces=False)
     return whole.removeprefix(before)
-
-
-def stop_tokens(tokenizer: Any) -> list[int]:
-    """Ids after which a text has ended."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError("the tokenizer names no end-of-sequence token")
-    return [eos]

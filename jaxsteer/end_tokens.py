@@ -1,5 +1,6 @@
 """The tokens with which a model ends its text, as the files beside its weights name them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,28 @@ def end_tokens(path: str | Path, tokenizer: Any = None) -> list[int]:
         FileNotFoundError, ValueError: there is no checkpoint, no file and no tokenizer names an
             end, or a file names what is no id of the model.
     """
-    config = read_manifest(path).config
-    files = {file.name: file for file in companions(path)}
+    size = read_manifest(path).config.vocab_size
+    try:
+        return named_ends(companions(path), tokenizer, vocab_size=size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def named_ends(files: Iterable[Path], tokenizer: Any = None, *, vocab_size: int) -> list[int]:
+    """What `end_tokens` gives, from a model's files wherever they lie; other files are ignored.
+
+    Raises:
+        ValueError: as `end_tokens`.
+    """
+    by_name = {file.name: file for file in files}
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        if not found and name in files:
-            found = _named_in(files[name], config.vocab_size)
+        if not found and name in by_name:
+            found = _named_in(by_name[name], vocab_size)
     own = getattr(tokenizer, "eos_token_id", None)
     found = sorted({*found, *([] if own is None else [own])})
     if not found:
-        raise ValueError(f"{path}: no file in it names an end-of-sequence token (eos_token_id)")
+        raise ValueError("no file of the model names an end-of-sequence token (eos_token_id)")
     return found
 
 

@@ -18,7 +18,6 @@ from experiments.text import (
     encode_prompts,
     load_prompts,
     render,
-    stop_tokens,
 )
 from weights.small_problems import prompts
 from weights.small_tokenizer import save_tokenizer
@@ -175,14 +174,10 @@ def test_words_that_the_tokenizer_does_not_know_are_refused(words: Any) -> None:
         encode(words, "<bos> <user> integrate now")
 
 
-def test_no_chat_template_and_no_end_of_sequence(bytes_: Any) -> None:
-    assert stop_tokens(bytes_) == [bytes_.eos_token_id]
+def test_no_chat_template(bytes_: Any) -> None:
     bytes_.chat_template = None
     with pytest.raises(ValueError, match="the control model's tokenizer has no chat template"):
         render(bytes_, "What?", role="control")
-    bytes_.eos_token = None
-    with pytest.raises(ValueError, match="no end-of-sequence token"):
-        stop_tokens(bytes_)
 
 
 def test_prompt_and_answer_come_back_as_text(words: Any, bytes_: Any) -> None:
@@ -194,7 +189,7 @@ def test_prompt_and_answer_come_back_as_text(words: Any, bytes_: Any) -> None:
         before = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
         whole = tokenizer(before + answer, add_special_tokens=False)["input_ids"]
         assert whole[: len(prompt)] == prompt
-        stops = stop_tokens(tokenizer)
+        stops = [tokenizer.eos_token_id]
         assert decode(tokenizer, prompt, [*whole[len(prompt) :], *stops], stops) == answer
         assert decode(tokenizer, prompt, stops, stops) == ""
 
@@ -202,4 +197,4 @@ def test_prompt_and_answer_come_back_as_text(words: Any, bytes_: Any) -> None:
 def test_special_tokens_that_the_model_wrote_stay_in_the_text(words: Any) -> None:
     ids = words("<bos> <user>", add_special_tokens=False)["input_ids"]
     user = words.convert_tokens_to_ids("<user>")
-    assert decode(words, ids, [user], stop_tokens(words)) == " <user>"
+    assert decode(words, ids, [user], [words.eos_token_id]) == " <user>"
