@@ -20,7 +20,7 @@ from experiments.run import open_run
 from jaxsteer.annotate import KEYWORDS, split_sentences
 from jaxsteer.jsonl import append_rows, read_rows
 
-REAL = "wait , that is not right ."
+REAL = "wait , that does not look right ."
 OTHERS = "the wait was long . therefore 3 plus 4 is exactly 7 ."
 
 
