@@ -206,7 +206,19 @@ def run(
     return loop(unfinished, lambda s: step(model, s, request, sampler=sampler), state)
 
 
-_run = jax.jit(run, static_argnames=("max_new_tokens", "sampler", "step", "loop"))
+def _run_to_end(
+    model: Model, batch: TokenBatch, request: Request, **options: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`run`, and what is read of its state.
+
+    The cache stays inside the program: handed out, it would be copied once more on a TPU, into the
+    order that results have.
+    """
+    state = run(model, batch, request, **options)
+    return state.tokens, state.logprobs, state.length
+
+
+_run = jax.jit(_run_to_end, static_argnames=("max_new_tokens", "sampler", "step", "loop"))
 
 
 def generate(
@@ -262,7 +274,7 @@ def generate(
     )
     sampler = sampler or choose_sampler(request.sampling)
     batch, request = spread_rows((batch, request), model)
-    state = _run(
+    found = _run(
         model,
         batch,
         request,
@@ -271,7 +283,7 @@ def generate(
         step=step,
         loop=loop,
     )
-    tokens, logprobs, length = hosts.gather((state.tokens, state.logprobs, state.length))
+    tokens, logprobs, length = hosts.gather(found)
     return Generation(tokens, logprobs, length)
 
 

@@ -113,8 +113,16 @@ def run_cells(
     return loop(unfinished, lambda s: over_cells(s, request), state)
 
 
+def _run_to_end(
+    model: Model, batch: TokenBatch, request: Request, **options: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`run_cells`, and what is read of its state; the cache stays inside, as in `generate`."""
+    state = run_cells(model, batch, request, **options)
+    return state.tokens, state.logprobs, state.length
+
+
 _run_cells = jax.jit(
-    run_cells, static_argnames=("steer_prompt", "max_new_tokens", "sampler", "step", "loop")
+    _run_to_end, static_argnames=("steer_prompt", "max_new_tokens", "sampler", "step", "loop")
 )
 
 
@@ -189,8 +197,8 @@ def sweep(
         else:
             steered = spread_rows(steered, model)
         with hosts.losing_hosts():
-            state = _run_cells(model, part, replace(some, steering=steered), **options)
-        return hosts.gather((state.tokens, state.logprobs, state.length))
+            found = _run_cells(model, part, replace(some, steering=steered), **options)
+        return hosts.gather(found)
 
     prompts, length = batch.tokens.shape
     usable = usable_bytes(model)

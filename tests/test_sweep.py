@@ -3,7 +3,6 @@
 import functools
 import importlib
 from dataclasses import replace
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -313,7 +312,7 @@ def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeyp
     def run(model, part, request, **options):
         shapes.append((request.steering[0].coeff.shape[0], part.tokens.shape[0]))
         found = np.zeros((*shapes[-1], G))
-        return SimpleNamespace(tokens=found, logprobs=found, length=np.zeros(shapes[-1], int))
+        return found, found, np.zeros(shapes[-1], int)
 
     monkeypatch.setattr(sweeping, "_run_cells", run)
 
