@@ -22,11 +22,12 @@ from jaxsteer.attention import xla_attention
 from jaxsteer.model import Model
 from jaxsteer.prompts import BLOCK_TOKENS
 from jaxsteer.sharding import parts
+from jaxsteer.tpu_attention import suits_kernel, tpu_attention
 
 # Of the free memory: the rest is for what the allocator loses between its blocks.
 _USABLE = 0.9
 # On a CPU, where memory is shared with everybody, this much stands for what is free.
-_CPU_BYTES = 2**31
+CPU_BYTES = 2**31
 
 
 def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
@@ -35,6 +36,9 @@ def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
     cache = slots * _token_cache_bytes(model)
+    if model.attention is tpu_attention:
+        # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
+        return cache + 3 * 4 * config.vocab_size // tensor
     if model.attention is xla_attention:
         cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
     # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
@@ -49,6 +53,13 @@ def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
     """What one token of a block of prompts holds at the peak of a layer."""
     config, (_, tensor) = model.config, parts(model)
     width = jnp.dtype(model.dtype).itemsize
+    if model.attention is tpu_attention:
+        # Two streams, and the MLP's three arrays or the scores with one more stream.
+        most = width * 3 * config.d_mlp // tensor
+        if not suits_kernel(prompt_length):
+            scores = 4 * config.n_heads * prompt_length // tensor
+            most = max(most, scores + width * config.d_model)
+        return width * 2 * config.d_model + most + _token_cache_bytes(model)
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
     split = (3 * config.d_mlp + heads) // tensor
     layer = width * (8 * config.d_model + split) + 2 * 4 * config.d_model
@@ -58,6 +69,12 @@ def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
     else:
         attention = prompt_length * (width + 1)  # one mask for all heads, and its bias
     return layer + attention + _token_cache_bytes(model)
+
+
+def cache_bytes(model: Model, *, rows: int, prompt_length: int, new_tokens: int) -> int:
+    """Keys and values of `rows` rows, as far as one device holds them."""
+    data, _ = parts(model)
+    return -(-rows // data) * (prompt_length + new_tokens) * _token_cache_bytes(model)
 
 
 def program_bytes(
@@ -99,7 +116,7 @@ def usable_bytes(model: Model) -> int:
     here = jax.process_index()
     found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
     known = [stats for stats in found if stats and "bytes_limit" in stats]
-    free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=_CPU_BYTES)
+    free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=CPU_BYTES)
     return hosts.smallest(int(_USABLE * free))
 
 

@@ -2,27 +2,27 @@
 
 A pass over whole prompts attends over its own T tokens (`prompts.run_prompts`, `capture`). There
 the scores `[B, N, T, T]` that XLA writes to memory and reads again are the largest array; splash
-attention keeps them on the chip, and skips the blocks above the diagonal. Left padding is a segment
-of its own. Decode steps attend with one query a row, where XLA's program has nothing of that size;
-and of JAX's kernels for decoding (`paged_attention`, `ragged_paged_attention`) none leaves out slots
-at a row's start, as left padding asks for. `experiments.benchmarks.tpu_aot` compares what is compiled.
+attention keeps them on the chip, and skips the blocks above the diagonal. Left padding is a
+segment of its own. Decode steps attend with one query a row, where XLA's program has nothing of
+that size; and of JAX's kernels for decoding (`paged_attention`, `ragged_paged_attention`) none
+leaves out slots at a row's start, as left padding asks for.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from jaxsteer.attention import xla_attention
+from jaxsteer.mesh_attention import attend_on_each_device
 
 _LANES = 128  # of a TPU's registers: the kernel's blocks are multiples of it
 _BLOCK = 512  # tokens of a block, where the prompt's length allows it
 
 
-def suits_kernel(length: int, head_dim: int) -> bool:
-    """Whether the kernel takes prompts of this length and heads of this width."""
-    return length % _LANES == 0 and head_dim % _LANES == 0
+def suits_kernel(length: int) -> bool:
+    """Whether the kernel takes prompts of this length, a multiple of 128 tokens."""
+    return length % _LANES == 0
 
 
 def tpu_attention(
@@ -40,26 +40,20 @@ def tpu_attention(
     the kernel's code on any backend, slowly.
     """
     # As many queries as slots: `start` can only be 0.
-    if q.shape[1] != k.shape[1] or not suits_kernel(q.shape[1], q.shape[3]):
+    if q.shape[1] != k.shape[1] or not suits_kernel(q.shape[1]):
         return xla_attention(q, k, v, valid=valid, start=start)
     attend = functools.partial(_prompts, interpret=interpret)
-    mesh = jax.typeof(q).sharding.mesh
-    if mesh.empty:
-        return attend(q, k, v, valid)
-    # The compiler cannot split a kernel: each device runs it on its own rows and heads.
-    data = "data" if q.shape[0] % mesh.shape["data"] == 0 else None
-    heads = P(data, None, "tensor", None)
-    return jax.shard_map(
-        attend,
-        mesh=mesh,
-        in_specs=(heads, heads, heads, P(data, None)),
-        out_specs=heads,
-        check_vma=False,
-    )(q, k, v, valid)
+    return attend_on_each_device(attend, q, k, v, valid, start)
 
 
 def _prompts(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, *, interpret: bool
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    start: jax.Array,
+    *,
+    interpret: bool,
 ) -> jax.Array:
     # Here, because importing Pallas takes a while.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -71,8 +65,9 @@ def _prompts(
         block_sizes=splash.BlockSizes(block_q=block, block_kv=block),
         interpret=interpret,
     )
-    # Rows first, then heads: `[B, N, T, H]`. The kernel does not scale.
-    q, k, v = (x.swapaxes(1, 2) for x in (q * H**-0.5, k, v))
+    # Rows first, then heads: `[B, N, T, H]`, as wide as a register. The kernel does not scale.
+    wider = ((0, 0), (0, 0), (0, 0), (0, -H % _LANES))
+    q, k, v = (jnp.pad(x, wider).swapaxes(1, 2) for x in (q * H**-0.5, k, v))
     segment = valid.astype(jnp.int32)
     out = jax.vmap(kernel)(q, k, v, segment_ids=splash.SegmentIds(segment, segment))
-    return out.swapaxes(1, 2)
+    return out[..., :H].swapaxes(1, 2)
