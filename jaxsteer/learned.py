@@ -11,10 +11,11 @@ bounded: after each step it is projected onto the ball of radius `norm`.
 All vectors are learned in one compiled program: the layer is data, and so is what a vector has to
 be orthogonal to, as in a search that finds one direction after the other.
 
-Memory of a step: `step_bytes`. With `remat` an 8B model in bf16 (16 GB) keeps 0.26 MB a token for
-the stream, and at a layer's peak 0.1 MB and the scores of plain attention, 0.4 kB a token of
-context: 8 texts of 2,000 tokens need about 19 GB a direction, so that 5 directions at once fit a
-GPU of 140 GB. `learn_directions` works in groups of as many as fit.
+Memory of a step, by calculation (`step_bytes`): with `remat` an 8B model in bf16 (16 GB) keeps
+0.26 MB a token for the stream, and at a layer's peak 0.2 MB and the scores of plain attention,
+0.3 kB a token of context. 8 texts of 2,000 tokens come to 21 GB a direction, so that 5 directions
+at once fit a GPU of 140 GB; of 1,024 tokens, to 8 GB. `learn_directions` works in groups of as many
+as fit.
 """
 
 import functools

@@ -1,0 +1,116 @@
+"""Directions against each other in the reasoning model, all added at one length.
+
+The cells that the main sweep has (unsteered, base-derived, random directions) are not run again:
+prompts, random numbers and lengths are the same here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import derive, steer
+from experiments.outcome import (
+    CellOutcome,
+    Key,
+    Scores,
+    outcomes_of,
+    scores_by_cell,
+    small_pair_grammar,
+)
+from experiments.run import Run
+from experiments.settings import Settings
+from experiments.text import encode_prompts
+from jaxsteer.cells import Cell
+from jaxsteer.directions import rescale
+from jaxsteer.interventions import add
+from jaxsteer.jsonl import read_rows
+from jaxsteer.tokens import bucket
+
+TARGET = "reasoning"
+
+
+def unit_lengths(directions: Path, settings: Settings) -> list[float]:
+    """What coefficient 1 is long at each layer, for every direction alike."""
+    facts = json.loads((directions / derive.FACTS).read_text())
+    if settings.steering.unit == "residual":
+        return [float(x) for x in facts["residual_norm"][TARGET]]
+    return [float(x) for x in facts["norm"]["base"]]
+
+
+def main_coeff(settings: Settings) -> float:
+    """The coefficient at which directions are learned and compared.
+
+    `search.coeff`, or else the last of `steering.baseline_coeffs`, or else the largest coefficient.
+    """
+    steering = settings.steering
+    if settings.search.coeff is not None:
+        return settings.search.coeff
+    return (steering.baseline_coeffs or sorted(steering.coeffs))[-1]
+
+
+def cell(
+    source: str, vector: np.ndarray, *, layer: int, site: str, coeff: float, unit: float
+) -> Cell:
+    """A direction added at `coeff` times the unit length, whatever its own."""
+    labels = {"source": source, "coeff": coeff, "length": abs(coeff) * unit}
+    return Cell(labels, add(rescale(vector, unit), layer=layer, coeff=coeff, site=site))
+
+
+def write_texts(run: Run, folder: Path, cells: Sequence[Cell]) -> None:
+    """Texts of the reasoning model for every cell and held-out prompt, into `sweep.jsonl`."""
+    settings = run.settings
+    form, problems = settings.prompts.form(TARGET), run.evaluate_prompts
+    model, tokenizer = run.load(TARGET)
+    prompts = encode_prompts(tokenizer, problems, role=TARGET, form=form)
+    steer.write_sweep(
+        folder,
+        model,
+        tokenizer,
+        target=TARGET,
+        cells=cells,
+        prompt_ids=[prompt.id for prompt in problems],
+        prompts=prompts,
+        length=bucket(max(map(len, prompts)), step=16),
+        stops=run.stop_tokens(TARGET),
+        decoding=settings.decoding,
+        form=form,
+    )
+
+
+def text_inputs(run: Run) -> dict[str, Any]:
+    """What decides the texts beside the cells."""
+    settings = run.settings
+    return {
+        "model": run.model_print(TARGET),
+        "prompts": [asdict(prompt) for prompt in run.evaluate_prompts],
+        "format": settings.prompts.form(TARGET),
+        "decoding": asdict(settings.decoding),
+        "unit": settings.steering.unit,
+    }
+
+
+def judge(
+    own: Path, main: Path, settings: Settings, *, shared: Sequence[str] = ("base", "random")
+) -> tuple[dict[Key, dict[str, Scores]], list[CellOutcome]]:
+    """Every text judged, and one outcome a cell: those shared with the main sweep, then `own`.
+
+    Shared are the unsteered cell, and of the kinds of sources in `shared` those cells whose
+    coefficient occurs in `own`.
+    """
+    rows = read_rows(own)
+    coeffs = {row["coeff"] for row in rows}
+    others = [
+        row
+        for row in read_rows(main)
+        if row["source"] == "none"
+        or (row["source"].split("-")[0] in shared and row["coeff"] in coeffs)
+    ]
+    grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
+    every = [*others, *rows]
+    scores = scores_by_cell(every, keywords=settings.labels.keywords, grammar=grammar)
+    lengths = {(row["target"], row["source"], row["coeff"]): row["length"] for row in every}
+    return scores, outcomes_of(scores, lengths)
