@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.baselines import RAW
 from experiments.outcome import (
     RESAMPLES,
     CellOutcome,
@@ -35,6 +36,7 @@ class Evidence:
     directions: dict[str, Any]  # directions.json
     other_cosines: Mapping[str, float] = field(default_factory=dict)  # by behaviour
     figure2: dict[str, Any] | None = None
+    cosines: dict[str, Any] | None = None
     figure5: dict[str, Any] | None = None
     figure6: dict[str, Any] | None = None
 
@@ -162,5 +164,10 @@ def versus_baselines(found: Evidence, coeff: float) -> tuple[list[Versus], list[
 
 
 def _baselines(found: Evidence) -> list[CellOutcome]:
+    """Everything else of the direction's length; baselines of their own lengths do not compare."""
     others = ("none", *DIRECTIONS)
-    return [c for c in found.table if c.target == "reasoning" and c.source not in others]
+    return [
+        c
+        for c in found.table
+        if c.target == "reasoning" and c.source not in others and not c.source.startswith(RAW)
+    ]

@@ -228,7 +228,7 @@ def _crossed(cells: Sequence[Sequence[float]], prompts: int) -> np.ndarray:
     crossed = np.full(prompts, math.nan)
     for half in (0, 1):
         chooser = table[:, half::2]
-        told = ~np.isnan(chooser).all(axis=1)
+        told = np.array([not np.isnan(row).all() for row in chooser], dtype=bool)
         if told.any():
             means = np.nanmean(np.where(told[:, None], chooser, -1.0), axis=1)
             crossed[1 - half :: 2] = table[int(np.argmax(means)), 1 - half :: 2]

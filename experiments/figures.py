@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import appendix_c, fig2_offset_layer, fig3_steering, headline
+from experiments import (
+    appendix_c,
+    cosines,
+    fig2_offset_layer,
+    fig3_steering,
+    fig5_logit_lens,
+    fig6_projections,
+    headline,
+)
 from experiments.run import Run
 from experiments.settings import Settings
 
@@ -43,6 +51,26 @@ FIGURES = (
         fig3_steering.stage,
         "Keywords per word (Eq. 1), backtracking sentences per sentence and coherence against the "
         "coefficient.",
+    ),
+    Figure(
+        "figure5",
+        "Figure 5: logit lens",
+        fig5_logit_lens.stage,
+        "What the directions say to the unembedding: the rank of the best backtracking keyword by "
+        "layer, and the top tokens at the steered layer.",
+    ),
+    Figure(
+        "figure6",
+        "Figure 6: projections",
+        fig6_projections.stage,
+        "The projection on the direction around backtracking sentences and elsewhere, judged on "
+        "other traces than made it. One trace coloured by it: `figure6-trace.html`.",
+    ),
+    Figure(
+        "cosines",
+        "Base- against reasoning-derived",
+        cosines.stage,
+        "The cosine of the two models' directions by layer and offset, with its error.",
     ),
     Figure(
         "appendix-c",

@@ -42,6 +42,7 @@ def evidence(
         directions=facts,
         other_cosines=other_cosines(directions / derive.FILE, layer),
         figure2=numbers("figure2"),
+        cosines=numbers("cosines"),
         figure5=numbers("figure5"),
         figure6=numbers("figure6"),
     )

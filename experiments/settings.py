@@ -1,26 +1,15 @@
 """The settings of a run, read from TOML; an unknown or misspelt key is an error."""
 
 import dataclasses
-import math
 import tomllib
-import types
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-from experiments.formats import FORMATS
-from experiments.judge_settings import Judge, judge_checks
+from experiments.judge_settings import Judge
+from experiments.settings_checks import BASELINES, problems_of
+from experiments.toml_sections import read_section
 from jaxsteer.annotate import KEYWORDS
-from jaxsteer.sites import SITES
-
-DTYPES = ("float32", "bfloat16")
-UNITS = ("vector", "residual")
-SOURCES = ("keywords", "grammar")
-COHERENCE = ("repetition", "grammar")
-BASELINES = ("mean", "noise", "self", "behaviour")
-
-Section = TypeVar("Section")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +157,13 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Which texts of the sweeps the unsteered model reads once more."""
+
+    prompts: int | None = None  # those of each target's first so many prompts; all if not given
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the outcome of a run."""
 
@@ -183,6 +179,7 @@ class Settings:
     report: Report
     analyses: Analyses = field(default_factory=Analyses)
     grafting: Grafting = field(default_factory=Grafting)
+    perplexity: Perplexity = field(default_factory=Perplexity)
     search: Search = field(default_factory=Search)
 
 
@@ -204,63 +201,14 @@ def load_settings(path: str | Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     problems: list[str] = []
-    settings = _read(Settings, raw, "", problems)
+    settings = read_section(Settings, raw, "", problems)
     if problems or settings is None:
         raise ValueError(f"{path}:\n  " + "\n  ".join(problems))
     settings = _resolve(settings, path.resolve().parent)
-    problems = _check(settings)
+    problems = problems_of(settings)
     if problems:
         raise ValueError(f"{path}:\n  " + "\n  ".join(problems))
     return settings
-
-
-def _read(kind: type[Section], raw: dict[str, Any], where: str, problems: list[str]) -> Any:
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    problems += [
-        f"{where}{name}: unknown key, expected one of {', '.join(fields)}"
-        for name in sorted(raw.keys() - fields.keys())
-    ]
-    values = {}
-    for name, spec in fields.items():
-        if name in raw:
-            values[name] = _value(hints[name], raw[name], where + name, problems)
-        elif dataclasses.is_dataclass(hints[name]):
-            values[name] = _read(hints[name], {}, f"{where}{name}.", problems)
-        elif spec.default is spec.default_factory is dataclasses.MISSING:
-            problems.append(f"{where}{name}: missing")
-    return None if problems else kind(**values)
-
-
-def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, dict):
-            return _read(hint, value, f"{where}.", problems)  # type: ignore[arg-type]
-        problems.append(f"{where}: got {value!r}, expected a table")
-        return None
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if dataclasses.is_dataclass(options[0]):  # a section that may be left out
-        return _value(options[0], value, where, problems)
-    for option in options:
-        if get_origin(option) is list:
-            item = get_args(option)[0]
-            if isinstance(value, list) and all(_fits(item, v) for v in value):
-                return [item(v) for v in value]
-        elif option is not type(None) and _fits(option, value):
-            return option(value)
-    names = " or ".join(_kind_name(o) for o in options if o is not type(None))
-    problems.append(f"{where}: got {value!r}, expected {names}")
-    return None
-
-
-def _kind_name(kind: Any) -> str:
-    return str(kind) if get_origin(kind) else kind.__name__
-
-
-def _fits(kind: type, value: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _resolve(settings: Settings, folder: Path) -> Settings:
@@ -277,189 +225,3 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
         prompts=absolute(settings.prompts, "file"),
         labels=absolute(settings.labels, "file"),
     )
-
-
-def _check(settings: Settings) -> list[str]:
-    """What is wrong with the values, one line each."""
-    models, prompts, labels = settings.models, settings.prompts, settings.labels
-    direction, steering, report = settings.direction, settings.steering, settings.report
-    checks: list[tuple[str, Any, bool, str]] = [
-        ("models.dtype", models.dtype, models.dtype in DTYPES, " or ".join(DTYPES)),
-        (
-            "prompts.base_template",
-            prompts.base_template,
-            "{prompt}" in prompts.base_template,
-            "a text with {prompt} in it",
-        ),
-        *(
-            (f"prompts.{name}", form, form in FORMATS, " or ".join(FORMATS))
-            for name, form in (
-                ("base_format", prompts.base_format),
-                ("reasoning_format", prompts.reasoning_format),
-            )
-        ),
-        (
-            "prompts.evaluate_split",
-            prompts.evaluate_split,
-            prompts.evaluate_split != prompts.derive_split,
-            "another one than derive_split: the figure needs prompts that the direction has not",
-        ),
-        (
-            "labels.keywords",
-            labels.keywords,
-            bool(labels.keywords) and all(word.strip() for word in labels.keywords),
-            "at least one word, none empty",
-        ),
-        ("labels.source", labels.source, labels.source in SOURCES, " or ".join(SOURCES)),
-        (
-            "labels.source",
-            labels.source,
-            labels.source == "keywords" or not (labels.file or labels.judge),
-            "no source beside a file or [labels.judge]: labels come from one source",
-        ),
-        (
-            "labels.judge",
-            "[labels.judge] beside a file",
-            not (labels.judge and labels.file),
-            "one of them: labels come from one source",
-        ),
-        ("direction.layer", direction.layer, direction.layer >= 0, "at least 0"),
-        ("direction.offsets", direction.offsets, _distinct(direction.offsets), "distinct numbers"),
-        (
-            "activations.offsets",
-            settings.activations.offsets,
-            _distinct(settings.activations.offsets),
-            "distinct numbers",
-        ),
-        ("direction.site", direction.site, direction.site in SITES, f"one of {', '.join(SITES)}"),
-        (
-            "steering.coeffs",
-            steering.coeffs,
-            _distinct(steering.coeffs) and all(c and math.isfinite(c) for c in steering.coeffs),
-            "distinct finite numbers without 0, which is always run",
-        ),
-        (
-            "steering.baseline_coeffs",
-            steering.baseline_coeffs,
-            set(steering.baseline_coeffs) <= set(steering.coeffs),
-            "some of steering.coeffs",
-        ),
-        (
-            "steering.baselines",
-            steering.baselines,
-            set(steering.baselines) <= set(BASELINES),
-            f"some of {', '.join(BASELINES)}",
-        ),
-        ("steering.unit", steering.unit, steering.unit in UNITS, " or ".join(UNITS)),
-        (
-            "steering.random_directions",
-            steering.random_directions,
-            steering.random_directions >= 0,
-            "at least 0",
-        ),
-        (
-            "report.coherence",
-            report.coherence,
-            report.coherence in COHERENCE,
-            " or ".join(COHERENCE),
-        ),
-        ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
-        *_map_checks(settings.figure2),
-        *_analyses_checks(settings.analyses),
-        *_grafting_checks(settings.grafting),
-        *_search_checks(settings),
-    ]
-    if labels.judge:
-        checks += judge_checks(labels.judge, "labels.judge.")
-    for name in ("derive_limit", "evaluate_limit", "base_evaluate_limit"):
-        limit = getattr(prompts, name)
-        checks.append((f"prompts.{name}", limit, limit is None or limit >= 1, "at least 1"))
-    for name in ("rollouts", "decoding"):
-        part: Decoding = getattr(settings, name)
-        rows, warmth = part.rows_per_chunk, part.temperature
-        checks += [
-            (f"{name}.max_new_tokens", part.max_new_tokens, part.max_new_tokens >= 1, "at least 1"),
-            (f"{name}.temperature", warmth, warmth >= 0 and math.isfinite(warmth), "at least 0"),
-            (f"{name}.top_p", part.top_p, 0 < part.top_p <= 1, "above 0, at most 1"),
-            (f"{name}.seed", part.seed, 0 <= part.seed < 2**32, "0 to 2**32 - 1"),
-            (f"{name}.rows_per_chunk", rows, rows is None or rows >= 1, "at least 1"),
-        ]
-    return [f"{name}: got {value!r}, expected {text}" for name, value, ok, text in checks if not ok]
-
-
-def _map_checks(figure2: Map) -> list[tuple[str, Any, bool, str]]:
-    coeff, offsets = figure2.coeff, figure2.offsets
-    either = min(offsets, default=0) < 0 <= max(offsets, default=0)
-    return [
-        (
-            "figure2.offsets",
-            offsets,
-            _distinct(offsets) and either,
-            "distinct numbers, some below 0 and some not",
-        ),
-        ("figure2.layer_stride", figure2.layer_stride, figure2.layer_stride >= 1, "at least 1"),
-        (
-            "figure2.coeff",
-            coeff,
-            coeff is None or bool(coeff and math.isfinite(coeff)),
-            "a finite number but 0",
-        ),
-        ("figure2.prompts", figure2.prompts, figure2.prompts >= 2, "at least 2"),
-    ]
-
-
-def _analyses_checks(analyses: Analyses) -> list[tuple[str, Any, bool, str]]:
-    at_least_1 = ("random_directions", "sensitivity_texts", "sensitivity_stride")
-    return [
-        *(
-            (f"analyses.{n}", getattr(analyses, n), getattr(analyses, n) >= 1, "at least 1")
-            for n in at_least_1
-        ),
-        ("analyses.folds", analyses.folds, analyses.folds >= 2, "at least 2"),
-        (
-            "analyses.groups",
-            analyses.groups,
-            analyses.groups >= analyses.folds,
-            f"at least analyses.folds = {analyses.folds}",
-        ),
-    ]
-
-
-def _grafting_checks(grafting: Grafting) -> list[tuple[str, Any, bool, str]]:
-    least = {"random_sets": 0, "generated_sets": 0, "tokens": 2}
-    found = {name: (value, least.get(name, 1)) for name, value in vars(grafting).items()}
-    return [
-        (f"grafting.{name}", value, value is None or value >= at_least, f"at least {at_least}")
-        for name, (value, at_least) in found.items()
-    ]
-
-
-def _search_checks(settings: Settings) -> list[tuple[str, Any, bool, str]]:
-    search, coeff = settings.search, settings.search.coeff
-    least = {"seeds": 1, "steps": 1, "rows": 1, "tokens": 2, "held_out": 2}
-    least |= {"directions": 2, "random_spans": 0}
-    checks = [
-        (f"search.{n}", getattr(search, n), getattr(search, n) >= m, f"at least {m}")
-        for n, m in least.items()
-    ]
-    layers = [settings.direction.layer, *search.other_layers]
-    positive = [c for c in settings.steering.coeffs if c > 0]
-    return [
-        *checks,
-        (
-            "search.other_layers",
-            search.other_layers,
-            _distinct(layers) and min(layers) >= 0,
-            "distinct layers, without the steered one",
-        ),
-        (
-            "search.coeff",
-            coeff,
-            coeff is None or coeff in positive,
-            "one of steering.coeffs above 0",
-        ),
-    ]
-
-
-def _distinct(values: Sequence[float]) -> bool:
-    return 0 < len(values) == len(set(values))
