@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsteer import hosts
@@ -99,7 +99,7 @@ def _divides(config: LlamaConfig, tensor: int) -> bool:
     return heads and all(size % tensor == 0 for size in sizes)
 
 
-def params_sharding(config: LlamaConfig, mesh: Mesh) -> Params:
+def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
     """Where each parameter of a checkpoint goes: a tree for `load(path, sharding=…)`.
 
     Raises:
@@ -109,7 +109,7 @@ def params_sharding(config: LlamaConfig, mesh: Mesh) -> Params:
     return shardings(abstract_params(config), mesh)
 
 
-def shardings(params: Mapping[Any, Any], mesh: Mesh) -> Params:
+def shardings(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
     """The table applied to any tree of parameters (or their shapes), packed ones included.
 
     Raises:
