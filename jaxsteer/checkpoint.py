@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1
 
+from jaxsteer import hosts
 from jaxsteer.checksums import check_files, checksums
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import write_atomic
@@ -83,6 +84,7 @@ def save(
 
     Raises:
         FileExistsError: `path` exists (without `overwrite`, or it is no checkpoint).
+        ValueError: on many hosts: a single process writes checkpoints.
     """
     write(
         path,
@@ -112,10 +114,15 @@ def write(
     Raises:
         ValueError: naming the first leaf that the config has no place for, of another shape or
             dtype, or all that did not come.
-        FileExistsError: as `save`.
+        FileExistsError, ValueError: as `save`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype}, expected {' or '.join(DTYPES)}")
+    if hosts.several():  # Orbax would wait for all of them to write the same
+        raise ValueError(
+            f"{path}: checkpoints are written by one process that works alone: convert models "
+            "(python -m weights.convert SRC DST) before many hosts load them"
+        )
     with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
         _write_params(folder / _PARAMS, _checked(leaves, config, dtype))
         (folder / _HUGGINGFACE).mkdir()
