@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from jaxsteer import hosts
+from jaxsteer import hosts, preemption
 from jaxsteer.capture import Capture
 from jaxsteer.model import Model, forward
 from jaxsteer.moments import Moments
@@ -38,6 +38,7 @@ class Trace:
         return [label == "backtracking" for label in self.labels]
 
 
+@preemption.deferred()
 def activation_moments(
     model: Model,
     traces: Sequence[Trace],
@@ -53,7 +54,8 @@ def activation_moments(
     """Moments over all traces for every layer, label and offset; one forward pass a batch.
 
     Activations stay on the device, and so do their sums until all batches have run: they are
-    accumulated there as float32 pairs, so that the number of batches adds no error.
+    accumulated there as float32 pairs, so that the number of batches adds no error. SIGTERM stops
+    the pass behind a batch; the next one starts anew.
 
     Args:
         model: on one device or on a mesh: rows are split over `data`, sums over `tensor`.
@@ -82,7 +84,8 @@ def activation_moments(
     shape = n_layers, 2, len(labels), len(offsets), site_width(site, model.config)
     where = _sums_sharding(model, shape[-1])
     running, count = _zeros(shape, where), np.zeros(shape[2:4], np.int64)
-    bar = tqdm(total=len(traces), desc=progress, unit="trace", disable=progress is None)
+    quiet = progress is None or not hosts.is_writer()
+    bar = tqdm(total=len(traces), desc=progress, unit="trace", disable=quiet)
     ahead: tuple[jax.Array, int] | None = None  # a batch that the device may still work on
     for first in range(0, len(traces), rows):
         some = list(traces[first : first + rows])
@@ -94,6 +97,8 @@ def activation_moments(
         running, done = _add_batch(running, model, *placed, site=site, layers=layers, where=where)
         _wait(ahead, bar)
         ahead = done, len(some)
+        read = min(first + rows, len(traces))
+        preemption.stop_if_asked(f"{read} of {len(traces)} traces were read, and are read anew")
     _wait(ahead, bar)
     bar.close()
     high, low = (part.astype(np.float64) for part in hosts.gather(running))
