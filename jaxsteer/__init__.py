@@ -25,12 +25,13 @@ from jaxsteer.generate import (
     unfinished,
 )
 from jaxsteer.graft import graft
-from jaxsteer.interventions import ablate, add, clamp, head_vector, replace, when
+from jaxsteer.interventions import ablate, add, amplify, clamp, head_vector, noise, replace, when
 from jaxsteer.model import Model, forward, init
 from jaxsteer.packing import pack, unpack
 from jaxsteer.refill import generate_queue
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import greedy, sample, sampling
+from jaxsteer.score import score, token_logprobs
 from jaxsteer.sharding import make_mesh, shard_batch, shard_model
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, rows, stack
@@ -60,6 +61,7 @@ __all__ = [
     "TokenBatch",
     "ablate",
     "add",
+    "amplify",
     "append",
     "clamp",
     "compile_cache",
@@ -80,6 +82,7 @@ __all__ = [
     "load_directions",
     "make_mesh",
     "make_request",
+    "noise",
     "pack",
     "preemption",
     "prefill",
@@ -92,6 +95,7 @@ __all__ = [
     "save_directions",
     "schedules",
     "scope",
+    "score",
     "shard_batch",
     "shard_model",
     "stack",
@@ -101,6 +105,7 @@ __all__ = [
     "sweep_to_file",
     "think_tokens",
     "token_bytes",
+    "token_logprobs",
     "unfinished",
     "unpack",
     "when",

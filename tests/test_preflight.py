@@ -24,7 +24,7 @@ def test_an_end_that_only_generation_config_names_is_enough(tmp_path: Path) -> N
     open_run(tmp_path / "run", settings)
     edit(model / "config.json", eos_token_id=None)
     edit(model / "generation_config.json", eos_token_id=None)
-    with pytest.raises(ValueError, match=r"models\.reasoning: no file of the model names an end-of"):
+    with pytest.raises(ValueError, match=r"models\.reasoning: no file of the model names an end"):
         open_run(tmp_path / "run", settings)
     edit(model / "generation_config.json", eos_token_id=[end])
     open_run(tmp_path / "run", settings)
