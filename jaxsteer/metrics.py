@@ -222,6 +222,26 @@ def paired_difference(
     return PairedDifference(estimate.mean, estimate.se, as_large / done, n, n_empty)
 
 
+def holm(p_values: ArrayLike) -> Floats:
+    """Return p-values `[K]` corrected for being K at once (Holm's step-down rule), in their order.
+
+    Each is the smallest level at which its hypothesis falls when the chance of any false one is
+    bounded, however the tests depend on each other. NaN was no test and stays NaN.
+
+    >>> holm([0.01, 0.04, float("nan"), 0.03]).tolist()
+    [0.03, 0.06, nan, 0.06]
+    """
+    values = _rows(p_values, "p_values")
+    tested = np.flatnonzero(~np.isnan(values))
+    if np.any(values[tested] < 0) or np.any(values[tested] > 1):
+        raise ValueError(f"p_values: expected 0 to 1, found {values[tested].tolist()}")
+    order = tested[np.argsort(values[tested], kind="stable")]
+    steps = values[order] * np.arange(len(order), 0, -1)
+    corrected = np.full(len(values), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
 def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval for a share of `successes` among `n` independent trials.
 
