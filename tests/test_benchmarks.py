@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import cpu, decode, profile
+from experiments.benchmarks import capture, cpu, decode, profile
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -86,6 +86,21 @@ def test_decode_benchmark_prints_a_line_for_each_case(capsys, monkeypatch):
         assert case["ratio"] == pytest.approx(case["step_ms"] / case["floor_ms"], rel=1e-2)
         assert case["compilations"] == 1
         assert case["tokens_per_s"] == pytest.approx(2e3 / case["step_ms"], rel=1e-2)
+
+
+def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
+    monkeypatch.setattr(capture, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(capture.compile_cache, "turn_off", lambda: None)
+    assert capture.main(["--preset", "tiny", *"--rows 2 --length 64 --batches 4".split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["offsets"], found["labels"], found["matrix_TFLOP_s"]) == (35, 7, 0.0)
+    shares = [
+        found[name]["share_of_matrix_rate"] / found[name]["tokens_per_s"]
+        for name in ("forward", "multiplied", "gathered", "pipeline")
+    ]
+    # Each is as many operations a token.
+    assert shares == pytest.approx([shares[0]] * 4, rel=0.02)
+    assert all(found[name]["tokens_per_s"] > 0 for name in ("forward", "pipeline"))
 
 
 @pytest.fixture(scope="module")

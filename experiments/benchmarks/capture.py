@@ -2,22 +2,94 @@
 
     python -m experiments.benchmarks.capture --preset llama31_8b
 
-Sums of activations at 31 offsets for every layer, reduced on the device; prints one JSON line.
+Moments of 7 behaviours at 35 offsets in every layer, over two halves of the traces, as the pipeline
+takes them: from tokens on the host to sums on the host. Prints one JSON line: tokens a second of
+that, of a forward pass alone and of a pass with sums that stay on the device (`multiplied` as
+bfloat16 has them, `gathered` as float32 has them), each with its share of the measured rate of
+matrix products, and the peak of memory.
 """
 
 import argparse
+import functools
 import json
+import os
 import sys
 import time
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import derive
 from experiments.benchmarks.decode import PRESETS
+from experiments.benchmarks.floor import prefill_operations
+from experiments.benchmarks.machine import matrix_rate, peak_bytes, seconds
+from jaxsteer import compile_cache
+from jaxsteer.activations import Trace, event_positions
+from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
-from jaxsteer.directions import Trace, activation_sums
-from jaxsteer.model import init
+from jaxsteer.labels import LABELS
+from jaxsteer.model import Model, forward, init
 from jaxsteer.packing import pack
+from jaxsteer.tokens import left_pad
+
+OFFSETS = range(-30, 5)
+SENTENCE = 24  # tokens
+
+
+def make_traces(config: LlamaConfig, *, count: int, length: int, seed: int = 0) -> list[Trace]:
+    """Random tokens, with a sentence of a random behaviour every `SENTENCE` of them."""
+    random = np.random.default_rng(seed)
+    prompt = length // 64
+    starts = range(prompt, length, SENTENCE)
+    return [
+        Trace(
+            tokens=random.integers(0, config.vocab_size, length).tolist(),
+            prompt_length=prompt,
+            starts=starts,
+            labels=random.choice(LABELS, len(starts)).tolist(),
+        )
+        for _ in range(count)
+    ]
+
+
+@jax.jit
+def _pass(model: Model, tokens: jax.Array, capture: Capture | None) -> jax.Array:
+    """A pass whose result waits for every layer; the head runs for the last token only."""
+    out = forward(model, tokens, capture=capture, last_only=True)
+    return jnp.sum(out.logits) + sum(jnp.sum(x) for x in out.captured.values())
+
+
+def device_seconds(model: Model, traces: list[Trace], *, length: int) -> dict[str, float]:
+    """Seconds of one batch on the device, by what is summed there."""
+    tokens = left_pad([trace.tokens for trace in traces], length=length).tokens
+    shape = len(traces), len(traces[0].starts)
+    positions, groups = (
+        jnp.asarray(x) for x in event_positions(traces, LABELS, list(OFFSETS), shape)
+    )
+    captures = {
+        "forward": None,
+        "multiplied": Capture(squares=True, positions=positions, weights=groups),
+        "gathered": Capture(squares=True, positions=positions, weights=groups.astype(jnp.float32)),
+    }
+    return {
+        name: seconds(functools.partial(_pass, model, tokens, capture), repeats=3)
+        for name, capture in captures.items()
+    }
+
+
+def pipeline_seconds(model: Model, traces: list[Trace]) -> float:
+    """Seconds of the moments of both halves, after a run that compiles."""
+
+    def run(some: list[Trace]) -> None:
+        derive.moments_of_halves(model, some, offsets=list(OFFSETS), site="resid_post")
+
+    run(traces)
+    started = time.perf_counter()
+    run(traces)
+    return time.perf_counter() - started
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,42 +98,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=10, help="of both halves together")
     args = parser.parse_args(argv)
+    compile_cache.turn_off()
     config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    rate = matrix_rate()
     model = pack(init(config, dtype=jnp.bfloat16), donate=True)
-    random = np.random.default_rng(0)
-    starts = list(range(64, args.length, 24))
-    traces = [
-        Trace(
-            tokens=random.integers(0, config.vocab_size, args.length).tolist(),
-            prompt_length=32,
-            starts=starts,
-            positive=(random.random(len(starts)) < 0.13).tolist(),
-        )
-        for _ in range(args.rows)
-    ]
-    offsets = list(range(-30, 1))
-
-    def run() -> float:
-        started = time.perf_counter()
-        activation_sums(model, traces, offsets=offsets, length=args.length)
-        return time.perf_counter() - started
-
-    run()
-    spent = sum(run() for _ in range(args.batches))
-    tokens = args.rows * args.length * args.batches
-    print(
-        json.dumps(
-            {
-                "rows": args.rows,
-                "length": args.length,
-                "layers": config.n_layers,
-                "offsets": len(offsets),
-                "tokens_per_s": round(tokens / spent),
-            }
-        )
-    )
+    count = args.rows * args.batches
+    traces = make_traces(config, count=count, length=args.length)
+    spent = device_seconds(model, traces[: args.rows], length=args.length)
+    spent = {name: one * args.batches for name, one in spent.items()}
+    spent["pipeline"] = pipeline_seconds(model, traces)
+    operations = prefill_operations(model, rows=count, prompt=args.length)
+    peak = peak_bytes()
+    found = {
+        name: {
+            "tokens_per_s": round(count * args.length / one),
+            "share_of_matrix_rate": round(operations / one / rate, 3),
+        }
+        for name, one in spent.items()
+    }
+    sizes = {
+        "rows": args.rows,
+        "length": args.length,
+        "batches": args.batches,
+        "layers": config.n_layers,
+        "offsets": len(OFFSETS),
+        "labels": len(LABELS),
+        "matrix_TFLOP_s": round(rate / 1e12, 1),
+        "peak_GB": None if peak is None else round(peak / 1e9, 2),
+    }
+    print(json.dumps(sizes | found))
     return 0
 
 
