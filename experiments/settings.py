@@ -123,7 +123,7 @@ class Analyses:
     random_directions: int = 32  # the scale for ranks and projections
     groups: int = 20  # of traces, left out one at a time for errors of directions
     folds: int = 5  # a trace is projected on the direction of the other folds' traces
-    sensitivity_texts: int = 20  # of held-out prompts
+    sensitivity_texts: int = 12  # of held-out prompts
     sensitivity_stride: int = 5  # every so many of `activations.offsets`
 
 
