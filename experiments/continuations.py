@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer import hosts
 from jaxsteer.activations import Trace
 from jaxsteer.capture import Capture
 from jaxsteer.learned import Targets, make_targets
@@ -137,7 +138,7 @@ def event_activations(
         texts = [trace.tokens for trace, _ in chunk]
         batch = left_pad(texts + texts[:1] * (rows - len(chunk)), length=length)
         placed = spread_rows((batch, jnp.asarray(table.reshape(rows, -1))), model)
-        read = np.asarray(_read(model, *placed, tuple(layers), site), np.float32)
+        read = hosts.gather(_read(model, *placed, tuple(layers), site)).astype(np.float32)
         read = np.nanmean(read.reshape(len(layers), *table.shape, -1)[:, table[..., 0] >= 0], 2)
         means.append(read)
     return np.concatenate(means, axis=1)

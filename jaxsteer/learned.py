@@ -30,6 +30,7 @@ import optax
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from jaxsteer import hosts
 from jaxsteer.attention import xla_attention
 from jaxsteer.capture import Capture
 from jaxsteer.interventions import add
@@ -220,11 +221,11 @@ def learn_directions(
             remat=remat,
             at_once=at_once,
         )
-        losses.append(np.asarray(loss))
+        losses.append(hosts.gather(loss))
         bar.set_postfix_str(f"log-probability a token {-losses[-1].mean():.3f}", refresh=False)
     return Learned(
-        vectors=np.asarray(vectors),
-        layers=np.asarray(where),
+        vectors=hosts.gather(vectors),
+        layers=hosts.gather(where),
         seeds=np.asarray([seed for _, seed in grid], np.int32),
         losses=np.stack(losses),
     )
@@ -258,14 +259,14 @@ def token_logprobs(
     B, P = targets.position.shape
     rows = min(rows_at_once, B)
     at_once = _at_once(model, targets, rows=rows, directions=len(wide), remat=True)
-    host = jax.device_get(targets)
+    host = hosts.gather(targets)
     found = np.zeros((len(wide), B, P), np.float32)
     for first in tqdm(range(0, B, rows), desc=progress, disable=not progress, unit="batch"):
         index = np.minimum(np.arange(first, first + rows), B - 1)  # one shape for all
         chunk = spread_rows(jax.tree.map(jnp.asarray, host.rows(index)), model)
         where = jnp.asarray(layers, jnp.int32)
         read = _read(model, chunk, jnp.asarray(wide), where, site=site, at_once=at_once)
-        found[:, index] = np.asarray(read)
+        found[:, index] = hosts.gather(read)
     return found
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxsteer import hosts
 from jaxsteer.model import Model
 from jaxsteer.token_text import token_bytes
 
@@ -98,7 +99,7 @@ def lens(
         raise ValueError(f"top: got {top}, expected 1 to {V}")
     units = jnp.asarray(vectors / scale, jnp.float32)
     found = _read(model, units, jnp.asarray(ids), kind=kind, top=top)
-    return Lens(*(np.asarray(x) for x in found))
+    return Lens(*hosts.gather(found))
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "top"))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxsteer import hosts
 from jaxsteer.activations import equal_rows
 from jaxsteer.capture import Capture
 from jaxsteer.model import Model, forward
@@ -60,7 +61,7 @@ def project(
         raise ValueError(f"layers: got {at.min()} to {at.max()}, expected 0 to {n_layers - 1}")
     check_batch(batch, model.config)
     placed = spread_rows(batch, model)
-    return np.asarray(_project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site))
+    return hosts.gather(_project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site))
 
 
 def _projections(
