@@ -131,7 +131,7 @@ def draw(
     """Three heat maps by layer and offset, and what was measured at the steered layer."""
     titles = ("base- against reasoning-derived", *(f"{r}-derived: two halves" for r in ROLES))
     figure, axes = plt.subplots(
-        1, 3, figsize=(12, 1.9 + 0.16 * max(10, len(maps["cosine"]))), layout="constrained"
+        1, 3, figsize=(12, 2.2 + 0.16 * max(10, len(maps["cosine"]))), layout="constrained"
     )
     low = min(0.0, *(float(np.nanmin(one)) for one in maps.values() if not np.isnan(one).all()))
     for axis, (name, one), title in zip(axes, maps.items(), titles, strict=True):
@@ -159,14 +159,17 @@ def _mark_window(axis: plt.Axes, offsets: Sequence[int], window: Sequence[int], 
 
 def _headline(found: dict[str, Any]) -> str:
     one, random = found["cosine"], found["random"]["cosines"]
+    halves = [f"{found['reliability'][role]['halves']:.2f} ({role})" for role in ROLES]
     text = (
-        f"layer {one['layer']}, the window: cosine {one['value']:.3f} "
-        f"[{one['low']:.3f}, {one['high']:.3f}], {one['n']} backtracking sentences; "
-        "two halves of the traces: "
-        + ", ".join(f"{role} {found['reliability'][role]['halves']:.2f}" for role in ROLES)
+        f"Over the window at layer {one['layer']}: cosine {one['value']:.3f} "
+        f"[{one['low']:.3f}, {one['high']:.3f}], from {one['n']} backtracking sentences.\n"
+        f"Two halves of the traces: {', '.join(halves)}."
     )
     if random:
-        text += f"; random sentences, base against reasoning: {np.mean(random):.2f}"
+        text += (
+            " Base- against reasoning-derived from as many random sentences: "
+            f"{min(random):.2f} to {max(random):.2f}."
+        )
     return text
 
 
