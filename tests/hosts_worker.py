@@ -19,7 +19,7 @@ import pytest
 
 import jaxsteer
 from jaxsteer import hosts, preemption
-from jaxsteer.directions import Trace, activation_sums, difference_of_means
+from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
 
@@ -74,7 +74,7 @@ def values(folder: Path) -> dict[str, Any]:
     mesh = jaxsteer.sharding.mesh_of(model)
     again = jaxsteer.generate(model, jaxsteer.shard_batch(batch, mesh), **options)
     traces = [
-        Trace(row[mask].tolist(), 0, range(mask.sum()), [i % 2 == 0 for i in range(mask.sum())])
+        Trace(row[mask].tolist(), 0, range(mask.sum()), ["odd"] * int(mask.sum()))
         for row, mask in zip(*map(np.asarray, (batch.tokens, batch.mask)), strict=True)
     ]
     return {
@@ -82,7 +82,7 @@ def values(folder: Path) -> dict[str, Any]:
         "logprobs": out.logprobs,
         "again": again.tokens,
         "queue": queue(model, batch, **options) if hosts.several() else out.tokens,
-        "directions": difference_of_means(activation_sums(model, traces, offsets=[0], length=9)),
+        "sums": activation_moments(model, traces, labels=["odd"], offsets=[0], length=9).squares,
         "weights": hosts.gather(model.params["lm_head"]["kernel"]),
     }
 
