@@ -145,9 +145,9 @@ def _similar(found: Evidence) -> Claim:
     facts, layer = found.directions, found.layer
     cosine = facts["cosine"][layer]
     others = found.other_cosines
-    text = (
-        f"{cosine:.3f} at layer {layer}, from {facts['n_backtracking'][0]} backtracking sentences"
-    )
+    spread = found.cosines and measure(found.cosines["cosine"])
+    told_as = _value(spread) if spread else f"{cosine:.3f}"
+    text = f"{told_as} at layer {layer}, from {facts['n_backtracking'][0]} backtracking sentences"
     if others:
         named = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
         text += f"; directions of other behaviours are about as close: {named}"
@@ -229,9 +229,14 @@ def _projection(found: Evidence) -> Claim:
             model: measure(one, "mean", "n_events") for model, one in found.figure6["auroc"].items()
         }
         verdict = rules.not_detected(list(aurocs.values()))
-        text = "AUROC of the projection at backtracking against elsewhere: " + "; ".join(
+        text = "AUROC of the projection before backtracking against other sentences: " + "; ".join(
             f"{model} model {_value(one)}, {one.n} events" for model, one in aurocs.items()
         )
+        if dense := found.figure6.get("dense"):
+            text += "; above the median before backtracking are, of all tokens, " + ", ".join(
+                f"{_value(measure(one['share_above_events'], 'share'))} ({model} model)"
+                for model, one in dense.items()
+            )
     return Claim(
         "C7",
         "The direction is densely present: its projection does not cleanly detect backtracking",

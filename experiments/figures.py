@@ -9,9 +9,13 @@ from experiments import (
     cosines,
     fig2_offset_layer,
     fig3_steering,
+    fig4_baselines,
     fig5_logit_lens,
     fig6_projections,
     headline,
+    learned,
+    sensitivity,
+    several_directions,
 )
 from experiments.run import Run
 from experiments.settings import Settings
@@ -53,6 +57,13 @@ FIGURES = (
         "coefficient.",
     ),
     Figure(
+        "figure4",
+        "Figure 4: baselines",
+        fig4_baselines.stage,
+        "The base-derived direction against mean activation, noise, self-amplification, random "
+        "directions and those of other behaviours, all of one length. Dotted: unsteered.",
+    ),
+    Figure(
         "figure5",
         "Figure 5: logit lens",
         fig5_logit_lens.stage,
@@ -73,11 +84,34 @@ FIGURES = (
         "The cosine of the two models' directions by layer and offset, with its error.",
     ),
     Figure(
+        "sensitivity",
+        "Sensitivity",
+        sensitivity.stage,
+        "How much the base-derived direction of each layer and offset moves the keywords' "
+        "log-probability at sentence starts, the text held fixed.",
+        full=True,
+    ),
+    Figure(
         "appendix-c",
         "Appendix C: the keywords as a judge",
         appendix_c.stage,
         "The keyword judge against a better one, sentence by sentence, with intervals over texts.",
         applies=appendix_c.has_better_judge,
+    ),
+    Figure(
+        "learned",
+        "Directions found otherwise",
+        learned.stage,
+        "Directions learned by gradient, a principal component and a probe against the difference "
+        "of means, all of one length.",
+        full=True,
+    ),
+    Figure(
+        "several",
+        "Several directions",
+        several_directions.stage,
+        "Each direction is learned in what the ones before it leave: alone, together, taken out.",
+        full=True,
     ),
 )
 

@@ -1,6 +1,7 @@
 """The words of the report: the figures with their numbers, the judging, the claims table."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,25 @@ def markdown(
 
 
 def _figure(figure: Figure, folder: Path) -> list[str]:
+    """Picture, caption, what the figure says of itself in words, small tables."""
     name = figure.name
-    lines = [f"## {figure.title}", "", f"![{figure.title}]({name}.png)", "", figure.caption, ""]
-    lines += _numbers(folder / f"{name}.csv")
+    lines = [f"## {figure.title}", ""]
+    if (folder / f"{name}.png").is_file():
+        lines += [f"![{figure.title}]({name}.png)", ""]
+    lines += [figure.caption, "", *_words(folder, name), *_numbers(folder / f"{name}.csv")]
     return [*lines, f"Numbers: `{name}.csv`, `{name}.json`."]
+
+
+def _words(folder: Path, name: str) -> list[str]:
+    """The text of `{name}.md` without its heading, or the `summary` of `{name}.json`."""
+    own, numbers = folder / f"{name}.md", folder / f"{name}.json"
+    if own.is_file():
+        lines = own.read_text(encoding="utf-8").splitlines()
+        pictures = ("![", "# ")
+        kept = [line for line in lines if not line.startswith(pictures)]
+        return [f"##{line}" if line.startswith("#") else line for line in kept] + [""]
+    summary = json.loads(numbers.read_text(encoding="utf-8")).get("summary")
+    return [summary, ""] if isinstance(summary, str) else []
 
 
 def _numbers(file: Path) -> list[str]:

@@ -3,13 +3,15 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from experiments import claims as module
+from experiments import outcome
 from experiments.claims import Claim, claims, to_csv, to_markdown
 from experiments.evidence import (
     Evidence,
@@ -25,6 +27,7 @@ from experiments.outcome import outcomes_of, scores_by_cell
 from experiments.rules import Verdict
 from experiments.seeds import overall
 from jaxsteer.annotate import KEYWORDS
+from jaxsteer.metrics import paired_difference
 
 CALM = "one two three four ."
 WAIT = "wait . " + CALM
@@ -74,6 +77,15 @@ def by_id(evidence: Evidence) -> dict[str, Claim]:
     table = {row.id: row for row in rows}
     assert len(table) == len(rows)
     return table
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws() -> Iterator[None]:
+    """Sign flips and resamples are most of the work, and no verdict here is near its edge."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "RESAMPLES", 300)
+        patch.setattr(outcome, "paired_difference", partial(paired_difference, n_permutations=300))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +254,16 @@ def test_ratio_of_gains_with_its_interval() -> None:
     cells = effect()
     cells["reasoning", "reasoning", 2.0] = texts(0.1)
     assert math.isnan(ratio_of_gains(found(cells), 2.0).value)
+
+
+def test_numbers_that_stand_beside_a_verdict(paper: Evidence) -> None:
+    share = {"share": 0.2, "low": 0.1, "high": 0.3, "n": 900}
+    figure6 = {**(paper.figure6 or {}), "dense": {"base": {"share_above_events": share}}}
+    cosines = {"cosine": {"value": 0.74, "low": 0.7, "high": 0.78, "n": 131}}
+    table = by_id(replace(paper, figure6=figure6, cosines=cosines))
+    assert table["C4"].measured.startswith("0.740 [0.700, 0.780] at layer 1")
+    assert table["C7"].measured.endswith("of all tokens, 0.200 [0.100, 0.300] (base model)")
+    assert table["C7"].verdict is by_id(paper)["C7"].verdict
 
 
 def test_a_null_in_json_is_unknown() -> None:
