@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from jaxsteer.foreign_vectors import load_replication
 from jaxsteer.gguf import load_gguf
 from jaxsteer.header import parse_header, read_header
-from jaxsteer.vectors import load_directions, load_replication
+from jaxsteer.vectors import load_directions
 
 CORPUS = Path(__file__).parent / "corpus"
 READERS: tuple[Callable[[Path], object], ...] = (

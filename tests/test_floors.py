@@ -40,7 +40,7 @@ def test_pytorch_is_for_tests_and_comparisons_only() -> None:
     # Imported when asked for: to compare with, and to read `.pt` vectors.
     allowed = {
         "weights/verify.py",
-        "jaxsteer/vectors.py",
+        "jaxsteer/foreign_vectors.py",
         "experiments/benchmarks/cpu.py",
         "experiments/benchmarks/sweep_transformers.py",
     }

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from jaxsteer.foreign_vectors import load_pt, load_replication
 from jaxsteer.vectors import (
     Direction,
     cosine,
     load_directions,
-    load_pt,
-    load_replication,
     save_directions,
 )
 
