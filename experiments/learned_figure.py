@@ -48,11 +48,12 @@ def draw(
 ) -> list[Path]:
     """Write `learned.png` and `learned.svg`; bars are 95% intervals. Returns the paths."""
     figure, axes = plt.subplots(
-        1, 3, figsize=(14.5, 4.6), width_ratios=[1.25, 1, 1], layout="constrained"
+        1, 3, figsize=(14.5, 4.9), width_ratios=[1.25, 1, 1], layout="constrained"
     )
-    effect_against_coherence(axes[0], table, report, kinds=_KINDS)
+    _effect(axes[0], table, report)
     _on_text(axes[1], numbers["on_text"])
     _cosines(figure, axes[2], numbers["cosines"])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     unit = "times the direction" if numbers["unit"] == "vector" else "residual norms"
     figure.suptitle(
         f"Directions of one length, {numbers['coeff']:g} {unit}, at layer {numbers['layer']}",
@@ -61,18 +62,12 @@ def draw(
     return frame.save(figure, folder, STEM)
 
 
-def effect_against_coherence(
-    axis: plt.Axes,
-    table: Sequence[CellOutcome],
-    report: Report,
-    *,
-    kinds: dict[str, tuple[str, str, str]],
-) -> None:
+def _effect(axis: plt.Axes, table: Sequence[CellOutcome], report: Report) -> None:
     """A point a cell; cells of one source are joined. Shaded: coherent enough to be judged."""
     floor = next(c.coherence.mean for c in table if c.source == "none") - report.margin
     seen: set[str] = set()
     for source in dict.fromkeys(c.source for c in table):
-        label, colour, marker = kinds[kind_of(source)]
+        label, colour, marker = _KINDS[kind_of(source)]
         cells = sorted((c for c in table if c.source == source), key=lambda c: c.coeff)
         coherence = [c.coherence for c in cells]
         rates = [c.backtracking_rate for c in cells]
@@ -98,7 +93,6 @@ def effect_against_coherence(
     axis.set_xlim(right=right)
     axis.set_xlabel(frame.coherence_name(report.coherence))
     axis.set_ylabel("backtracking sentences per sentence")
-    axis.legend(fontsize=8, loc="upper left")
     frame.tidy(axis)
 
 
