@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ import numpy as np
 from orbax.checkpoint import v1
 
 from jaxsteer import hosts
-from jaxsteer.checksums import check_files, checksums
+from jaxsteer.checksums import check_files, check_together, checksums
 from jaxsteer.config import LlamaConfig
-from jaxsteer.files import write_atomic
+from jaxsteer.files import absolute, as_path, is_remote, write_atomic
 from jaxsteer.header import load_json
 from jaxsteer.model import Model, abstract_params, from_params
 from jaxsteer.newdir import new_directory
@@ -84,7 +85,7 @@ def save(
 
     Raises:
         FileExistsError: `path` exists (without `overwrite`, or it is no checkpoint).
-        ValueError: on many hosts: a single process writes checkpoints.
+        ValueError: on many hosts, where one process alone may write, or for an object store.
     """
     write(
         path,
@@ -118,6 +119,11 @@ def write(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype}, expected {' or '.join(DTYPES)}")
+    if is_remote(path):
+        raise ValueError(
+            f"{path}: got an object store, expected a local directory: it appears whole, and can "
+            "be copied to the store then (gcloud storage cp --recursive)"
+        )
     if hosts.several():  # Orbax would wait for all of them to write the same
         raise ValueError(
             f"{path}: checkpoints are written by one process that works alone: convert models "
@@ -143,7 +149,9 @@ def load(
     """Read a model and its tokenizer.
 
     Args:
-        path: a directory that `python -m weights.convert` or `save` wrote.
+        path: a directory that `python -m weights.convert` or `save` wrote; also a copy of it in an
+            object store, as `gs://bucket/r1-distill-llama-8b`, whose files are checked by their
+            sizes only.
         dtype: cast the weights to it on the way in (`"float32"`, `"bfloat16"`); as stored if
             not given.
         sharding: where the weights go: one `jax.sharding.Sharding` for all, or a tree of them
@@ -160,9 +168,10 @@ def load(
     """
     if sharding is not None and mesh is not None:
         raise ValueError("load: got both sharding and mesh, expected at most one")
-    folder = Path(path).absolute()  # Orbax takes no other
+    folder = absolute(path)  # Orbax takes no other
     if mesh is not None:
         sharding = params_sharding(read_manifest(folder).config, mesh)
+    check_together(folder, read_manifest(folder).files)
     manifest = _open(folder)
     wanted = jnp.dtype(dtype or manifest.dtype)
     if wanted.name not in DTYPES:
@@ -174,12 +183,17 @@ def load(
 
 def load_tokenizer(path: PathLike) -> Any:
     """The tokenizer inside a checkpoint, or None if there is none."""
-    folder = Path(path) / _HUGGINGFACE
+    folder = as_path(path) / _HUGGINGFACE
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
     from transformers import AutoTokenizer  # here, because the import takes a second
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    if not is_remote(path):
+        return AutoTokenizer.from_pretrained(str(folder))
+    with tempfile.TemporaryDirectory() as here:
+        for file in folder.iterdir():
+            (Path(here) / file.name).write_bytes(file.read_bytes())
+        return AutoTokenizer.from_pretrained(here)
 
 
 def read_manifest(path: PathLike) -> Manifest:
@@ -189,7 +203,7 @@ def read_manifest(path: PathLike) -> Manifest:
         FileNotFoundError: there is no such directory.
         ValueError: it is no checkpoint of this format.
     """
-    folder = Path(path).absolute()  # Orbax takes no other
+    folder = absolute(path)  # Orbax takes no other
     file = folder / MANIFEST
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such directory")
@@ -223,7 +237,8 @@ def read_leaves(
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    folder = Path(path).absolute()  # Orbax takes no other
+    folder = absolute(path)  # Orbax takes no other
+    check_files(folder, read_manifest(folder).files)
     manifest = _open(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
@@ -238,7 +253,7 @@ def read_leaves(
 
 def companions(path: PathLike) -> tuple[Path, ...]:
     """Tokenizer files and Hugging Face configs inside a checkpoint."""
-    return tuple(sorted((Path(path) / _HUGGINGFACE).iterdir()))
+    return tuple(sorted((as_path(path) / _HUGGINGFACE).iterdir()))
 
 
 def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:
@@ -308,9 +323,8 @@ def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
 
 
 def _open(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are whole and whose weights fit its config."""
+    """The manifest of a checkpoint whose weights fit its config."""
     manifest = read_manifest(folder)
-    check_files(folder, manifest.files)
     try:
         metadata = v1.metadata(folder / _PARAMS).metadata
         stored = {dotted(p): x.shape for p, x in flatten(metadata)}

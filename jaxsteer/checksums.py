@@ -5,6 +5,10 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from jaxsteer import hosts
+from jaxsteer.files import is_remote
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:
@@ -25,6 +29,9 @@ def checksums(folder: Path) -> dict[str, list[int]]:
 def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
     """Compare a folder with what `checksums` said of it; files that came later do not matter.
 
+    In an object store sizes are compared only: it sees to the content itself, and reading it would
+    take as long as loading.
+
     Raises:
         ValueError: naming every file that is missing, cut short or changed.
     """
@@ -32,11 +39,14 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
     problems = [f"missing: {name}" for name in files if name not in there]
     whole = {}
     for name, file in there.items():
-        size = file.stat().st_size
+        stat: Any = file.stat()
+        size = stat.length if is_remote(folder) else stat.st_size
         if size != files[name][0]:
             problems.append(f"cut short: {name}: {size:,} bytes, expected {files[name][0]:,}")
         else:
             whole[name] = file
+    if is_remote(folder):
+        whole = {}
     with ThreadPoolExecutor() as pool:
         for name, crc in zip(whole, pool.map(_crc32, whole.values()), strict=True):
             if crc != files[name][1]:
@@ -45,6 +55,22 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
         raise ValueError(
             f"{folder}: damaged, convert or copy it again:\n  " + "\n  ".join(problems)
         )
+
+
+def check_together(folder: Path, files: Mapping[str, list[int]]) -> None:
+    """`check_files`, of many hosts by each a part of them, which they read from one disk.
+
+    Raises:
+        ValueError: in all of them, if one finds a damaged file.
+    """
+    mine = sorted(files)[hosts.index() :: hosts.count()]
+    failed: ValueError | None = None
+    try:
+        check_files(folder, {name: files[name] for name in mine})
+    except ValueError as error:
+        failed = error
+    if hosts.any_of(failed is not None):
+        raise failed or ValueError(f"{folder}: damaged, as another host says; copy it again")
 
 
 def _crc32(file: Path) -> int:

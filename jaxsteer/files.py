@@ -1,17 +1,44 @@
-"""Writing files whole or not at all, and telling files apart by their content."""
+"""Writing files whole or not at all, telling files apart by their content, object stores."""
 
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+from etils import epath
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names an object of a store.
+
+    >>> is_remote("gs://bucket/sweep.jsonl"), is_remote("runs/sweep.jsonl")
+    (True, False)
+    """
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path, or for an object store one of `etils.epath`, which has the same methods.
+
+    Give stores as texts: `pathlib` takes a slash out of `gs://`.
+    """
+    return epath.Path(path) if is_remote(path) else Path(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`as_path`, from the root of the file system or the store."""
+    return as_path(path) if is_remote(path) else Path(path).absolute()
+
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` in one step: a reader sees the old file or the new one, never half.
 
     The bytes go to a temporary name in the same folder first, which is then renamed. Missing
-    parent folders are created.
+    parent folders are created. An object of a store appears whole by itself.
     """
+    if is_remote(path):
+        as_path(path).write_bytes(data)
+        return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

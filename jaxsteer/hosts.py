@@ -100,6 +100,11 @@ def index() -> int:
     return jax.process_index() if several() else 0
 
 
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count() if several() else 1
+
+
 def leave(code: int) -> None:
     """End this process now if there are others: at its usual end it would wait for them."""
     if several():

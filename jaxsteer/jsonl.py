@@ -13,7 +13,7 @@ from jaxsteer.files import write_atomic
 
 def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
-    data = _lines(rows)
+    data = encode_rows(rows)
     with open(path, "ab") as file:
         file.write(data)
         file.flush()
@@ -34,9 +34,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    rows = _parse(path, data[:whole])
+    rows = parse_rows(path, data[:whole])
     try:
-        return rows + _parse(path, data[whole:])
+        return rows + parse_rows(path, data[whole:])
     except ValueError:
         return rows
 
@@ -55,13 +55,18 @@ def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    rows = _parse(path, whole)
+    rows = parse_rows(path, whole)
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     return rows
 
 
-def _parse(path: Path, data: bytes) -> list[dict[str, Any]]:
+def parse_rows(path: os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
+    """Rows from the whole lines of a file's content.
+
+    Raises:
+        ValueError: naming the line, if one is not JSON.
+    """
     rows = []
     for number, line in enumerate(data.splitlines(), start=1):
         try:
@@ -76,10 +81,11 @@ def sort_rows(path: str | os.PathLike[str], *, key: Callable[[dict[str, Any]], A
     rows = read_rows(path)
     ordered = sorted(rows, key=key)
     if ordered != rows:
-        write_atomic(path, _lines(ordered))
+        write_atomic(path, encode_rows(ordered))
 
 
-def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+def encode_rows(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Rows as the content of a file, a line each."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.cells import Cell
-from jaxsteer.files import write_atomic
+from jaxsteer.files import as_path, write_atomic
 from jaxsteer.fingerprints import describe, differences, tree_print, weights_print
 from jaxsteer.model import Model
 from jaxsteer.request import make_request
@@ -23,7 +23,7 @@ _SHOWN = 5  # differences that a refusal names
 
 def config_path(path: str | os.PathLike[str]) -> Path:
     """Where the configuration of the rows in `path` stands."""
-    return Path(path).with_name(Path(path).name + ".config.json")
+    return as_path(path).with_name(as_path(path).name + ".config.json")
 
 
 def configuration(

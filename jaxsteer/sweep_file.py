@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from jaxsteer import hosts, preemption
 from jaxsteer.cells import Cell
-from jaxsteer.jsonl import append_rows, locked, recover_rows
+from jaxsteer.files import as_path
 from jaxsteer.model import Model
+from jaxsteer.row_store import RowStore, open_rows
 from jaxsteer.sweep import CellResult, sweep
 from jaxsteer.sweep_config import agree, as_json, configuration, key_of
 from jaxsteer.tokens import TokenBatch
@@ -56,7 +57,8 @@ def sweep_to_file(
     file, calls `to_row` and shows the bar, and what it finds in the file decides for all.
 
     Args:
-        path: the file; a folder that is missing is made.
+        path: the file; a folder that is missing is made. Or an object of a store, as
+            `gs://bucket/sweep.jsonl`: see `row_store`.
         model: the weights.
         batch: left-padded prompts.
         cells: what to run on them; all have the same labels, each with values of its own.
@@ -76,7 +78,7 @@ def sweep_to_file(
         Stopped: after SIGTERM, when the chunk at hand has been written.
         HostLost: if another process of this sweep has ended.
     """
-    path = Path(path)
+    path = as_path(path)
     ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)
     written: set[str] = set()
     keys: dict[tuple[int, int], str] = {}
@@ -101,15 +103,16 @@ def sweep_to_file(
     )
     names = [*cells[0].labels, "prompt"]
 
+    stores: list[RowStore] = []  # of the first process
+
     def begin() -> list[str]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held.enter_context(locked(path, busy=f"{path}: another process is writing this sweep"))
-        rows = recover_rows(path)
+        stores.append(held.enter_context(open_rows(path)))
+        rows = stores[0].rows
         agree(path, config, rows=len(rows))
         return [key_of({name: row.get(name) for name in names}) for row in rows]
 
     def write(chunk: Sequence[CellResult]) -> None:
-        append_rows(path, [_row(result, ids, to_row) for result in chunk])
+        stores[0].append([_row(result, ids, to_row) for result in chunk])
 
     with ExitStack() as held:
         written |= set(hosts.from_writer(begin))
@@ -120,6 +123,7 @@ def sweep_to_file(
             hosts.from_writer(partial(write, chunk))
             bar.update(chunk)
             preemption.stop_if_asked(f"{bar.rows} of {len(keys)} rows are in {path}")
+        hosts.from_writer(lambda: stores[0].finish())
     return path
 
 
