@@ -75,8 +75,31 @@ def _cudnn_rows(
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
+    if k.shape[1] == T:  # as many queries as slots: `start` can only be 0
+        return _cudnn_whole(q, k, v, valid)
     bias = _bias(visible(valid, start, T), q.dtype)[:, None]  # T spelled out, for cuDNN
     return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+
+
+def _cudnn_whole(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
+    """Whole texts, causal and without a bias, so that cuDNN leaves out what no query may see.
+
+    Each row is turned until its padding comes last, where causality hides it, and back again.
+    """
+    padding = jnp.argmax(valid, axis=1)
+    q, k, v = (_turn(x, padding) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    return _turn(out, -padding)
+
+
+def _turn(x: jax.Array, by: jax.Array) -> jax.Array:
+    """`x` `[B, T, …]` with the first `by` `[B]` tokens of each row moved to its end.
+
+    >>> _turn(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([1, -1])).tolist()
+    [[2, 3, 1], [6, 4, 5]]
+    """
+    B, T = x.shape[:2]
+    return x[jnp.arange(B)[:, None], (jnp.arange(T) + by[:, None]) % T]
 
 
 def _bias(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -13,6 +13,7 @@ import pytest
 
 from jaxsteer import attention
 from jaxsteer.attention import cudnn_attention, default_attention, xla_attention
+from jaxsteer.tpu_attention import tpu_attention
 
 by_xla = jax.jit(xla_attention)
 
@@ -67,13 +68,15 @@ def cudnn_by_xla(monkeypatch):
     @functools.wraps(real)
     def stand_in(*args, implementation, **kwargs):
         assert implementation == "cudnn"
-        bias = kwargs["bias"]
-        # What cuDNN asks for: [B, 1, T, S], and no broadcasting over the queries.
-        assert bias.shape == (args[0].shape[0], 1, args[0].shape[1], args[1].shape[1])
-        assert bias.dtype == args[0].dtype
+        options = kwargs | {"implementation": "xla"}
+        if "bias" in kwargs:
+            # What cuDNN asks for: [B, 1, T, S], and no broadcasting over the queries.
+            bias = kwargs["bias"]
+            assert bias.shape == (args[0].shape[0], 1, args[0].shape[1], args[1].shape[1])
+            assert bias.dtype == args[0].dtype
+            options |= {"bias": bias.astype(jnp.float32)}
         # It computes in float32, which XLA's path would not do on a CPU in half precision.
         wide = [x.astype(jnp.float32) for x in args]
-        options = kwargs | {"bias": bias.astype(jnp.float32), "implementation": "xla"}
         return real(*wide, **options).astype(args[0].dtype)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
@@ -167,7 +170,8 @@ def test_cells_with_cursors_of_their_own_are_refused(cudnn_by_xla):
         ("gpu", jnp.float32, 128, xla_attention),
         ("gpu", jnp.bfloat16, 12, xla_attention),
         ("cpu", jnp.bfloat16, 128, xla_attention),
-        ("tpu", jnp.bfloat16, 128, xla_attention),
+        ("tpu", jnp.bfloat16, 128, tpu_attention),
+        ("tpu", jnp.float32, 128, xla_attention),
     ],
 )
 def test_cudnn_is_chosen_where_it_runs(monkeypatch, backend, dtype, head_dim, expected):

@@ -33,6 +33,8 @@ CASES = (
     Case("decode", queries=1, start=300),
     Case("decode in cells", queries=1, start=300, cells=4),
     Case("prefill in cells", queries=256, start=0, cells=2),
+    Case("whole texts", queries=512, start=0),
+    Case("whole texts in cells", queries=512, start=0, cells=2),
 )
 
 
