@@ -218,6 +218,9 @@ def measure(run: Run, folder: Path, bench: Bench, *, coeff: float) -> dict[str, 
         "directions": other_directions(bench, two, texts=f"judge {form}"),
         "hybrids": {name: sorted(some) for name, some in hybrids.items()},
         "generated": [asdict(cell) for cell in table],
+        "fitting": writer.fitting(hybrids, "judge")
+        if settings.report.coherence == "grammar"
+        else None,
         "answers": [asdict(one) for one in verdict],
     }
 

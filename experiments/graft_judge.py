@@ -11,9 +11,10 @@ from tqdm import tqdm
 from experiments import steer
 from experiments.graft_response import NONE, Bench, Tuned
 from experiments.graft_verdict import BASE, GRAFTED, PUT_BACK, REASONING, RESPONDING, induces
-from experiments.outcome import CellOutcome, outcomes, small_pair_grammar
+from experiments.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
 from experiments.run import Run
 from experiments.text import Prompt, encode_prompts
+from jaxsteer.annotate import keyword_labels
 from jaxsteer.cells import Cell
 from jaxsteer.graft import graft
 from jaxsteer.jsonl import read_rows
@@ -44,6 +45,26 @@ class Writer:
         rows = [row for name, tuned in hybrids.items() for row in self._rows(name, tuned, split)]
         grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
         return outcomes(rows, keywords=settings.labels.keywords, grammar=grammar)
+
+    def fitting(self, hybrids: Mapping[str, Tuned], split: str) -> dict[str, dict[str, list[int]]]:
+        """Of the steered sentences with a keyword and without: how many fit the grammar, and all.
+
+        What a hybrid says after its keyword may be no backtracking at all. Only for text that has
+        a grammar.
+        """
+        keywords = self.run.settings.labels.keywords
+        counts = {name: {"backtracking": [0, 0], "other": [0, 0]} for name in hybrids}
+        for name, tuned in hybrids.items():
+            for row in self._rows(name, tuned, split):
+                if row["source"] == "none":
+                    continue
+                sentences = whole_sentences(row)
+                marked = zip(sentences, keyword_labels(sentences, keywords), strict=True)
+                for sentence, backtracks in marked:
+                    of = counts[name]["backtracking" if backtracks else "other"]
+                    of[0] += small_pair_grammar([sentence])[0]
+                    of[1] += 1
+        return counts
 
     def _rows(self, name: str, tuned: Tuned, split: str) -> list[dict[str, Any]]:
         if (split, tuned) not in self.written:

@@ -46,9 +46,9 @@ def search(ask: Measures, names: Sequence[str], *, target: float, largest: int |
         ask: measures a hybrid.
         names: the parts. Of equal ones the first is taken.
         target: the response to reach.
-        largest: parts to take at most; all if not given.
+        largest: parts to take at most; all but one if not given, as all are the reasoning model.
     """
-    most = len(names) if largest is None else min(largest, len(names))
+    most = len(names) - 1 if largest is None else min(largest, len(names) - 1)
     path: list[str] = []
     while len(path) < most and (not path or ask.rise(frozenset(path)) < target):
         path.append(_strongest(ask, names, path))

@@ -133,7 +133,7 @@ class Grafting:
 
     traces: int = 32  # whose sentence starts a response is measured at, to search and to judge
     tokens: int = 512  # of each trace, its prompt among them
-    largest: int | None = None  # parts that the search takes at most; all if not given
+    largest: int | None = None  # parts that the search takes at most; all but one if not given
     random_sets: int = 8  # of as many parts, to compare responses with
     generated_sets: int = 2  # of these, whose text is generated, too
     prompts: int | None = None  # to generate from, of `prompts.evaluate_split`; all if not given

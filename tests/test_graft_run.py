@@ -2,9 +2,11 @@
 
 import csv
 import io
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,9 +15,8 @@ import pytest
 from pipeline_helpers import CONFIG, change, write_tiny_pair
 
 from experiments import derive, graft, graft_figure, rollouts, steer
-from experiments.frame import write_json
 from experiments.graft_response import NONE, Bench, _read_out, read_starts
-from experiments.graft_text import markdown, to_csv
+from experiments.graft_text import markdown
 from experiments.run import open_run
 from jaxsteer.graft import graft as hybrid
 from jaxsteer.graft import parts
@@ -43,29 +44,24 @@ def run(tmp_path_factory):
         grafting={"traces": 3, "random_sets": 4, "generated_sets": 1, "prompts": 3},
     )
     run = open_run(folder / "run", settings)
-    folder = run.out
-    folder.mkdir()
-    for name, key, prompts in (
-        ("rollouts", "id", run.derive_prompts),
-        ("sweep", "prompt", run.evaluate_prompts),
-    ):
-        (folder / name).mkdir()
-        file = rollouts.FILE if name == "rollouts" else steer.FILE
-        rows = [
-            {key: prompt.id, "source": "none", "text": TEXTS[i % 2]}
-            for i, prompt in enumerate(prompts)
-        ]
-        append_rows(folder / name / file, rows)
-    # What the reasoning model's own head reads as "wait", at the last layer.
-    kernel = np.array(run.load("reasoning")[0].params["lm_head"]["kernel"][:, WAIT])
-    kernel[0] = 0.0
-    (folder / "directions").mkdir()
-    save_directions(
-        folder / "directions" / derive.FILE,
-        [Direction(kernel, layer=1, site="resid_post", name="base.1.union", provenance={})],
-    )
-    facts = {"residual_norm": {"reasoning": [9.0, 9.0]}}
-    (folder / "directions" / derive.FACTS).write_text(json.dumps(facts))
+
+    def rows(key, prompts):
+        texts = itertools.cycle(TEXTS)
+        return [{key: p.id, "source": "none", "text": next(texts)} for p in prompts]
+
+    def directions(folder):
+        # What the reasoning model's own head reads as "wait", at the last layer.
+        kernel = np.array(run.load("reasoning")[0].params["lm_head"]["kernel"][:, WAIT])
+        kernel[0] = 0.0
+        one = Direction(kernel, layer=1, site="resid_post", name="base.1.union", provenance={})
+        save_directions(folder / derive.FILE, [one])
+        facts = {"residual_norm": {"reasoning": [9.0, 9.0]}}
+        (folder / derive.FACTS).write_text(json.dumps(facts))
+
+    traces, sweep = rows("id", run.derive_prompts), rows("prompt", run.evaluate_prompts)
+    run.stage("rollouts", {}, lambda folder: append_rows(folder / rollouts.FILE, traces))
+    run.stage("sweep", {}, lambda folder: append_rows(folder / steer.FILE, sweep))
+    run.stage("directions", {}, directions)
     return run
 
 
@@ -157,13 +153,17 @@ def test_what_was_measured_is_known_after_a_kill(bench):
 
 
 @pytest.fixture(scope="module")
-def measured(run, tmp_path_factory):
-    """Everything on the tiny pair, and how many programs generated its text."""
-    folder = tmp_path_factory.mktemp("measured")
+def measured(run):
+    """The stage, given the folders written by hand, and how many programs generated its text."""
     before = _run_cells._cache_size()
-    bench = make_bench(run, folder / "responses.jsonl")
-    write_json(folder / "graft.json", graft.measure(run, folder, bench, coeff=COEFF))
-    numbers = json.loads((folder / "graft.json").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts, "stage", lambda run: run.out / "rollouts")
+        patch.setattr(derive, "stage", lambda run: run.out / "directions")
+        patch.setattr(steer, "stage", lambda run: {"reasoning": run.out / "sweep"})
+        patch.setattr(graft, "sweep_table", lambda run: (SimpleNamespace(cells=[]), {}))
+        patch.setattr(graft, "judged_at", lambda cells, margin: None)
+        folder = graft.stage(run)
+    numbers = json.loads((folder / graft.NUMBERS).read_text())
     return numbers, folder, _run_cells._cache_size() - before
 
 
@@ -195,20 +195,23 @@ def test_the_whole_run_finds_the_part_that_reads_the_direction(run, measured, be
     assert {one["holds"] for one in numbers["answers"][:-1]} == {None}
 
 
-def test_text_table_and_figure_are_made_of_the_numbers(run, measured, tmp_path):
+def test_text_table_and_figure_are_made_of_the_numbers(measured, tmp_path):
     numbers, folder, _ = measured
-    text = "\n".join(markdown(numbers))
+    text = (folder / graft.TEXT).read_text()
+    assert text == "\n".join(markdown(numbers)) + "\n"
     assert "**cannot be told**" in text
     assert text.count("| base model") >= 2
-    table = list(csv.DictReader(io.StringIO(to_csv(read_rows(folder / "responses.jsonl")))))
+    table = list(csv.DictReader(io.StringIO((folder / graft.TABLE).read_text())))
     found = {(r["texts"], r["direction"], r["tuned"]): float(r["mean_probability"]) for r in table}
     assert len(found) == len(table)
     here = f"search {numbers['format']}"
     rise = found[here, "base", "head"] - found[here, NONE, "head"]
     (head,) = (row for row in numbers["parts"] if row["part"] == "head")
     assert rise == pytest.approx(head["grafted"])
-    first = [path.read_bytes() for path in graft_figure.draw(numbers, tmp_path)]
-    assert [path.read_bytes() for path in graft_figure.draw(numbers, tmp_path)] == first
+    for path in graft_figure.draw(numbers, tmp_path):
+        assert path.read_bytes() == (folder / path.name).read_bytes()  # and no date in it
+    fitting = numbers["fitting"]["reasoning"]
+    assert fitting["backtracking"][1] + fitting["other"][1] > 0
 
 
 def test_where_the_reasoning_model_does_not_respond_there_is_nothing_to_find(run, tmp_path):

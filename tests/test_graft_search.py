@@ -95,10 +95,17 @@ def test_a_fluent_part_that_loses_the_response_is_passed_over():
 def test_ends_at_the_largest_size_and_says_so(largest):
     known = Known(lambda some: 0.1 * len(some), induces=lambda some: False)
     found = known.search(target=0.95, largest=largest)
-    assert len(found.path) == (largest or len(NAMES))
+    assert len(found.path) == (largest or len(NAMES) - 1)  # all are the reasoning model
     assert not found.responds
     assert not found.induces
     assert known.asked_to_generate == []  # text is not generated for what does not even respond
+
+
+def test_text_that_can_say_nothing_ends_the_search():
+    known = Known(weighted({"head": 1.0}), induces=lambda some: None)
+    found = known.search(target=0.9)
+    assert found.chosen == ("head",)
+    assert found.induces is None
 
 
 def test_random_sets_are_distinct_of_one_size_and_never_the_found_one():
