@@ -27,7 +27,9 @@ def tensor_bytes(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str
     The library writes metadata in a random order; here it is sorted. Equal directions then make
     equal files, and a stage made from them is not made again.
     """
-    data = save(dict(tensors), metadata=dict(metadata))
+    # The library writes an array's memory as it lies there, whatever the strides say.
+    lying = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    data = save(lying, metadata=dict(metadata))
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
