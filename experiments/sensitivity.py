@@ -31,9 +31,11 @@ from experiments.run import Run, command
 from experiments.stages import fingerprint
 from experiments.text import Prompt, encode_prompts
 from jaxsteer.annotate import split_sentences, token_spans
+from jaxsteer.attention import xla_attention
 from jaxsteer.files import write_atomic
 from jaxsteer.jsonl import read_rows
 from jaxsteer.lens import keyword_tokens
+from jaxsteer.memory import prompt_token_bytes, usable_bytes
 from jaxsteer.metrics import mean_se
 from jaxsteer.model import Model
 from jaxsteer.prompts import BLOCK_TOKENS
@@ -119,8 +121,7 @@ def slopes(
     A batch holds a row for each text and, of each, one for each direction.
     """
     length = bucket(max(len(text.tokens) for text in texts), step=32)
-    most = max(1, BLOCK_TOKENS // (length * (directions.shape[1] + 1)))
-    rows = -(-len(texts) // -(-len(texts) // most))
+    rows = _rows(model, len(texts), length, copies=directions.shape[1] + 1)
     places = bucket(max(len(text.before) for text in texts), step=8)
     found = []
     for first in tqdm(range(0, len(texts), rows), desc=name, unit="batch"):
@@ -141,6 +142,15 @@ def slopes(
         )
         found.append(slope[:, :, : len(some)])
     return np.concatenate(found, axis=2)
+
+
+def _rows(model: Model, count: int, length: int, *, copies: int) -> int:
+    """Texts of a batch, each of them there `copies` times, in as few equal batches as fit."""
+    token = prompt_token_bytes(model.with_attention(xla_attention), prompt_length=length)
+    # A value and its derivative are there at once.
+    fitting = usable_bytes(model) // (2 * token * length * copies)
+    most = max(1, min(BLOCK_TOKENS // (length * copies), fitting))
+    return -(-count // -(-count // most))
 
 
 def summarised(

@@ -34,8 +34,9 @@ def project(
 ) -> np.ndarray:
     """Products of the unsteered stream with directions, float32 `[R, B, T]`; NaN on padding.
 
-    Directions and layers are data: other values of the same shapes run the same program. The
-    products are made in float32, and directions are used as they are, at their own length.
+    Directions and layers are data: other values of the same shapes run the same program. (Only how
+    far the pass goes is compiled in: to the deepest layer asked for.) The products are made in
+    float32, and directions are used as they are, at their own length.
 
     Args:
         model: the model, also one on a mesh.
@@ -65,16 +66,16 @@ def project(
 
 
 def _projections(
-    model: Model, batch: TokenBatch, directions: jax.Array, layers: jax.Array, site: str
+    model: Model, batch: TokenBatch, directions: jax.Array, layers: jax.Array, site: str, last: int
 ) -> jax.Array:
-    capture = Capture(sites=(site,), directions=directions)
-    # The logits are not used, so the compiler leaves the unembedding out.
+    capture = Capture(sites=(site,), layers=tuple(range(last + 1)), directions=directions)
+    # What comes behind the last layer is not used, so the compiler leaves it out.
     found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
     own = found[layers, jnp.arange(len(layers))]  # [R, B, T]
     return jnp.where(batch.mask, own, jnp.nan)
 
 
-_project = jax.jit(_projections, static_argnames="site")
+_project = jax.jit(_projections, static_argnames=("site", "last"))
 
 
 def project_texts(
