@@ -17,7 +17,7 @@ from jaxsteer import hosts
 
 EXIT_CODE = 128 + signal.SIGTERM
 
-_asked = threading.Event()
+_deferring, _asked = threading.Event(), threading.Event()
 
 
 class Stopped(SystemExit):
@@ -35,16 +35,20 @@ def deferred() -> Iterator[None]:
     A handler of somebody else's stays in place, and the signal is left to it.
     """
     before = _handler()
-    if before not in (signal.SIG_DFL, _at_once):
+    if _deferring.is_set() or before not in (signal.SIG_DFL, _at_once):
         yield
         return
-    _asked.clear()
+    late = False
+    _deferring.set()
     signal.signal(signal.SIGTERM, _note)
     try:
         yield
+        late = _asked.is_set()  # it came behind the last place where somebody asked
     finally:
         signal.signal(signal.SIGTERM, before)
-    if _asked.is_set():  # it came behind the last place where somebody asked
+        _deferring.clear()
+        _asked.clear()
+    if late:
         signal.raise_signal(signal.SIGTERM)
 
 

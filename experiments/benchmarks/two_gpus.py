@@ -1,0 +1,261 @@
+"""Two accelerators against one: the same tokens and logits, and the time of a decode step.
+
+    python -m experiments.benchmarks.two_gpus
+
+Prints a JSON line a case; exit code 1 if a check fails. On meshes (1, 2) and (2, 1), against the
+first device:
+
+    attention   the kernel of this machine in bf16 on a mesh, of a decode step: rows with one cursor
+                and with a cursor each, and cells of a sweep whose rows are split, or which are
+    float32     prefill's logits, and the tokens of `generate` and of a sweep: to 1e-5, and equal
+    bfloat16    prefill's logits: no further from those in float32 on one device than 1.5 times what
+                bf16 on one device is; how many greedy tokens are equal is printed, not judged
+    step        milliseconds of a decode step with `--preset`, packed, in bf16
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.benchmarks.decode import PRESETS, limited
+from jaxsteer import compile_cache
+from jaxsteer.attention import default_attention, xla_attention
+from jaxsteer.cells import grid
+from jaxsteer.config import LlamaConfig
+from jaxsteer.generate import generate
+from jaxsteer.interventions import add
+from jaxsteer.model import Model, forward, init
+from jaxsteer.packing import pack
+from jaxsteer.request import make_request
+from jaxsteer.sampling import greedy
+from jaxsteer.sharding import make_mesh, shard_model, spread_rows
+from jaxsteer.sweep import sweep
+from jaxsteer.tokens import TokenBatch, left_pad
+
+MESHES = {"1x2": (1, 2), "2x1": (2, 1)}
+_FLOAT32 = 1e-5  # relative, of logits
+_ATTENTION = 1e-2  # relative, of one kernel in bf16 against the same kernel
+_FURTHER = 1.5  # than bf16 on one device, from float32
+_forward = jax.jit(forward)
+
+
+def small(preset: LlamaConfig) -> LlamaConfig:
+    """A model of the preset's heads that is checked in seconds."""
+    return replace(
+        preset,
+        d_model=min(preset.d_model, 1024),
+        d_mlp=min(preset.d_mlp, 2048),
+        n_layers=min(preset.n_layers, 2),
+        vocab_size=min(preset.vocab_size, 8192),
+    )
+
+
+def meshes() -> dict[str, Mesh]:
+    """The two ways to use the first two devices."""
+    return {
+        name: make_mesh(data=data, tensor=tensor, devices=jax.devices()[:2])
+        for name, (data, tensor) in MESHES.items()
+    }
+
+
+def attention_cases(config: LlamaConfig) -> Iterator[dict[str, Any]]:
+    """The kernel alone, with rows, cursors and cells as decoding has them."""
+    attend = default_attention(jnp.dtype(jnp.bfloat16), config.head_dim)
+    N, K, H, S = config.n_heads, config.n_kv_heads, config.head_dim, 64
+    random = np.random.default_rng(0)
+    for lead, cursors in (((4,), False), ((4,), True), ((3, 4), False), ((4, 3), False)):
+        q, k, v = (
+            jnp.asarray(random.standard_normal((*lead, *shape)), jnp.bfloat16)
+            for shape in ((1, N, H), (S, K, H), (S, K, H))
+        )
+        # Left padding, and slots behind the cursor that were never written.
+        valid = np.arange(S) >= random.integers(0, 8, lead)[..., None]
+        start = random.integers(S // 2, S, lead[-1:] if cursors else ()).astype(np.int32)
+
+        def one(q: Any, k: Any, v: Any, valid: Any, start: Any) -> jax.Array:
+            return attend(q, k, v, valid=valid, start=start)
+
+        program = jax.jit(jax.vmap(one, (0, 0, 0, 0, None)) if len(lead) == 2 else one)
+        expected = program(q, k, v, valid, start)
+        for name, mesh in meshes().items():
+            data = mesh.shape["data"]
+            rows: list[str | None] = [None] * len(lead)
+            rows[-1 if lead[-1] % data == 0 else 0] = "data"
+            heads = P(*rows, None, "tensor", None)
+            specs = heads, heads, heads, P(*rows, None), P(rows[-1]) if cursors else P()
+            placed = [
+                jax.device_put(x, NamedSharding(mesh, spec))
+                for x, spec in zip((q, k, v, valid, start), specs, strict=True)
+            ]
+            off = _off(program(*placed), expected)
+            yield {
+                "case": "attention",
+                "kernel": getattr(attend, "__name__", str(attend)),
+                "mesh": name,
+                "rows": list(lead),
+                "a_cursor_each": cursors,
+                "off": off,
+                "ok": off < _ATTENTION,
+            }
+
+
+def model_cases(config: LlamaConfig) -> Iterator[dict[str, Any]]:
+    """A small model in float32 and in bf16."""
+    exact = init(config, seed=1).with_attention(xla_attention)
+    random = np.random.default_rng(0)
+    lengths = random.integers(5, 33, 8)
+    batch = left_pad([random.integers(0, config.vocab_size, n).tolist() for n in lengths])
+    with jax.default_matmul_precision("highest"):
+        expected = _results(exact, batch)
+        for name, mesh in meshes().items():
+            found = _results(shard_model(exact, mesh), batch)
+            off = _off(found["logits"], expected["logits"])
+            same = all(np.array_equal(found[k], expected[k]) for k in ("tokens", "sweep"))
+            yield {
+                "case": "float32",
+                "mesh": name,
+                "off": off,
+                "tokens_equal": same,
+                "ok": off < _FLOAT32 and same,
+            }
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact.params)
+    attention = default_attention(jnp.dtype(jnp.bfloat16), config.head_dim)
+    model = Model(half, config, attention)
+    alone = _results(model, batch)
+    limit = _FURTHER * _off(alone["logits"], expected["logits"])
+    for name, mesh in meshes().items():
+        found = _results(shard_model(model, mesh), batch)
+        off = _off(found["logits"], expected["logits"])
+        yield {
+            "case": "bfloat16",
+            "mesh": name,
+            "off": off,
+            "at_most": limit,
+            "tokens_equal_share": float(np.mean(found["tokens"] == alone["tokens"])),
+            "sweep_equal_share": float(np.mean(found["sweep"] == alone["sweep"])),
+            "ok": off <= limit,
+        }
+
+
+def _results(model: Model, batch: TokenBatch) -> dict[str, np.ndarray]:
+    """Logits of the prompts, and greedy tokens of `generate` and of a sweep."""
+    vector = np.random.default_rng(2).standard_normal(model.config.d_model)
+    placed = spread_rows(batch, model)
+    logits = np.asarray(_forward(model, placed.tokens, mask=placed.mask).logits)
+    steering = add(vector, layer=1, coeff=0.2)
+    out = generate(model, batch, max_new_tokens=16, steering=steering)
+    cells = grid({"v": vector}, layers=[0, 1], coeffs=[0.0, 0.2])
+    three = jax.tree.map(lambda x: x[:3], batch)  # which two devices cannot share: cells are split
+    rows = [
+        result.tokens
+        for some in (batch, three)
+        for chunk in sweep(model, some, cells, max_new_tokens=8)
+        for result in chunk
+    ]
+    return {
+        "logits": logits[np.asarray(batch.mask)],
+        "tokens": out.tokens,
+        "sweep": np.array(rows),
+    }
+
+
+def step_cases(
+    config: LlamaConfig, cases: list[list[int]], *, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds of a decode step on one device and on both meshes."""
+    alone: dict[int, float] = {}
+    for name, mesh in {"one": None, **meshes()}.items():
+        model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+        if mesh is not None:
+            model = jax.block_until_ready(shard_model(model, mesh))
+        for rows, prompt, steps in cases:
+            if mesh is not None and rows % mesh.shape["data"]:
+                continue  # every device would do all of it
+            asked = {"rows": rows, "prompt": prompt, "steps": steps}
+            found = _time_step(model, **asked, repeats=repeats)
+            speedup = alone.setdefault(rows, found["step_ms"]) / found["step_ms"]
+            yield {"case": "step", "mesh": name, **asked, **found, "speedup": speedup}
+        del model
+        jax.clear_caches()
+        gc.collect()  # the next model takes its place in memory
+
+
+def _time_step(
+    model: Model, *, rows: int, prompt: int, steps: int, repeats: int
+) -> dict[str, float]:
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, prompt))
+    batch = left_pad(tokens.tolist(), length=prompt)
+    request = make_request(model, batch, max_new_tokens=steps + 1)
+    batch, request = spread_rows((batch, request), model)
+    program = jax.jit(limited, static_argnames=("room", "sampler"))
+
+    def timed(limit: int) -> float:
+        started = time.perf_counter()
+        out = program(model, batch, request, np.int32(limit), room=steps + 1, sampler=greedy)
+        jax.block_until_ready(out)
+        return time.perf_counter() - started
+
+    first = timed(1)
+    prefill = min(timed(1) for _ in range(repeats))
+    whole = min(timed(steps + 1) for _ in range(repeats))
+    step = (whole - prefill) / steps
+    return {
+        "step_ms": step * 1e3,
+        "tokens_per_s": rows / step,
+        "prefill_s": prefill,
+        "compile_s": first - prefill,
+    }
+
+
+def _off(found: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest value."""
+    found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.two_gpus")
+    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser.add_argument(
+        "--case", nargs="+", metavar="ROWS,PROMPT,STEPS", default=["1,512,128", "160,512,128"]
+    )
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args(argv)
+    compile_cache.turn_off()
+    if jax.device_count() < 2:
+        print(f"found {jax.device_count()} device, expected two", file=sys.stderr)
+        return 2
+    preset: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    preset = replace(preset, vocab_size=preset.vocab_size // 2 * 2)  # the tiny one's is odd
+    cases = [[int(number) for number in case.split(",")] for case in args.case]
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"device": device, "jax": jax.__version__}), flush=True)
+    right = True
+    checked = itertools.chain(attention_cases(preset), model_cases(small(preset)))
+    for found in itertools.chain(checked, step_cases(preset, cases, repeats=args.repeats)):
+        right &= found.get("ok", True)
+        print(_line(found), flush=True)
+    return 0 if right else 1
+
+
+def _line(found: dict[str, Any]) -> str:
+    return json.dumps(
+        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
