@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments import steer
+from experiments import perplexity, steer
 from experiments.outcome import (
     CellOutcome,
     Grammar,
@@ -32,16 +32,18 @@ class SweepTable:
 
 def sweep_table(run: Run) -> tuple[SweepTable, dict[str, Any]]:
     """The table of a run's sweeps, and what a stage that shows it names as its inputs."""
-    sweeps = steer.stage(run)
+    sweeps, read_again = steer.stage(run), perplexity.stage(run)
     files = tuple(folder / steer.FILE for folder in sweeps.values())
     report, keywords = run.settings.report, tuple(run.settings.labels.keywords)
     inputs = {
         "sweeps": {target: fingerprint(folder) for target, folder in sweeps.items()},
+        "perplexity": fingerprint(read_again),
         "coherence": report.coherence,
         "margin": report.margin,
         "keywords": keywords,
     }
-    return read_table(files, keywords, report.coherence), inputs
+    scored = read_again / perplexity.FILE
+    return read_table(files, keywords, report.coherence, scored), inputs
 
 
 @lru_cache(maxsize=1)  # three stages of a run show the same table
@@ -49,14 +51,14 @@ def read_table(
     files: tuple[Path, ...],
     keywords: tuple[str, ...],
     coherence: str,
-    perplexity: Path | None = None,
+    scored: Path | None = None,
 ) -> SweepTable:
-    """Judge the rows of some sweep files; `perplexity` has log-probabilities for some of them."""
+    """Judge the rows of some sweep files; `scored` has log-probabilities for some of them."""
     rows = [row for file in files for row in read_rows(file)]
     lengths = {(row["target"], row["source"], row["coeff"]): row["length"] for row in rows}
     formats = dict(sorted({row["target"]: row["format"] for row in rows}.items()))
-    if perplexity is not None:
-        rows = with_logprobs(rows, read_rows(perplexity))
+    if scored is not None:
+        rows = with_logprobs(rows, read_rows(scored))
     grammar: Grammar | None = small_pair_grammar if coherence == "grammar" else None
     scores = scores_by_cell(rows, keywords=keywords, grammar=grammar)
     return SweepTable(scores, outcomes_of(scores, lengths), formats)

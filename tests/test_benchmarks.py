@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import capture, cpu, decode, profile
+from experiments.benchmarks import capture, cpu, decode, profile, score
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -16,6 +16,8 @@ from experiments.benchmarks.floor import (
     weights_read,
 )
 from experiments.benchmarks.machine import Compilations
+from jaxsteer.config import LlamaConfig
+from jaxsteer.model import init
 from jaxsteer.packing import pack
 
 # oracle.SHALLOW: D 16, F 24, N 4, K 2, H 4, V 61, two layers.
@@ -101,6 +103,19 @@ def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
     # Each is as many operations a token.
     assert shares == pytest.approx([shares[0]] * 4, rel=0.02)
     assert all(found[name]["tokens_per_s"] > 0 for name in ("forward", "pipeline"))
+
+
+def test_score_benchmark_counts_the_head_of_every_token(capsys, monkeypatch):
+    monkeypatch.setattr(score, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(score.compile_cache, "turn_off", lambda: None)
+    assert score.main(["--preset", "tiny", *"--texts 3 --length 32 --rows 2".split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["texts"], found["length"], found["rows"]) == (3, 32, 2)
+    config = LlamaConfig.tiny()
+    whole = prefill_operations(pack(init(config)), rows=1, prompt=32)
+    whole += 2 * 31 * config.vocab_size * config.d_model
+    seconds = 32 / found["tokens_per_s"]
+    assert found["share_of_matrix_rate"] * 1e8 * seconds == pytest.approx(whole, rel=0.02)
 
 
 @pytest.fixture(scope="module")

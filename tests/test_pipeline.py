@@ -209,9 +209,11 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         "label": {"labels"},
         "derive": {"model-base", "directions"},
         "steer": {*SWEEPS, "model-control"},
+        "perplexity": {"perplexity"},
         "fig3_steering": {"figure3"},
+        "fig4_baselines": {"figure4"},
         "headline": {"headline"},
-        "report": {"report", *FIGURES} - {"figure3", "headline"},
+        "report": {"report", *FIGURES} - {"figure3", "figure4", "headline"},
         "reproduce": set(),
     }
     for module, stages in expected.items():
@@ -241,11 +243,11 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
     [
         (
             {"report": {"coherence": "repetition", "margin": 0.1}},
-            {"figure3", "headline", "report"},
+            {"figure3", "figure4", "headline", "report"},
         ),
         (
             {"labels": {"keywords": ["school", "wait"]}},
-            {"labels", "directions", *SWEEPS, *FIGURES, "report"},
+            {"labels", "directions", *SWEEPS, "perplexity", *FIGURES, "report"},
         ),
     ],
 )

@@ -28,7 +28,7 @@ from jaxsteer import compile_cache
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import Request, make_request, run
-from jaxsteer.interventions import add
+from jaxsteer.interventions import add, noise
 from jaxsteer.model import Model, init
 from jaxsteer.packing import pack
 from jaxsteer.sampling import Sampler, choose_sampler, sampling
@@ -47,10 +47,13 @@ def variants(config: LlamaConfig, rows: int) -> dict[str, dict[str, Any]]:
         layer=random.integers(0, config.n_layers, rows),
         coeff=random.normal(size=rows),
     )
+    layers = random.integers(0, config.n_layers, rows)
+    fresh = noise(0.01, layer=layers, coeff=1.0, width=config.d_model)
     top_p = sampling(rows, temperature=0.6, top_p=0.95)
     return {
         "greedy": {},
         "steered, each row with its own vector, layer and coefficient": {"steering": each},
+        "noise, drawn anew at each token": {"steering": fresh},
         "top-p": {"sampling_params": top_p},
     }
 
