@@ -12,6 +12,7 @@ from experiments import (
     fig4_baselines,
     fig5_logit_lens,
     fig6_projections,
+    graft,
     headline,
     learned,
     sensitivity,
@@ -99,6 +100,14 @@ FIGURES = (
         applies=appendix_c.has_better_judge,
     ),
     Figure(
+        "sensitivity",
+        "Sensitivity of the keywords",
+        sensitivity.stage,
+        "With the text held fixed: how fast the log-probability that a sentence starts with a "
+        "keyword rises with the length added, by the layer and offset of the direction.",
+        full=True,
+    ),
+    Figure(
         "learned",
         "Directions found otherwise",
         learned.stage,
@@ -111,6 +120,14 @@ FIGURES = (
         "Several directions",
         several_directions.stage,
         "Each direction is learned in what the ones before it leave: alone, together, taken out.",
+        full=True,
+    ),
+    Figure(
+        "graft",
+        "Grafting: where the direction is read",
+        graft.stage,
+        "Parts of the reasoning model moved into the base model and back: the smallest set whose "
+        "fine-tuned weights make the base-derived direction induce backtracking.",
         full=True,
     ),
 )

@@ -9,7 +9,7 @@ from experiments.judge_settings import judge_checks
 from jaxsteer.sites import SITES
 
 if TYPE_CHECKING:
-    from experiments.settings import Analyses, Decoding, Grafting, Map, Settings
+    from experiments.settings import Analyses, Decoding, Grafting, Settings
 
 DTYPES = ("float32", "bfloat16")
 UNITS = ("vector", "residual")
@@ -103,7 +103,7 @@ def problems_of(settings: "Settings") -> list[str]:
             " or ".join(COHERENCE),
         ),
         ("report.margin", report.margin, 0 <= report.margin <= 1, "0 to 1"),
-        *_map_checks(settings.figure2),
+        *_map_checks(settings),
         *_analyses_checks(settings.analyses),
         *_grafting_checks(settings.grafting),
         (
@@ -132,15 +132,17 @@ def problems_of(settings: "Settings") -> list[str]:
     return [f"{name}: got {value!r}, expected {text}" for name, value, ok, text in checks if not ok]
 
 
-def _map_checks(figure2: "Map") -> list[tuple[str, Any, bool, str]]:
+def _map_checks(settings: "Settings") -> list[tuple[str, Any, bool, str]]:
+    figure2 = settings.figure2
     coeff, offsets = figure2.coeff, figure2.offsets
     either = min(offsets, default=0) < 0 <= max(offsets, default=0)
+    read = {*settings.activations.offsets, *settings.direction.offsets}
     return [
         (
             "figure2.offsets",
             offsets,
-            _distinct(offsets) and either,
-            "distinct numbers, some below 0 and some not",
+            _distinct(offsets) and either and read.issuperset(offsets),
+            "some of activations.offsets, distinct, some below 0 and some not",
         ),
         ("figure2.layer_stride", figure2.layer_stride, figure2.layer_stride >= 1, "at least 1"),
         (
