@@ -14,6 +14,7 @@ from experiments.graft_verdict import BASE, GRAFTED, PUT_BACK, REASONING, RESPON
 from experiments.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
 from experiments.run import Run
 from experiments.text import Prompt, encode_prompts
+from jaxsteer import hosts
 from jaxsteer.annotate import keyword_labels
 from jaxsteer.cells import Cell
 from jaxsteer.graft import graft
@@ -96,7 +97,7 @@ class Writer:
             decoding=run.settings.decoding,
             form=self.form,
         )
-        return read_rows(here / steer.FILE)
+        return hosts.from_writer(lambda: read_rows(here / steer.FILE))
 
     def _encode(self, tokenizer: Any, split: str) -> list[list[int]]:
         return encode_prompts(

@@ -258,7 +258,7 @@ class Bench:
             row = []
             for at, values in zip((batch.positions, batch.probes), found, strict=True):
                 here = np.asarray(at) >= 0
-                kept = np.where(here, np.asarray(values), 0.0)
+                kept = np.where(here, values, 0.0)
                 row += [here.sum(axis=1), kept.sum(axis=1, dtype=np.float64)]
             sums.append(row)
         return Mass(*(np.concatenate(column) for column in zip(*sums, strict=True)))
