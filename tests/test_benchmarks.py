@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import capture, cpu, decode, profile, score
+from experiments.benchmarks import capture, cpu, decode, learned, profile, score
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -103,6 +103,16 @@ def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
     # Each is as many operations a token.
     assert shares == pytest.approx([shares[0]] * 4, rel=0.02)
     assert all(found[name]["tokens_per_s"] > 0 for name in ("forward", "pipeline"))
+
+
+def test_learning_benchmark_times_a_step_and_says_what_it_needs(capsys, monkeypatch):
+    monkeypatch.setattr(learned, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(learned.compile_cache, "turn_off", lambda: None)
+    sizes = "--rows 2 --length 64 --directions 2 --steps 1".split()
+    assert learned.main(["--preset", "tiny", *sizes]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens_per_s"] == pytest.approx(2 * 2 * 64 / found["seconds_a_step"], abs=1)
+    assert found["expected_GB_a_direction"] >= 0
 
 
 def test_score_benchmark_counts_the_head_of_every_token(capsys, monkeypatch):
