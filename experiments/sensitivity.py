@@ -104,7 +104,7 @@ def unit_directions(
     ]
     vectors = np.array([[saved[name].vector for name in row] for row in names])
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1.0)
+    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
 def slopes(

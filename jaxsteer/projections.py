@@ -62,7 +62,9 @@ def project(
         raise ValueError(f"layers: got {at.min()} to {at.max()}, expected 0 to {n_layers - 1}")
     check_batch(batch, model.config)
     placed = spread_rows(batch, model)
-    return hosts.gather(_project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site))
+    last = int(at.max())
+    found = _project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site, last)
+    return hosts.gather(found)
 
 
 def _projections(
