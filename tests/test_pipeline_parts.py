@@ -12,12 +12,13 @@ import torch
 import transformers
 from pipeline_helpers import Finished, change
 
-from experiments import derive, label, rollouts, steer
+from experiments import activations, derive, label, rollouts, steer
 from experiments.run import Run, open_run
 from experiments.settings import Labels, Steering, load_settings
 from experiments.text import Prompt
 from jaxsteer.annotate import keyword_labels, split_sentences
 from jaxsteer.jsonl import append_rows, read_rows
+from jaxsteer.raw_activations import read_activations
 from jaxsteer.steering import NO_LAYER
 from jaxsteer.vectors import load_directions
 from weights.small_tokenizer import encode
@@ -136,6 +137,36 @@ def test_traces_are_read_with_the_token_that_holds_a_sentences_first_character(
         for first, (start, _, _) in zip(one.starts, trace["sentences"], strict=True):
             assert first >= one.prompt_length
             assert trace["text"][start:].startswith(words[first])
+
+
+def test_activations_of_a_run_at_offsets_from_its_sentences(
+    finished: Finished, traces: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished.out, tmp_path / "run"))
+    asked = "--layers 1 0 --offsets -2 1 --rows-per-shard 5 --models base".split()
+    command = ["--out", str(out), "--config", str(finished.settings), *asked]
+    assert activations.main(command) == 0
+    texts = [trace["prompt"] + trace["text"] for trace in traces]
+    right = layers_of(finished.settings.parent / "base", [encode(text) for text in texts])
+    by_id = {trace["id"]: (trace, x) for trace, x in zip(traces, right, strict=True)}
+    folder = out / "activations-base"
+    marks = {row["id"]: row for row in read_rows(folder / activations.SENTENCES)}
+    seen = 0
+    for shard in read_activations(folder):
+        assert shard.provenance["model"] == "base"
+        assert shard.provenance["offsets"] == [-2, 1]
+        for row, id in enumerate(shard.ids):
+            trace, x = by_id[id]
+            behind = len(trace["prompt"].split())
+            starts = marks[id]["starts"]
+            at = {start + offset for start in starts for offset in (-2, 1)}
+            expected = sorted(a for a in at if behind <= a < x.shape[1])
+            mine = shard.row == row
+            assert shard.position[mine].tolist() == expected
+            found = shard.activations["resid_post"][:, mine]
+            np.testing.assert_allclose(found, x[[1, 0]][:, expected], rtol=1e-3, atol=1e-4)
+            seen += 1
+    assert seen == len(marks) > 5
 
 
 def test_every_trace_has_random_numbers_of_its_own(run: Run, tmp_path: Path) -> None:
