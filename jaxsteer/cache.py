@@ -44,6 +44,18 @@ def empty_cache(config: LlamaConfig, *, rows: int, capacity: int, dtype: jnp.dty
     )
 
 
+def lengthen(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with more slots behind its own; cells may stand before its rows."""
+
+    def longer(x: jax.Array, axis: int) -> jax.Array:
+        more = [(0, 0)] * x.ndim
+        more[axis] = (0, capacity - cache.capacity)
+        return jnp.pad(x, more)
+
+    k, v = ([longer(x, -3) for x in side] for side in (cache.k, cache.v))
+    return KVCache(k, v, longer(cache.valid, -1), cache.cursor)
+
+
 def write(buffer: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
     """`buffer` `[B, S, …]` with `new` `[B, T, …]` written from slot `cursor` on.
 

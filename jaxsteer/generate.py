@@ -96,12 +96,13 @@ def prefill(
     max_new_tokens: int,
     sampler: Sampler,
     block_tokens: int = BLOCK_TOKENS,
+    capacity: int | None = None,
 ) -> DecodeState:
     """Run the prompts and choose each row's first token; pure, to be called inside `jax.jit`.
 
-    The cache is made here, with room for `T + max_new_tokens` tokens: inside one program with
-    the loop it is updated in place, where a donated one would be copied. Prompts run in blocks of
-    rows of at most `block_tokens` tokens, so that their temporaries stay small.
+    The cache is made here, with room for `T + max_new_tokens` tokens or `capacity`: inside one
+    program with the loop it is updated in place, where a donated one would be copied. Prompts run
+    in blocks of rows of at most `block_tokens` tokens, so that their temporaries stay small.
     """
     B, T = batch.tokens.shape
     G = max_new_tokens
@@ -109,7 +110,7 @@ def prefill(
     logits, cache = run_prompts(
         model,
         batch,
-        capacity=T + G,
+        capacity=T + G if capacity is None else capacity,
         steering=request.steering,
         prompt_length=request.prompt_length,
         thinking=thinking,
@@ -160,8 +161,9 @@ def append(
     token = jnp.where(state.done, 0, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
-    rows = jnp.arange(token.shape[0])
-    column = jnp.where(state.done, state.tokens.shape[-1], position)  # past the end: dropped
+    # Not a scatter, for which TPUs gather the whole array on a mesh; as fast, being so small.
+    here = jnp.arange(state.tokens.shape[-1]) == position[:, None]
+    here &= ~state.done[:, None]  # [B, G]
     length = state.length + ~state.done
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
     stop_state = state.stop_state
@@ -171,8 +173,8 @@ def append(
     return replace(
         state,
         token=token,
-        tokens=state.tokens.at[rows, column].set(token, mode="drop", unique_indices=True),
-        logprobs=state.logprobs.at[rows, column].set(logprob, mode="drop", unique_indices=True),
+        tokens=jnp.where(here, token[:, None], state.tokens),
+        logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         length=length,
         done=state.done | stopped | (length >= request.max_tokens),
         thinking=still_thinking(state.thinking, state.token, token, request.think_tokens),

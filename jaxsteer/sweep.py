@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer import hosts
+from jaxsteer.cache import lengthen
 from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
-from jaxsteer.memory import is_out_of_memory, program_bytes, usable_bytes
+from jaxsteer.memory import cache_bytes, is_out_of_memory, program_bytes, usable_bytes
 from jaxsteer.model import Model
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
@@ -55,8 +56,8 @@ def prefill_cells(
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
     Unless a scope reaches into the prompt, all cells start from the same activations, so the
-    prompt is run once and its cache copied to each cell. Otherwise cells are rows like others
-    here, so that they run in blocks of bounded memory.
+    prompt is run once, and its keys and values are copied into the longer cache of each cell.
+    Otherwise cells are rows like others here, so that they run in blocks of bounded memory.
     """
     C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
 
@@ -71,8 +72,10 @@ def prefill_cells(
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
     if not steer_prompt:
-        state = prefill(model, batch, replace(request, steering=()), **options)
-        return jax.tree.map(copies, state)
+        T = batch.tokens.shape[1]
+        state = prefill(model, batch, replace(request, steering=()), capacity=T, **options)
+        state = jax.tree.map(copies, state)
+        return replace(state, cache=lengthen(state.cache, T + max_new_tokens))
     table = request.stop_table
     once = replace(request, steering=(), stop_table=None)
     batch, once = jax.tree.map(lambda x: rows(x[None]), (batch, once))
@@ -207,17 +210,18 @@ def sweep(
     def by_calculation(C: int, B: int) -> bool:
         if rows_per_chunk is not None:
             return rows_per_chunk >= C * B
-        # Prompts that are run once have a cache of their own beside its copies.
+        # Prompts that are run once have a short cache of their own beside its copies.
         once = B if C > 1 and not steer_prompt else 0
         here = 1 if B % parts == 0 else parts  # where cells are split, each part runs all prompts
         needed = program_bytes(
             model,
-            rows=C * B + once * here,
+            rows=C * B,
             prompt_rows=C * B if steer_prompt else B * here,
             prompt_length=length,
             new_tokens=max_new_tokens,
         )
-        return needed <= usable
+        own = cache_bytes(model, rows=once * here, prompt_length=length, new_tokens=0)
+        return needed + own <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
     shape = chunk_shape(len(cells), prompts, fits, parts)

@@ -323,8 +323,8 @@ def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeyp
         collect(shallow, batch, **options)
         return shapes[-1]
 
-    assert shape(27, 3, cells=cells) == (8, 3)
-    assert shape(26, 3, cells=cells) == (4, 3)
+    assert shape(25, 3, cells=cells) == (8, 3)
+    assert shape(24, 3, cells=cells) == (4, 3)
     assert shape(3, 3, cells=cells) == (1, 3)
     assert shape(2, 2, cells=cells) == (1, 2)
     everywhere = grid(vectors(), layers=[0, 1], coeffs=[1.0, 2.0], scope=scope.everywhere())
