@@ -74,6 +74,7 @@ _NO_EFFECT = {
     "label2id",
     "problem_type",
     "unsloth_fixed",
+    "unsloth_version",
 }
 _ROPE_KEYS = {
     "default": set(),
