@@ -1,6 +1,8 @@
 """Products in full float32, and the small model and prompts that most tests share."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,6 +15,10 @@ from jaxsteer.tokens import TokenBatch, left_pad
 
 
 def pytest_configure() -> None:
+    # libtpu is there to compile with, and need not look for a TPU first, in every process.
+    if find_spec("libtpu") and not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     # Tests neither read nor leave programs in the user's folder; nor do processes they start.
     os.environ[compile_cache.VARIABLE] = "off"
     compile_cache.turn_off()
