@@ -1,5 +1,6 @@
 """Running the prompts of a batch, a block of rows at a time, into the cache they decode from."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 import jax
@@ -10,6 +11,7 @@ from jaxsteer.model import Model, forward
 from jaxsteer.sharding import parts
 from jaxsteer.steering import Steering
 from jaxsteer.tokens import TokenBatch
+from jaxsteer.tpu_attention import heads_first, tpu_attention
 
 # Tokens that run at once. The MLP's temporaries grow with them (640 x 512 tokens of an 8B model
 # would take 111 GB), while matrix products have reached their full rate far below this.
@@ -70,11 +72,20 @@ def run_prompts(
 
     def write(j: jax.Array | int, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
         logits, cache = one_block(j)
-        return jax.tree.map(lambda whole, part: _put(whole, part, j, n), carry, (logits, cache))
+        put = jax.tree.map(lambda whole, part: _put(whole, part, j, n), carry, (logits, cache))
+        return put[0], in_order(put[1], model)
 
     empty = empty_cache(model.config, rows=B, capacity=capacity, dtype=model.dtype)
-    carry = jnp.zeros((B, model.config.vocab_size), jnp.float32), empty
+    carry = jnp.zeros((B, model.config.vocab_size), jnp.float32), in_order(empty, model)
     return write(0, carry) if n == 1 else jax.lax.fori_loop(0, n, write, carry)
+
+
+def in_order(cache: KVCache, model: Model) -> KVCache:
+    """The cache in the order in which decode steps read it, where that is not the usual one."""
+    if model.attention is not tpu_attention:
+        return cache
+    k, v = ([heads_first(x) for x in side] for side in (cache.k, cache.v))
+    return replace(cache, k=k, v=v)
 
 
 def _block(tree: Tree, j: jax.Array | int, n: int, rows: int) -> Tree:

@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxsteer.attention import xla_attention
 from jaxsteer.mesh_attention import attend_on_each_device
@@ -23,6 +24,17 @@ _BLOCK = 512  # tokens of a block, where the prompt's length allows it
 def suits_kernel(length: int) -> bool:
     """Whether the kernel takes prompts of this length, a multiple of 128 tokens."""
     return length % _LANES == 0
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    """Keys or values `[…, B, S, K, H]`, the slots of each head together in memory.
+
+    A decode step reads them so. Said where a cache is made, or the compiler fills it in another
+    order first and then copies the whole of it, or pads its rows to a multiple of 8.
+    """
+    axes = list(range(x.ndim))
+    axes[-3], axes[-2] = axes[-2], axes[-3]
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(axes)))
 
 
 def tpu_attention(
