@@ -344,7 +344,7 @@ def _open(folder: Path) -> Manifest:
 def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any, Any]:
     """Read the leaves of `abstract`, which may be a part of the tree, straight into place."""
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _, one=sharding: one, abstract)
     placed = jax.tree.map(

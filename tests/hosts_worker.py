@@ -10,6 +10,7 @@ second chunk.
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 
 import jaxsteer
+from experiments.stages import run_stage
 from jaxsteer import hosts, preemption
 from jaxsteer.activations import Trace, activation_moments
+from jaxsteer.checksums import check_together
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
 
@@ -121,6 +124,48 @@ def agreements() -> None:
     hosts.barrier("end")
 
 
+def stages(folder: Path) -> None:
+    """A stage of the first process alone, and one of all that is interrupted once."""
+    index, seen = jax.process_index(), []
+
+    def alone(here: Path) -> None:
+        seen.append(here)
+        (here / "who").write_text(str(index))
+
+    made = run_stage(folder, "alone", {}, alone, alone=True)
+    assert (made / "who").read_text() == "0"
+    assert len(seen) == (index == 0)
+
+    def together(here: Path) -> None:
+        seen.append(here)
+        before = sorted(file.name for file in here.iterdir() if file.name != "stage.json")
+        (here / f"file{len(before)}").write_text(str(index))
+        if not before:
+            raise ValueError("interrupted")
+        assert before == ["file0"]
+        assert (here / "file0").read_text() == "0"  # what the first process wrote
+
+    with pytest.raises(ValueError, match="interrupted"):
+        run_stage(folder, "together", {}, together)
+    for _ in range(2):  # the second time it is there
+        made = run_stage(folder, "together", {}, together)
+    assert [(made / name).read_text() for name in ("file0", "file1")] == ["0", "0"]
+    assert len({here for here in seen if here.is_relative_to(folder)}) == (2 if index == 0 else 0)
+
+
+def damaged(folder: Path) -> None:
+    """Each process checks some of the files; all refuse what one finds."""
+    size = (folder / "together" / "file0").stat().st_size
+    crc = zlib.crc32(b"0")
+    files = {f"together/file{i}": [size, crc] for i in range(2)}
+    check_together(folder, files)
+    own = jax.process_index() == 0  # whose part the missing one is, the first by its name
+    with pytest.raises(ValueError, match="missing: nothing" if own else "as another host says"):
+        check_together(folder, files | {"nothing": [1, 1]})
+    with pytest.raises(ValueError, match="written by one process that works alone"):
+        jaxsteer.save(folder / "another", load(folder, "2x2"))
+
+
 def main(folder: Path, index: int, processes: int, port: str, tasks: list[str]) -> None:
     jaxsteer.compile_cache.turn_off()
     if processes > 1:
@@ -129,6 +174,8 @@ def main(folder: Path, index: int, processes: int, port: str, tasks: list[str]) 
         if task == "values":
             if processes > 1:
                 agreements()
+                stages(folder)
+                damaged(folder)
             np.savez(folder / f"values-{processes}-{index}.npz", **values(folder))
             continue
         name, mesh, *rest = task.split(":")

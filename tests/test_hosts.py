@@ -63,16 +63,13 @@ def launch(folder: Path, processes: int, *tasks: str) -> list[tuple[int, str]]:
     return list(zip(codes, [error.read_text() for error in errors], strict=True))
 
 
-def check_all_ended_well(ended: list[tuple[int, str]]) -> None:
-    assert [code for code, _ in ended] == [0] * len(ended), ended[0][1][-3000:]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A checkpoint, and what one process on four devices made of it."""
     folder = tmp_path_factory.mktemp("hosts")
     jaxsteer.save(folder / "model", random_model(CONFIG))
-    check_all_ended_well(launch(folder, 1, "values", "one:2x2"))
+    ((code, said),) = launch(folder, 1, "values", "one:2x2")
+    assert code == 0, said[-3000:]
     return folder
 
 
@@ -80,9 +77,37 @@ def lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True)
 
 
-def test_two_processes_do_what_one_does_and_stop_together(folder):
-    ended = launch(folder, 2, "values", "two:2x2", "stopped:2x2:SIGTERM:1")
-    assert [code for code, _ in ended] == [preemption.EXIT_CODE] * 2, ended[0][1][-3000:]
+@pytest.fixture(scope="module")
+def lost(folder) -> list[tuple[int, str]]:
+    """How four processes ended of which one was killed in the middle of a sweep."""
+    return launch(folder, 4, "sweep:2x2:SIGKILL:2")
+
+
+@pytest.fixture(scope="module")
+def went_on(folder, lost) -> list[tuple[int, str]]:
+    """How two ended that went on with it, and were asked to stop in the middle of another."""
+    return launch(folder, 2, "values", "sweep:2x2", "stopped:2x2:SIGTERM:1")
+
+
+def test_when_one_is_killed_the_others_end_and_say_why(folder, lost):
+    codes = [code for code, _ in lost]
+    assert codes[2] == -signal.SIGKILL
+    assert all(codes), codes
+    said = "".join(said for _, said in lost)
+    assert "has lost another one" in said
+    assert "Start all of them again with the same command" in said
+    begun = lines(folder / "one.jsonl")[: 2 * ROWS_PER_CHUNK]
+    assert lines(folder / "sweep.jsonl")[: 2 * ROWS_PER_CHUNK] == begun
+
+
+def test_a_sweep_of_four_processes_ends_with_two_as_with_one(folder, went_on):
+    assert lines(folder / "sweep.jsonl") == lines(folder / "one.jsonl")
+    bars = ["24/24" in said for _, said in went_on]
+    assert bars == [True, False]
+
+
+def test_two_processes_do_what_one_does(folder, went_on):
+    """Tokens, log-probabilities, activations and weights, in each of them."""
     alone = np.load(folder / "values-1-0.npz")
     assert len({tuple(row) for row in alone["tokens"]}) == len(LENGTHS)
     for index in range(2):
@@ -90,23 +115,10 @@ def test_two_processes_do_what_one_does_and_stop_together(folder):
         assert set(found) == set(alone)
         for name in found:
             np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
-    assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
-    # The signal came to the second process behind its second chunk; both stopped there.
+
+
+def test_all_stop_behind_the_same_chunk_whoever_is_asked(folder, went_on):
+    assert [code for code, _ in went_on] == [preemption.EXIT_CODE] * 2, went_on[0][1][-3000:]
     assert lines(folder / "stopped.jsonl") == lines(folder / "one.jsonl")[: 2 * ROWS_PER_CHUNK]
-    for _, said in ended:
+    for _, said in went_on:
         assert f"stopped by SIGTERM, {2 * ROWS_PER_CHUNK} of 24 rows are in" in said
-    bars = ["24/24" in said for _, said in ended]
-    assert bars == [True, False]
-
-
-def test_four_processes_lose_one_and_go_on_where_they_were(folder):
-    ended = launch(folder, 4, "killed:2x2:SIGKILL:2")
-    codes = [code for code, _ in ended]
-    assert codes[2] == -signal.SIGKILL
-    assert all(codes), codes
-    assert "has lost another one" in "".join(said for _, said in ended)
-    expected = lines(folder / "one.jsonl")
-    assert lines(folder / "killed.jsonl") == expected[: 2 * ROWS_PER_CHUNK]
-    check_all_ended_well(launch(folder, 2, "killed:2x2", "stopped:2x2"))
-    assert lines(folder / "killed.jsonl") == expected
-    assert lines(folder / "stopped.jsonl") == expected
