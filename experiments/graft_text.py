@@ -60,7 +60,7 @@ def markdown(numbers: dict[str, Any]) -> list[str]:
         f"{_response(judged[BASE])} in the base model, {_response(responding['grafted'])} with "
         f"the {len(numbers['responding'])} parts, {_response(judged[REASONING])} in the reasoning "
         f"model, and {_response(responding['put_back'])} there with them put back. "
-        f"{_others(numbers)}",
+        f"{_others(numbers)}{_content(numbers)}",
         "",
         *table,
         "",
@@ -127,7 +127,8 @@ def _others(numbers: dict[str, Any]) -> str:
 
 
 def _response(one: dict[str, Any]) -> str:
-    return f"{one['rise']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
+    rise, low, high = (round(one[name], 4) + 0.0 for name in ("rise", "low", "high"))  # no -0.0000
+    return f"{rise:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _row(numbers: dict[str, Any], name: str) -> str:
@@ -155,6 +156,20 @@ def _row(numbers: dict[str, Any], name: str) -> str:
         f"| {plain['coherence']['mean']:.3f}, {steered['coherence']['mean']:.3f} "
         f"| {_fitting(numbers, name)} | {gain['n']} |"
     )
+
+
+def _content(numbers: dict[str, Any]) -> str:
+    """What stands in the sentences that begin to backtrack, where a grammar can tell."""
+    if numbers["fitting"] is None:
+        return ""
+    said = []
+    for name, title in ((RESPONDING, "base model with them"), (REASONING, "reasoning model")):
+        (fit, of), (others, of_others) = numbers["fitting"][name].values()
+        said.append(
+            f"{fit} of {of} steered sentences with a keyword fit the grammar in the {title}, and "
+            f"{others} of {of_others} others"
+        )
+    return f" {'; '.join(said)}."
 
 
 def _fitting(numbers: dict[str, Any], name: str) -> str:
