@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from jaxsteer import hosts
 
 EXIT_CODE = 128 + signal.SIGTERM
@@ -103,5 +105,6 @@ def _at_once(*_: object) -> None:
 
 
 def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    tqdm.write(message, file=sys.stderr)  # on a line of its own, whatever bar is shown
+    sys.stderr.flush()
     raise Stopped(message)
