@@ -38,7 +38,7 @@ def attend_on_each_device(
     mesh = jax.typeof(q).sharding.mesh
     if not {"data", "tensor"} <= set(mesh.axis_names):
         return local(q, k, v, valid, start)
-    lead = _lead(q.shape[:-3], mesh.shape["data"])
+    lead = split_rows(q.shape[:-3], mesh.shape["data"])
     heads = P(*lead, None, "tensor", None)
     return jax.shard_map(
         local,
@@ -49,10 +49,10 @@ def attend_on_each_device(
     )(q, k, v, valid, start)
 
 
-def _lead(shape: tuple[int, ...], data: int) -> tuple[str | None, ...]:
+def split_rows(shape: tuple[int, ...], data: int) -> tuple[str | None, ...]:
     """Which of `[B]` or `[C, B]` is split over `data`: rows if it divides them, as in a sweep.
 
-    >>> _lead((4,), 2), _lead((3, 4), 2), _lead((4, 3), 2), _lead((3, 3), 2)
+    >>> split_rows((4,), 2), split_rows((3, 4), 2), split_rows((4, 3), 2), split_rows((3, 3), 2)
     (('data',), (None, 'data'), ('data', None), (None, None))
     """
     split: list[str | None] = [None] * len(shape)

@@ -84,7 +84,8 @@ def in_order(cache: KVCache, model: Model) -> KVCache:
     """The cache in the order in which decode steps read it, where that is not the usual one."""
     if model.attention is not tpu_attention:
         return cache
-    k, v = ([heads_first(x) for x in side] for side in (cache.k, cache.v))
+    mesh = jax.typeof(model.params["embed"]["embedding"]).sharding.mesh
+    k, v = ([heads_first(x, mesh) for x in side] for side in (cache.k, cache.v))
     return replace(cache, k=k, v=v)
 
 

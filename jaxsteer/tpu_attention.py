@@ -9,13 +9,15 @@ leaves out slots at a row's start, as left padding asks for.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec as P
 
 from jaxsteer.attention import xla_attention
-from jaxsteer.mesh_attention import attend_on_each_device
+from jaxsteer.mesh_attention import attend_on_each_device, split_rows
 
 _LANES = 128  # of a TPU's registers: the kernel's blocks are multiples of it
 _BLOCK = 512  # tokens of a block, where the prompt's length allows it
@@ -26,7 +28,7 @@ def suits_kernel(length: int) -> bool:
     return length % _LANES == 0
 
 
-def heads_first(x: jax.Array) -> jax.Array:
+def heads_first(x: jax.Array, mesh: Any) -> jax.Array:
     """Keys or values `[…, B, S, K, H]`, the slots of each head together in memory.
 
     A decode step reads them so. Said where a cache is made, or the compiler fills it in another
@@ -34,7 +36,15 @@ def heads_first(x: jax.Array) -> jax.Array:
     """
     axes = list(range(x.ndim))
     axes[-3], axes[-2] = axes[-2], axes[-3]
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(axes)))
+
+    def ordered(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(major_to_minor=tuple(axes)))
+
+    if not {"data", "tensor"} <= set(mesh.axis_names):
+        return ordered(x)
+    # Said of what each device holds: of the whole, the compiler would gather it first.
+    where = P(*split_rows(x.shape[:-3], mesh.shape["data"]), None, "tensor", None)
+    return jax.shard_map(ordered, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)(x)
 
 
 def tpu_attention(

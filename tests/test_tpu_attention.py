@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxsteer
 from jaxsteer import attention
 from jaxsteer import tpu_attention as tpu
 from jaxsteer.attention import default_attention, xla_attention
@@ -65,6 +66,23 @@ def test_all_else_is_the_reference(T, slots, start):
         q[:, -T:], k, v, **where
     )  # not interpreted: the kernel would not run here
     np.testing.assert_array_equal(found, xla_attention(q[:, -T:], k, v, **where))
+
+
+def test_caches_in_another_order_hold_the_same(shallow, batch):
+    """Prompts of 9 tokens, which go to the reference: what differs is the order in memory."""
+    given = shallow.with_attention(tpu_attention)
+    plain, ordered = (jaxsteer.generate(m, batch, max_new_tokens=4) for m in (shallow, given))
+    np.testing.assert_array_equal(ordered.tokens, plain.tokens)
+    cells = jaxsteer.grid({"v": np.ones(16)}, layers=[0], coeffs=[0.0, 1.0])
+    found, expected = (
+        [
+            (r.prompt, r.tokens)
+            for chunk in jaxsteer.sweep(m, batch, cells, max_new_tokens=4)
+            for r in chunk
+        ]
+        for m in (given, shallow)
+    )
+    assert found == expected
 
 
 def test_which_prompts_suit_the_kernel():
