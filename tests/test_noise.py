@@ -13,11 +13,12 @@ from steering_helpers import B, D, one_of
 from jaxsteer import interventions, scope, steering
 from jaxsteer.capture import Capture
 from jaxsteer.cells import Cell
-from jaxsteer.generate import generate
 from jaxsteer.model import forward
 from jaxsteer.sampling import sampling
+from jaxsteer.score import token_logprobs
 from jaxsteer.steering import Steering
 from jaxsteer.sweep import sweep
+from jaxsteer.tokens import left_pad
 
 G = 4
 EVERY = {"layer": 1, "coeff": 2.0, "width": D, "scope": scope.everywhere()}
@@ -122,17 +123,19 @@ def cells() -> list[Cell]:
     return [Cell({"n": name}, one) for name, one in every.items()]
 
 
-def test_cells_of_a_sweep_are_the_batch(shallow, batch, cells):
+def test_cells_of_a_sweep_are_texts_read_at_once(shallow, batch, prompts, cells):
+    """Decoded in a cell or read in one pass: a text's row says which noise it gets."""
     options = {"max_new_tokens": G, "sampling_params": SETTINGS}
     found = {
         (result.cell.labels["n"], result.prompt): result
         for chunk in sweep(shallow, batch, cells, **options)
         for result in chunk
     }
-    whole = generate(shallow, batch, steering=cells[0].steering, **options)
-    for i, tokens in enumerate(whole.rows()):
-        assert found["noise", i].tokens == tokens
-        np.testing.assert_allclose(found["noise", i].logprobs, whole.logprobs[i], atol=LOGPROB)
+    own = [found["noise", i] for i in range(B)]
+    texts = left_pad([p + r.tokens for p, r in zip(prompts, own, strict=True)], length=16)
+    given = {"steering": cells[0].steering, "prompt_length": batch.lengths, "row": SETTINGS.row}
+    read = jax.jit(token_logprobs)(shallow, texts, **given)[:, -G:]
+    np.testing.assert_allclose(read, [r.logprobs for r in own], atol=LOGPROB)
     # What each cell does to one prompt: all of it differs, by far more than that.
     first = np.array([found[cell.labels["n"], 0].logprobs for cell in cells])
     apart = np.abs(first[:, None] - first).max(axis=-1)
