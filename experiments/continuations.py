@@ -11,9 +11,9 @@ import numpy as np
 from jaxsteer import hosts
 from jaxsteer.activations import Trace
 from jaxsteer.capture import Capture
-from jaxsteer.learned import Targets, make_targets
 from jaxsteer.model import Model, forward
 from jaxsteer.sharding import spread_rows
+from jaxsteer.targets import Targets, make_targets
 from jaxsteer.tokens import TokenBatch, bucket, left_pad
 
 Span = tuple[int, int]

@@ -94,15 +94,18 @@ def text_inputs(run: Run) -> dict[str, Any]:
 
 
 def judge(
-    own: Path, main: Path, settings: Settings, *, shared: Sequence[str] = ("base", "random")
+    own: Sequence[dict[str, Any]],
+    main: Path,
+    settings: Settings,
+    *,
+    shared: Sequence[str] = ("base", "random"),
 ) -> tuple[dict[Key, dict[str, Scores]], list[CellOutcome]]:
     """Every text judged, and one outcome a cell: those shared with the main sweep, then `own`.
 
-    Shared are the unsteered cell, and of the kinds of sources in `shared` those cells whose
-    coefficient occurs in `own`.
+    `own` are rows of sweeps. Shared are the unsteered cell, and of the kinds of sources in
+    `shared` those cells whose coefficient occurs in `own`.
     """
-    rows = read_rows(own)
-    coeffs = {row["coeff"] for row in rows}
+    coeffs = {row["coeff"] for row in own}
     others = [
         row
         for row in read_rows(main)
@@ -110,7 +113,7 @@ def judge(
         or (row["source"].split("-")[0] in shared and row["coeff"] in coeffs)
     ]
     grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
-    every = [*others, *rows]
+    every = [*others, *own]
     scores = scores_by_cell(every, keywords=settings.labels.keywords, grammar=grammar)
     lengths = {(row["target"], row["source"], row["coeff"]): row["length"] for row in every}
     return scores, outcomes_of(scores, lengths)

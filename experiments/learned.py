@@ -36,6 +36,7 @@ from experiments.stages import fingerprint
 from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.files import write_atomic
+from jaxsteer.jsonl import read_rows
 from jaxsteer.learned import learn_directions, token_logprobs
 from jaxsteer.metrics import bootstrap_interval
 from jaxsteer.model import Model
@@ -269,6 +270,7 @@ def texts(run: Run) -> Path:
         "vectors": fingerprint(vectors(run)),
         "directions": fingerprint(derive.stage(run)),
         "coeffs": run.settings.steering.coeffs,
+        "coeff": equal_lengths.main_coeff(run.settings),
     }
     return run.stage(
         "learned-texts",
@@ -301,7 +303,7 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         named = named_vectors(run)
-        _, table = equal_lengths.judge(own / steer.FILE, main / steer.FILE, settings)
+        _, table = equal_lengths.judge(read_rows(own / steer.FILE), main / steer.FILE, settings)
         gains = gains_on_text(run, named)
         cosines = [[cosine(a, b) for b in named.values()] for a in named.values()]
         numbers = {

@@ -38,6 +38,7 @@ from jaxsteer.cells import Cell
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.files import write_atomic
 from jaxsteer.interventions import ablate
+from jaxsteer.jsonl import read_rows
 from jaxsteer.learned import learn_directions, orthonormal_rows
 from jaxsteer.vectors import Direction, load_directions, save_directions
 
@@ -119,7 +120,10 @@ def make_cells(
     unit: float,
     random_spans: int,
 ) -> list[Cell]:
-    """The cells of the sweep; see the module. `found` `[k, D]` and `means` `[D]`."""
+    """The cells of the sweep; see the module. `found` `[k, D]` and `means` `[D]`.
+
+    The first direction alone has been run by `experiments.learned`.
+    """
     k, width = found.shape
     long = coeff * math.sqrt(k)
 
@@ -131,7 +135,7 @@ def make_cells(
         return Cell(labels, ablate(span, layer=layer, site=site))
 
     drawn = random_set(k, width, seed=1)
-    cells = [added(f"single-{i + 1}", vector, coeff) for i, vector in enumerate(found)]
+    cells = [added(f"single-{i + 1}", found[i], coeff) for i in range(1, k)]
     for name, directions in (("together", found), ("random-together", drawn)):
         cells += [
             added(name, directions.sum(axis=0), coeff),
@@ -166,8 +170,20 @@ def texts(run: Run) -> Path:
         **equal_lengths.text_inputs(run),
         "vectors": fingerprint(found),
         "directions": fingerprint(directions),
+        "coeff": equal_lengths.main_coeff(settings),
+        "random_spans": settings.search.random_spans,
     }
     return run.stage("several-texts", inputs, work)
+
+
+def read_texts(run: Run) -> list[dict[str, Any]]:
+    """The rows of the sweep, the first direction alone among them."""
+    alone = [
+        {**row, "source": "single-1"}
+        for row in read_rows(learned.texts(run) / steer.FILE)
+        if (row["source"], row["coeff"]) == ("learned-0", equal_lengths.main_coeff(run.settings))
+    ]
+    return [*alone, *read_rows(texts(run) / steer.FILE)]
 
 
 def comparisons(scores: dict[Key, dict[str, Scores]], k: int) -> dict[str, Any]:
@@ -203,11 +219,11 @@ def stage(run: Run) -> Path:
     """The folder with `several.{png,svg,csv,json}`."""
     settings, main = run.settings, steer.stage(run)[equal_lengths.TARGET]
     own, coeff = texts(run), equal_lengths.main_coeff(settings)
-    files = own / steer.FILE, main / steer.FILE
+    first = learned.texts(run)
 
     def work(folder: Path) -> None:
         k = settings.search.directions
-        scores, table = equal_lengths.judge(*files, settings)
+        scores, table = equal_lengths.judge(read_texts(run), main / steer.FILE, settings)
         numbers: dict[str, Any] = {
             "directions": k,
             "coeff": coeff,
@@ -223,7 +239,7 @@ def stage(run: Run) -> Path:
         several_figure.draw(table, numbers, folder, report=settings.report)
 
     inputs = {
-        "texts": fingerprint(own),
+        "texts": [fingerprint(first), fingerprint(own)],
         "vectors": fingerprint(vectors(run)),
         "main": fingerprint(main),
         "search": asdict(settings.search),

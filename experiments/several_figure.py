@@ -17,14 +17,18 @@ _FOUND, _RANDOM, _MEANS, _NONE = frame.GREEN, frame.GREY, frame.BLUE, "black"
 def groups(sources: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The rows of the figure, in groups with a title."""
     patterns = {
-        "alone": r"none|single-\d+|base|random-\d+",
-        "together,\nsame total length": r"together|random-together",
-        "together,\neach at full length": r"single-long|together-long|random-together-long",
-        "taken out": r"ablate-.*",
+        "alone": [r"none", r"single-\d+", r"base", r"random-\d+"],
+        "together,\nsame total length": [r"together", r"random-together"],
+        "together,\neach at full length": [
+            r"together-long",
+            r"single-long",
+            r"random-together-long",
+        ],
+        "taken out": [r"ablate-\d+", r"ablate-means", r"ablate-random-\d+"],
     }
     return [
-        (title, [source for source in sources if re.fullmatch(pattern, source)])
-        for title, pattern in patterns.items()
+        (title, [s for pattern in ordered for s in sources if re.fullmatch(pattern, s)])
+        for title, ordered in patterns.items()
     ]
 
 

@@ -6,6 +6,7 @@ than the other if the interval of their paired difference does not contain 0.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from experiments.outcome import CellOutcome
@@ -25,8 +26,7 @@ def paragraph(table: Sequence[CellOutcome], numbers: Mapping[str, Any], *, margi
     inducing = [
         str(i + 1) for i, cell in enumerate(alone) if induces(cell, unsteered, margin=margin)
     ]
-    coherent = {True: "", False: " (at a coherence that does not count)"}
-    counts = coherent[cells["together-long"].coherence.mean >= unsteered.coherence.mean - margin]
+    floor = unsteered.coherence.mean - margin
     words = [
         f"Of {k} directions, each learned orthogonal to those before it, "
         f"{len(inducing)} induce{'s' if len(inducing) == 1 else ''} backtracking alone at "
@@ -34,22 +34,33 @@ def paragraph(table: Sequence[CellOutcome], numbers: Mapping[str, Any], *, margi
         + (f" (number {', '.join(inducing)})" if inducing else "")
         + f": {', '.join(_rate(cell) for cell in alone)} backtracking sentences per sentence "
         f"against {_rate(unsteered)} unsteered, at coherence "
-        f"{', '.join(f'{cell.coherence.mean:.3f}' for cell in alone)}.",
-        f"Together at the same total length they give {_rate(cells['together'])}, "
-        f"{_than(against['together'])} the first alone, and a random orthogonal set "
-        f"{_rate(cells['random-together'])}.",
-        f"Each at full length they give {_rate(cells['together-long'])}{counts}, "
-        f"{_than(against['together-long'])} the first alone made as long.",
-        f"With the span of all {k} taken out at layer {numbers['layer']} the model backtracks in "
-        f"{_rate(cells[f'ablate-{k}'])}, without the base-derived difference of means in "
-        f"{_rate(cells['ablate-means'])}"
+        f"{', '.join(f'{cell.coherence.mean:.3f}' for cell in alone)} against "
+        f"{unsteered.coherence.mean:.3f}.",
+        f"Together at the same total length they give {_rate(cells['together'])}"
+        f"{_coherence(cells['together'], floor)}, {_than(against['together'])} the first alone; "
+        f"a random orthogonal set gives {_rate(cells['random-together'])}.",
+        f"Each at full length they give {_rate(cells['together-long'])}"
+        f"{_coherence(cells['together-long'], floor)}, {_than(against['together-long'])} the first "
+        f"alone made as long, {_rate(cells['single-long'])}"
+        f"{_coherence(cells['single-long'], floor)}.",
+        f"Is their span what backtracking normally uses? Taken out at layer {numbers['layer']}, "
+        f"the span of all {k} leaves {_rate(cells[f'ablate-{k}'])}, "
+        f"{_than(asdict(cells[f'ablate-{k}'].difference))} the unsteered model"
         + (
-            f"; that is {_than(against['ablated'])} without random spans of {k}."
+            f" and {_than(against['ablated'])} random spans taken out"
             if "ablated" in against
-            else "."
-        ),
+            else ""
+        )
+        + f"; the base-derived difference of means, taken out, leaves "
+        f"{_rate(cells['ablate-means'])}, {_than(asdict(cells['ablate-means'].difference))} the "
+        "unsteered model.",
     ]
     return " ".join(words)
+
+
+def _coherence(cell: CellOutcome, floor: float) -> str:
+    verdict = "" if cell.coherence.mean >= floor else ", too low to count"
+    return f" at coherence {cell.coherence.mean:.3f}{verdict}"
 
 
 def _rate(cell: CellOutcome) -> str:

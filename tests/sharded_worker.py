@@ -25,7 +25,7 @@ from jaxsteer import attention
 from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.attention import cudnn_attention
 from jaxsteer.capture import Capture
-from jaxsteer.learned import learn_directions, make_targets, token_logprobs
+from jaxsteer.learned import learn_directions, token_logprobs
 from jaxsteer.model import Model
 from jaxsteer.moments import difference_of_means
 from jaxsteer.packing import pack
@@ -40,6 +40,7 @@ from jaxsteer.sharding import (
     shard_batch,
     shard_model,
 )
+from jaxsteer.targets import make_targets
 from jaxsteer.tokens import TokenBatch
 
 G = 5

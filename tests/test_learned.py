@@ -8,8 +8,9 @@ from oracle import SHALLOW, random_model, random_rows, relative_error, run
 
 from jaxsteer import learned
 from jaxsteer.interventions import add
-from jaxsteer.learned import learn_directions, make_targets, orthonormal_rows, token_logprobs
+from jaxsteer.learned import learn_directions, orthonormal_rows, token_logprobs
 from jaxsteer.packing import pack
+from jaxsteer.targets import make_targets
 
 D, V = SHALLOW.d_model, SHALLOW.vocab_size
 TEXTS = random_rows((9, 12, 9, 12), V, seed=3)  # two lengths: alone, each compiles a program

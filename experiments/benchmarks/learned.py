@@ -24,9 +24,10 @@ from experiments.benchmarks.floor import prefill_operations
 from experiments.benchmarks.machine import matrix_rate, peak_bytes
 from jaxsteer import compile_cache
 from jaxsteer.config import LlamaConfig
-from jaxsteer.learned import Targets, learn_directions, make_targets, step_bytes
+from jaxsteer.learned import learn_directions, step_bytes
 from jaxsteer.model import Model, init
 from jaxsteer.packing import pack
+from jaxsteer.targets import Targets, make_targets
 
 SENTENCE, EVERY = 24, 400  # tokens of a target, and one in so many
 
