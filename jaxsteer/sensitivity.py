@@ -16,6 +16,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from numpy.typing import ArrayLike
 
+from jaxsteer import hosts
 from jaxsteer.attention import xla_attention
 from jaxsteer.capture import Capture
 from jaxsteer.interventions import add
@@ -79,7 +80,7 @@ def sensitivity(
     rows = (batch, jnp.asarray(places), jnp.asarray(np.broadcast_to(prompt_length, (B,))))
     plain = model.with_attention(xla_attention)
     placed = spread_rows(rows, model)
-    return np.asarray(_slopes(plain, *placed, template, *map(jnp.asarray, (vectors, at, ids))))
+    return hosts.gather(_slopes(plain, *placed, template, *map(jnp.asarray, (vectors, at, ids))))
 
 
 @jax.jit
@@ -126,7 +127,7 @@ def mean_log_probability(
     B = batch.tokens.shape[0]
     rows = (batch, jnp.asarray(positions), jnp.broadcast_to(jnp.asarray(prompt_length), (B,)))
     placed = spread_rows(rows, model)
-    return np.asarray(_compiled_score(model, *placed, jnp.asarray(tokens), steering))
+    return hosts.gather(_compiled_score(model, *placed, jnp.asarray(tokens), steering))
 
 
 def _score(
