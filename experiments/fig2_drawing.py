@@ -22,7 +22,7 @@ def draw(found: Sequence["Spot"], folder: Path, *, window: Sequence[int], title:
     figure, (left, right) = plt.subplots(
         1,
         2,
-        figsize=(10.5, 1.6 + 0.42 * len(layers)),
+        figsize=(10.5, 1.9 + 0.42 * len(layers)),
         width_ratios=[3.2, 1],
         sharey=True,
         layout="constrained",
@@ -35,8 +35,10 @@ def draw(found: Sequence["Spot"], folder: Path, *, window: Sequence[int], title:
     left.set_xlabel("offset from the start of the backtracking sentence, in tokens")
     n = max(spot.n for spot in found)
     figure.suptitle(
-        f"Backtracking per sentence, change over unsteered ({title}; {n} prompts a cell)",
-        fontsize=11,
+        f"Backtracking per sentence, change over unsteered ({title}; {n} prompts a cell)\n"
+        "hatched, hollow: coherence beyond the margin; ring: the best of the others; solid line: "
+        "the sentence starts",
+        fontsize=10.5,
     )
     return frame.save(figure, folder, STEM)
 
@@ -60,7 +62,7 @@ def _map(
     limit = float(np.nanmax(np.abs(table))) or 1.0
     image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axis.invert_yaxis()
-    axis.set_xticks(range(len(offsets)), [f"{o:+d}".replace("-", "−") for o in offsets])
+    axis.set_xticks(range(len(offsets)), [f"{o:d}".replace("-", "−") for o in offsets])
     able = [spot for spot in spots if spot.coherent and spot.n]
     if able:
         best = max(able, key=lambda spot: spot.gain)

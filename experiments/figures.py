@@ -96,16 +96,9 @@ FIGURES = (
         "appendix-c",
         "Appendix C: the keywords as a judge",
         appendix_c.stage,
-        "The keyword judge against a better one, sentence by sentence, with intervals over texts.",
+        "The keyword judge against a better one, sentence by sentence, with intervals over texts. "
+        "On the small pair a sentence with a keyword that fits no template counts against it.",
         applies=appendix_c.has_better_judge,
-    ),
-    Figure(
-        "sensitivity",
-        "Sensitivity of the keywords",
-        sensitivity.stage,
-        "With the text held fixed: how fast the log-probability that a sentence starts with a "
-        "keyword rises with the length added, by the layer and offset of the direction.",
-        full=True,
     ),
     Figure(
         "learned",

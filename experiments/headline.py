@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import frame
+from experiments.baselines import RAW
 from experiments.frame import plt
 from experiments.outcome import CellOutcome, judged_at, select, told
 from experiments.run import Run, command
@@ -20,8 +21,8 @@ _DERIVED = ("base", "reasoning")
 
 
 def points(table: Sequence[CellOutcome]) -> list[CellOutcome]:
-    """The cells that are drawn: all that have text."""
-    return [c for c in told(table) if c.coherence.n]
+    """The cells that are drawn: all that have text, but for baselines at lengths of their own."""
+    return [c for c in told(table) if c.coherence.n and not c.source.startswith(RAW)]
 
 
 def draw(

@@ -12,6 +12,7 @@ from experiments import rules
 from experiments.claims import Claim
 from experiments.figures import Figure, chosen, left_out
 from experiments.outcome import CellOutcome, Measured, judged_at, select, sources_of
+from experiments.report_words import words_of
 from experiments.run import Run
 from experiments.settings import Settings
 from experiments.sweep_table import SweepTable
@@ -54,15 +55,18 @@ def _figure(figure: Figure, folder: Path) -> list[str]:
 
 
 def _words(folder: Path, name: str) -> list[str]:
-    """The text of `{name}.md` without its heading, or the `summary` of `{name}.json`."""
+    """The text of `{name}.md` without its heading, or the words for `{name}.json`."""
     own, numbers = folder / f"{name}.md", folder / f"{name}.json"
     if own.is_file():
         lines = own.read_text(encoding="utf-8").splitlines()
         pictures = ("![", "# ")
         kept = [line for line in lines if not line.startswith(pictures)]
         return [f"##{line}" if line.startswith("#") else line for line in kept] + [""]
-    summary = json.loads(numbers.read_text(encoding="utf-8")).get("summary")
-    return [summary, ""] if isinstance(summary, str) else []
+    data = json.loads(numbers.read_text(encoding="utf-8"))
+    if isinstance(data.get("summary"), str):
+        return [data["summary"], ""]
+    lines = words_of(name, data)
+    return [*lines, ""] if lines else []
 
 
 def _numbers(file: Path) -> list[str]:
