@@ -25,12 +25,14 @@ CACHE = "judge-cache.jsonl"  # in the run's folder: answers outlive the settings
 def label_source(labels: Labels) -> str:
     """Where the labels come from, for results to say.
 
-    >>> label_source(Labels(file="/data/by_hand.jsonl"))
-    'by_hand.jsonl'
+    >>> label_source(Labels(file="/data/by_hand.jsonl")), label_source(Labels(source="grammar"))
+    ('by_hand.jsonl', 'keywords, and the grammar for other behaviours')
     """
     if labels.judge:
         return f"{labels.judge.model} at {labels.judge.url}"
-    return Path(labels.file).name if labels.file else labels.source
+    if labels.source == "grammar":
+        return "keywords, and the grammar for other behaviours"
+    return Path(labels.file).name if labels.file else "keywords"
 
 
 def grammar_judge(traces: Traces, keywords: Sequence[str]) -> Names:
