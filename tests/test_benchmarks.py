@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import capture, cpu, decode, learned, profile, score
+from experiments.benchmarks import analyses, capture, cpu, decode, learned, profile, score
 from experiments.benchmarks.floor import (
     Machine,
     decode_seconds,
@@ -160,3 +160,12 @@ def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):
 def test_profile_says_that_it_needs_a_gpu(capsys):
     assert profile.main(["--preset", "tiny"]) == 2
     assert "NVIDIA GPUs only" in capsys.readouterr().err
+
+
+def test_analyses_benchmark_times_each_of_them(capsys):
+    few = "--texts 2 --length 64 --sensitivity-layers 2 --sensitivity-texts 1"
+    assert analyses.main(["--preset", "tiny", *few.split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["projection_tokens_per_s"] > 0
+    for name in ("lens", "projections", "sensitivity"):
+        assert found[name]["first_s"] >= found[name]["again_s"] >= 0

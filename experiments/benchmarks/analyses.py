@@ -1,0 +1,104 @@
+"""Time the analyses of Figures 5 and 6 and the sensitivity with random weights of a preset.
+
+    python -m experiments.benchmarks.analyses --preset llama31_8b
+
+Prints one JSON line: seconds of each to its first result (compilation with it) and again, tokens a
+second of the projections, and the peak of memory after each.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.capture import make_traces
+from experiments.benchmarks.decode import PRESETS
+from experiments.benchmarks.machine import peak_bytes
+from experiments.sensitivity import Text, slopes
+from jaxsteer.config import LlamaConfig
+from jaxsteer.lens import lens
+from jaxsteer.model import init
+from jaxsteer.packing import pack
+from jaxsteer.projections import project_texts
+
+DIRECTIONS = 44  # of Figure 6: two sources with 5 folds and all traces, and 32 random ones
+COLUMNS = 8  # of the sensitivity: seven offsets and the window
+
+
+def timed(work: Callable[[], object]) -> dict[str, float | None]:
+    """Seconds of the first and of a second call, and the peak of memory after them."""
+    spent = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        spent.append(round(time.perf_counter() - started, 2))
+    peak = peak_bytes()
+    return {
+        "first_s": spent[0],
+        "again_s": spent[1],
+        "peak_GB": None if peak is None else round(peak / 1e9, 2),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.analyses")
+    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser.add_argument("--texts", type=int, default=56)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--sensitivity-layers", type=int, default=4, help="of all; time adds up")
+    parser.add_argument("--sensitivity-texts", type=int, default=2)
+    args = parser.parse_args(argv)
+    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(2 * config.n_layers + 32, config.d_model)).astype(np.float32)
+    traces = make_traces(config, count=args.texts, length=args.length)
+    texts = [trace.tokens for trace in traces]
+    layer = min(args.layer, config.n_layers - 1)
+    drawn = random.normal(size=(DIRECTIONS, config.d_model)).astype(np.float32)
+    stacked = random.normal(size=(args.sensitivity_layers, COLUMNS, config.d_model))
+    asked = [
+        Text(list(trace.tokens), trace.prompt_length, list(trace.starts[1:]))
+        for trace in traces[: args.sensitivity_texts]
+    ]
+    found = {
+        "lens": timed(lambda: lens(model, vectors, range(8))),
+        "projections": timed(
+            lambda: list(project_texts(model, texts, drawn, [layer] * DIRECTIONS))
+        ),
+        "sensitivity": timed(
+            lambda: slopes(
+                model,
+                asked,
+                stacked.astype(np.float32),
+                range(8),
+                site="resid_post",
+                name="sensitivity",
+            )
+        ),
+    }
+    again = found["projections"]["again_s"] or float("nan")
+    sizes = {
+        "preset": args.preset,
+        "texts": args.texts,
+        "length": args.length,
+        "lens_directions": len(vectors),
+        "projection_tokens_per_s": round(args.texts * args.length / max(again, 1e-9)),
+        "sensitivity_cells": args.sensitivity_layers * COLUMNS,
+        "sensitivity_texts": args.sensitivity_texts,
+    }
+    print(json.dumps(sizes | found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
