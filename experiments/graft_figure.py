@@ -139,7 +139,7 @@ def _path(axis: plt.Axes, numbers: dict[str, Any]) -> None:
     )
     axis.set_ylabel("rise of P(keyword)\nat sentence starts")
     axis.set_title("the search's parts one after another, on held-out texts", fontsize=11)
-    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.17))
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.78))
     tidy(axis)
 
 

@@ -163,13 +163,13 @@ def _content(numbers: dict[str, Any]) -> str:
     if numbers["fitting"] is None:
         return ""
     said = []
-    for name, title in ((RESPONDING, "base model with them"), (REASONING, "reasoning model")):
+    for name, title in (
+        (RESPONDING, "the base model with them"),
+        (REASONING, "the reasoning model"),
+    ):
         (fit, of), (others, of_others) = numbers["fitting"][name].values()
-        said.append(
-            f"{fit} of {of} steered sentences with a keyword fit the grammar in the {title}, and "
-            f"{others} of {of_others} others"
-        )
-    return f" {'; '.join(said)}."
+        said.append(f"{fit} of {of} in {title} ({others} of {of_others} others)")
+    return f" Of the steered sentences with a keyword these fit the grammar: {'; '.join(said)}."
 
 
 def _fitting(numbers: dict[str, Any], name: str) -> str:
