@@ -98,7 +98,7 @@ def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
     assert (found["offsets"], found["labels"], found["matrix_TFLOP_s"]) == (35, 7, 0.0)
     shares = [
         found[name]["share_of_matrix_rate"] / found[name]["tokens_per_s"]
-        for name in ("forward", "multiplied", "gathered", "pipeline")
+        for name in ("forward", "sums", "pipeline")
     ]
     # Each is as many operations a token.
     assert shares == pytest.approx([shares[0]] * 4, rel=0.02)

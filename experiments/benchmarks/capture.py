@@ -4,9 +4,8 @@
 
 Moments of 7 behaviours at 35 offsets in every layer, over two halves of the traces, as the pipeline
 takes them: from tokens on the host to sums on the host. Prints one JSON line: tokens a second of
-that, of a forward pass alone and of a pass with sums that stay on the device (`multiplied` as
-bfloat16 has them, `gathered` as float32 has them), each with its share of the measured rate of
-matrix products, and the peak of memory.
+that, of a forward pass alone and of a pass with sums that stay on the device, each with its share
+of the measured rate of matrix products, and the peak of memory.
 """
 
 import argparse
@@ -71,8 +70,7 @@ def device_seconds(model: Model, traces: list[Trace], *, length: int) -> dict[st
     )
     captures = {
         "forward": None,
-        "multiplied": Capture(squares=True, positions=positions, weights=groups),
-        "gathered": Capture(squares=True, positions=positions, weights=groups.astype(jnp.float32)),
+        "sums": Capture(squares=True, positions=positions, weights=groups),
     }
     return {
         name: seconds(functools.partial(_pass, model, tokens, capture), repeats=3)
