@@ -147,7 +147,8 @@ def compile_sweep(
 def compile_prefill(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:
     """Prompts into a cache with room for what is decoded."""
     batch, request = _inputs(model, mesh, rows=rows, prompt=prompt, new=new)
-    program = jax.jit(prefill, static_argnames=("max_new_tokens", "sampler"))
+    static = ("max_new_tokens", "sampler")
+    program = jax.jit(prefill, static_argnames=static, out_shardings=Format(Layout.AUTO))
     return _compiled(program.lower(model, batch, request, max_new_tokens=new, sampler=greedy))
 
 

@@ -89,6 +89,34 @@ def program_bytes(
     return rows * row + block * token
 
 
+def sweep_bytes(
+    model: Model,
+    *,
+    cells: int,
+    prompts: int,
+    prompt_length: int,
+    new_tokens: int,
+    steer_prompt: bool = False,
+) -> int:
+    """What a chunk of a sweep needs: its cells, and the prompts that were run once for all."""
+    data, _ = parts(model)
+    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+    # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
+    here = 1 if prompts % data == 0 else data
+    if cells == 1 or steer_prompt:
+        run = cells * prompts if steer_prompt else prompts * here
+        return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
+    each = prompts * here // data  # on a device, in each cell
+    copied = prompts * here
+    if model.attention is tpu_attention:
+        # Its compiler lays a slot's prompts side by side, in eights, and makes the copies first.
+        each = -(-each // 8) * 8 if each > 8 else each
+        copied = cells * prompts
+    rows = cells * each * data // here
+    program = program_bytes(model, rows=rows, prompt_rows=prompts * here, **asked)
+    return program + cache_bytes(model, rows=copied, prompt_length=prompt_length, new_tokens=0)
+
+
 def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     """Rows for `generate` that fit into what is usable now.
 

@@ -28,10 +28,10 @@ from jaxsteer.attention import cudnn_attention, xla_attention
 from jaxsteer.chips import HERE, TOPOLOGIES, Topology, find
 from jaxsteer.config import PRESETS, LlamaConfig
 from jaxsteer.floor import decode_seconds, prefill_operations, step_seconds
-from jaxsteer.memory import cache_bytes, program_bytes
+from jaxsteer.memory import cache_bytes, program_bytes, sweep_bytes
 from jaxsteer.model import Model
 from jaxsteer.paths import flatten
-from jaxsteer.sharding import DATA, TENSOR, check_tensor, parts
+from jaxsteer.sharding import DATA, TENSOR, check_tensor
 
 # Of a chip's memory: left to the program's code and to the error of the formula.
 _MARGIN = 0.07
@@ -201,11 +201,14 @@ def footprint(model: Model, work: Work) -> Bytes:
     if work.prompts is None:
         program = program_bytes(model, rows=work.rows, prompt_rows=work.rows, **asked)
         return Bytes(sum(sizes), cache, program - cache)
-    # As `sweep` splits them: where `data` does not divide the prompts, every part runs them all.
-    data, _ = parts(model)
-    prompts = work.prompts if work.prompts % data == 0 else work.prompts * data
-    program = program_bytes(model, rows=work.rows, prompt_rows=prompts, **asked)
-    program += cache_bytes(model, rows=prompts, prompt_length=work.prompt, new_tokens=0)
+    cells = -(-work.rows // work.prompts)
+    program = sweep_bytes(
+        model,
+        cells=cells,
+        prompts=work.prompts,
+        prompt_length=work.prompt,
+        new_tokens=work.new,
+    )
     return Bytes(sum(sizes), cache, program - cache)
 
 

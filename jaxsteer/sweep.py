@@ -21,7 +21,7 @@ from jaxsteer import hosts
 from jaxsteer.cache import lengthen
 from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
-from jaxsteer.memory import cache_bytes, is_out_of_memory, program_bytes, usable_bytes
+from jaxsteer.memory import is_out_of_memory, sweep_bytes, usable_bytes
 from jaxsteer.model import Model
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
@@ -210,18 +210,15 @@ def sweep(
     def by_calculation(C: int, B: int) -> bool:
         if rows_per_chunk is not None:
             return rows_per_chunk >= C * B
-        # Prompts that are run once have a short cache of their own beside its copies.
-        once = B if C > 1 and not steer_prompt else 0
-        here = 1 if B % parts == 0 else parts  # where cells are split, each part runs all prompts
-        needed = program_bytes(
+        needed = sweep_bytes(
             model,
-            rows=C * B,
-            prompt_rows=C * B if steer_prompt else B * here,
+            cells=C,
+            prompts=B,
             prompt_length=length,
             new_tokens=max_new_tokens,
+            steer_prompt=steer_prompt,
         )
-        own = cache_bytes(model, rows=once * here, prompt_length=length, new_tokens=0)
-        return needed + own <= usable
+        return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
     shape = chunk_shape(len(cells), prompts, fits, parts)

@@ -27,7 +27,7 @@ NARROW = LlamaConfig(
     max_positions=4096,
 )
 # A layer's keys do not fit into a chip's fast memory, where small caches are kept throughout.
-WORK = Work(rows=1280, prompt=128, new=896, prompts=20)
+WORK = Work(rows=1280, prompt=128, new=896, prompts=32)
 
 LOOP = """HloModule program
 
