@@ -20,6 +20,7 @@ from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint, hosts, preemption
 from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256
+from jaxsteer.memory import room_for_another
 from jaxsteer.model import Model
 from jaxsteer.packing import pack
 from jaxsteer.sharding import shard_model
@@ -42,6 +43,7 @@ class Run:
     full: bool = False  # whether the figures that take longer are made, too
     mesh: jax.sharding.Mesh | None = None  # over which models are split; one device without it
     finished: dict[str, Path] = field(default_factory=dict)  # stages seen valid by this process
+    loaded: dict[str, tuple[Model, Any]] = field(default_factory=dict)  # models for further stages
 
     def stage(
         self,
@@ -84,7 +86,15 @@ class Run:
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def load(self, role: str) -> tuple[Model, Any]:
-        """A model and its tokenizer; on a GPU with its projections packed, which decodes faster."""
+        """A model and its tokenizer, kept for the next stages where there is room for several."""
+        if role not in self.loaded:
+            if not room_for_another([model for model, _ in self.loaded.values()]):
+                self.loaded.clear()
+            self.loaded[role] = self._read(role)
+        return self.loaded[role]
+
+    def _read(self, role: str) -> tuple[Model, Any]:
+        """From the disk; on a GPU with its projections packed, which decodes faster."""
         path, dtype = self.checkpoint(role), self.settings.models.dtype
         model, tokenizer = checkpoint.load(path, dtype=dtype, mesh=self.mesh)
         if jax.default_backend() == "gpu":

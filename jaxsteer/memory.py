@@ -14,6 +14,8 @@ Of a model on a mesh it is what one device holds: its rows, and its part of head
 vocabulary.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -146,6 +148,25 @@ def usable_bytes(model: Model) -> int:
     known = [stats for stats in found if stats and "bytes_limit" in stats]
     free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=CPU_BYTES)
     return hosts.smallest(int(_USABLE * free))
+
+
+def room_for_another(models: Sequence[Model]) -> bool:
+    """Whether another model of their size may stay beside these, for all to take a third at most.
+
+    The rest is for caches and activations. Where a device does not tell its memory, small models
+    are all that it is likely to hold.
+    """
+    if not models:
+        return True
+    leaf = jax.tree.leaves(models[0].params)[0]
+    device = leaf.addressable_shards[0].device
+    limit = (device.memory_stats() or {}).get("bytes_limit", CPU_BYTES)
+    sizes = [_bytes_on_a_device(model) for model in models]
+    return 3 * (sum(sizes) + max(sizes)) <= limit
+
+
+def _bytes_on_a_device(model: Model) -> int:
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model.params))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -110,3 +110,13 @@ def test_what_the_backend_raises_is_recognised():
     with pytest.raises(jax.errors.JaxRuntimeError) as raised:
         jax.block_until_ready(jax.jit(lambda: jnp.ones((size,), jnp.float32) + jnp.arange(1.0))())
     assert is_out_of_memory(raised.value)
+
+
+def test_models_stay_while_they_take_a_third_of_the_memory(shallow, monkeypatch):
+    size = sum(x.nbytes for x in jax.tree.leaves(shallow.params))
+    assert memory.room_for_another([])
+    monkeypatch.setattr(memory, "CPU_BYTES", 6 * size)  # what a CPU has; it tells of none itself
+    assert memory.room_for_another([shallow])
+    assert not memory.room_for_another([shallow, shallow])
+    monkeypatch.setattr(memory, "CPU_BYTES", 6 * size - 1)
+    assert not memory.room_for_another([shallow])
