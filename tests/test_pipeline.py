@@ -164,7 +164,7 @@ def test_a_judges_key_is_missed_before_any_work_starts(
 
 def test_every_cell_ran_on_every_held_out_prompt(finished: Finished) -> None:
     prompts = {p["id"] for p in json.loads((finished.settings.parent / "prompts.json").read_text())}
-    for name, cells in zip(SWEEPS, (7, 9, 4), strict=True):
+    for name, cells in zip(SWEEPS, (7, 12, 4), strict=True):
         rows = rows_by_key(finished.out / name / steer.FILE)
         assert len(rows) == cells * 5
         assert {key[3] for key in rows} == {p for p in prompts if p.startswith("eval")}
@@ -213,7 +213,7 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         "fig3_steering": {"figure3"},
         "fig4_baselines": {"figure4"},
         "headline": {"headline"},
-        "report": {"report", *FIGURES} - {"figure3", "figure4", "headline"},
+        "report": {"report", "groups", *FIGURES} - {"figure3", "figure4", "headline"},
         "reproduce": set(),
     }
     for module, stages in expected.items():
@@ -247,7 +247,7 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         ),
         (
             {"labels": {"keywords": ["school", "wait"]}},
-            {"labels", "directions", *SWEEPS, "perplexity", *FIGURES, "report"},
+            {"labels", "directions", *SWEEPS, "perplexity", "groups", *FIGURES, "report"},
         ),
     ],
 )
@@ -276,9 +276,9 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     script = """
 import os, signal, sys
 from experiments import reproduce
-from jaxsteer import sweep_file
+from jaxsteer import row_store
 
-append, chunks = sweep_file.append_rows, []
+append, chunks = row_store.append_rows, []
 
 def append_and_die(path, rows):
     append(path, rows)
@@ -288,7 +288,7 @@ def append_and_die(path, rows):
             file.write('{"target": "reasoning", "sou')
         os.kill(os.getpid(), signal.SIGKILL)
 
-sweep_file.append_rows = append_and_die
+row_store.append_rows = append_and_die
 reproduce.main(sys.argv[1:])
 """
     killed = subprocess.run(
@@ -315,7 +315,7 @@ reproduce.main(sys.argv[1:])
         # The killed process compiled its own program, which may round differently.
         assert resumed[key] == {**row, "logprob": pytest.approx(row["logprob"], rel=1e-5)}
     names = {f.name for f in copy.iterdir()}
-    assert names == {*STAGES, *SWEEPS, "report", ".lock"}
+    assert names == {f.name for f in finished.out.iterdir()}
     csvs = [(folder / "report/figure3.csv").read_text() for folder in (copy, finished.out)]
     assert csvs[0] == csvs[1]
 

@@ -14,7 +14,7 @@ from experiments import rollouts, small_pair
 from experiments.outcome import CellOutcome, Measured, Paired
 from experiments.small_pair import Plan, judge, main, natural_rates
 from experiments.small_verdicts import choose, choose_negative, to_markdown, verdicts
-from jaxsteer import sweep_file
+from jaxsteer import row_store, sweep_file
 from jaxsteer.annotate import split_sentences
 from jaxsteer.sweep import CellResult
 from jaxsteer.tokens import TokenBatch
@@ -294,7 +294,7 @@ def test_a_pair_is_judged_from_end_to_end_and_again_from_its_files(
     def never(*args: object, **fields: object) -> None:
         raise AssertionError("generated once more")
 
-    monkeypatch.setattr(sweep_file, "append_rows", never)
+    monkeypatch.setattr(row_store, "append_rows", never)
     monkeypatch.setattr(rollouts, "append_rows", never)
     again = judge(tmp_path / "models", tmp_path / "out", plan)
     assert json.dumps(again) == json.dumps(first)
