@@ -184,7 +184,8 @@ def _top_tokens(axis: plt.Axes, one: dict[str, Any], name: str, role: str) -> No
     best = sorted(one["keywords"], key=lambda word: word["rank"])[:3]
     words = ", ".join(f"{word['token'].strip()} {word['rank'] + 1}" for word in best)
     axis.set_xlabel(f"logit\n{words} of {one['vocab_size']}")
-    axis.set_title(f"{name.split('.')[0]}-derived,\nlens of the {frame.TARGETS[role]}", fontsize=9.5)
+    source = name.split(".")[0]
+    axis.set_title(f"{source}-derived,\nlens of the {frame.TARGETS[role]}", fontsize=9.5)
     frame.tidy(axis)
     axis.grid(visible=False, axis="y")
 

@@ -101,7 +101,7 @@ def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
         for name in ("forward", "sums", "pipeline")
     ]
     # Each is as many operations a token.
-    assert shares == pytest.approx([shares[0]] * 4, rel=0.02)
+    assert shares == pytest.approx([shares[0]] * 3, rel=0.02)
     assert all(found[name]["tokens_per_s"] > 0 for name in ("forward", "pipeline"))
 
 
@@ -111,7 +111,8 @@ def test_learning_benchmark_times_a_step_and_says_what_it_needs(capsys, monkeypa
     sizes = "--rows 2 --length 64 --directions 2 --steps 1".split()
     assert learned.main(["--preset", "tiny", *sizes]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["tokens_per_s"] == pytest.approx(2 * 2 * 64 / found["seconds_a_step"], abs=1)
+    # Seconds are printed to four digits.
+    assert found["tokens_per_s"] == pytest.approx(2 * 2 * 64 / found["seconds_a_step"], rel=1e-3)
     assert found["expected_GB_a_direction"] >= 0
 
 

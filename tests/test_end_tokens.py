@@ -36,7 +36,8 @@ def test_ids_come_from_the_files_and_the_tokenizer(tmp_path, generation, config,
         assert end_tokens(path) == expected
         assert end_tokens(path, SimpleNamespace(eos_token_id=None)) == expected
     else:
-        with pytest.raises(ValueError, match="model: no file of the model names an end-of-sequence token"):
+        message = "model: no file of the model names an end-of-sequence token"
+        with pytest.raises(ValueError, match=message):
             end_tokens(path)
 
 

@@ -245,9 +245,13 @@ def test_lengths_in_the_sweep_are_those_of_the_reasoning_models_stream(finished:
             assert row["length"] == pytest.approx(abs(row["coeff"]) * unit, rel=1e-5)
 
 
-def test_the_sweeps_of_all_models_run_in_one_program(finished: Finished) -> None:
-    """Nothing is compiled again between cells, chunks or models of one shape."""
-    assert finished.programs == 1
+def test_the_sweeps_of_all_models_share_their_programs(finished: Finished) -> None:
+    """Nothing is compiled again between cells, chunks or models of one shape.
+
+    The sweep of the reasoning model has a baseline that draws noise, and the other two, which run
+    one after the other, have none: a program without noise draws no numbers.
+    """
+    assert finished.programs == 2
 
 
 def test_a_labels_file_replaces_the_keywords(tmp_path: Path) -> None:
