@@ -8,15 +8,15 @@ import oracle
 import pytest
 
 from experiments.benchmarks import analyses, capture, cpu, decode, learned, profile, score
-from experiments.benchmarks.floor import (
+from experiments.benchmarks.machine import Compilations
+from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import (
     Machine,
     decode_seconds,
     prefill_operations,
     step_seconds,
     weights_read,
 )
-from experiments.benchmarks.machine import Compilations
-from jaxsteer.config import LlamaConfig
 from jaxsteer.model import init
 from jaxsteer.packing import pack
 

@@ -23,13 +23,14 @@ import numpy as np
 
 from experiments import derive
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.floor import prefill_operations
-from experiments.benchmarks.machine import matrix_rate, peak_bytes, seconds
+from experiments.benchmarks.machine import peak_bytes
 from jaxsteer import compile_cache
 from jaxsteer.activations import Trace, event_positions
 from jaxsteer.capture import Capture
 from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import prefill_operations
 from jaxsteer.labels import LABELS
+from jaxsteer.machine import matrix_rate, seconds
 from jaxsteer.model import Model, forward, init
 from jaxsteer.packing import pack
 from jaxsteer.tokens import left_pad

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.floor import Machine, decode_seconds, prefill_operations
-from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes, read_bandwidth
+from experiments.benchmarks.machine import Compilations, peak_bytes
 from jaxsteer import compile_cache
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import Machine, decode_seconds, prefill_operations
 from jaxsteer.generate import Request, make_request, run
 from jaxsteer.interventions import add, noise
+from jaxsteer.machine import matrix_rate, read_bandwidth
 from jaxsteer.model import Model, init
 from jaxsteer.packing import pack
 from jaxsteer.sampling import Sampler, choose_sampler, sampling

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.floor import prefill_operations
-from experiments.benchmarks.machine import matrix_rate, peak_bytes
+from experiments.benchmarks.machine import peak_bytes
 from jaxsteer import compile_cache
 from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import prefill_operations
 from jaxsteer.learned import learn_directions, step_bytes
+from jaxsteer.machine import matrix_rate
 from jaxsteer.model import Model, init
 from jaxsteer.packing import pack
 from jaxsteer.targets import Targets, make_targets

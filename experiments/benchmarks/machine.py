@@ -1,10 +1,6 @@
-"""What the machine can do at best, measured in the same run as what is held against it."""
+"""What a run took of the machine: memory, and programs compiled; see also `jaxsteer.machine`."""
 
 import jax
-
-from jaxsteer.machine import matrix_rate, read_bandwidth, seconds
-
-__all__ = ["Compilations", "matrix_rate", "peak_bytes", "read_bandwidth", "seconds"]
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 

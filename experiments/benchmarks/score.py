@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import matrix_rate, peak_bytes
+from experiments.benchmarks.machine import peak_bytes
 from jaxsteer import compile_cache
 from jaxsteer.config import LlamaConfig
 from jaxsteer.floor import prefill_operations
+from jaxsteer.machine import matrix_rate
 from jaxsteer.model import init
 from jaxsteer.packing import pack
 from jaxsteer.score import rows_that_score, score

@@ -33,15 +33,16 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # before JAX is
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.floor import Machine, decode_seconds
-from experiments.benchmarks.machine import Compilations, matrix_rate, peak_bytes, read_bandwidth
+from experiments.benchmarks.machine import Compilations, peak_bytes
 from experiments.benchmarks.sweep_work import Work, make_work
 from jaxsteer import compile_cache
 from jaxsteer.cells import Cell, stack_cells
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import Machine, decode_seconds
 from jaxsteer.generate import run
 from jaxsteer.interventions import add
+from jaxsteer.machine import matrix_rate, read_bandwidth
 from jaxsteer.model import Model, init
 from jaxsteer.packing import pack
 from jaxsteer.request import Request, make_request
