@@ -22,8 +22,7 @@ from jaxsteer.end_tokens import end_tokens
 from jaxsteer.files import sha256
 from jaxsteer.memory import room_for_another
 from jaxsteer.model import Model
-from jaxsteer.packing import pack
-from jaxsteer.sharding import shard_model
+from jaxsteer.packing import arrange
 from weights.command import say_once
 from weights.convert import convert
 
@@ -94,13 +93,10 @@ class Run:
         return self.loaded[role]
 
     def _read(self, role: str) -> tuple[Model, Any]:
-        """From the disk; on a GPU with its projections packed, which decodes faster."""
+        """From the disk, laid out for this backend."""
         path, dtype = self.checkpoint(role), self.settings.models.dtype
         model, tokenizer = checkpoint.load(path, dtype=dtype, mesh=self.mesh)
-        if jax.default_backend() == "gpu":
-            model = pack(model, donate=True)
-            model = model if self.mesh is None else shard_model(model, self.mesh)
-        return model, tokenizer
+        return arrange(model, donate=True), tokenizer
 
     def stop_tokens(self, role: str) -> list[int]:
         """Ids after which a text of the model has ended: its files may name several."""

@@ -25,6 +25,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import DecodeState, _run, decode_step, prefill, unfinished
 from jaxsteer.interventions import add
 from jaxsteer.model import Model, abstract_params
+from jaxsteer.packing import heads_first
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import greedy
 from jaxsteer.sharding import (
@@ -100,7 +101,7 @@ def devices(topology: Topology) -> list[Any]:
 def abstract_model(
     config: LlamaConfig, mesh: Mesh | AbstractMesh, *, dtype: Any = jnp.bfloat16
 ) -> Model:
-    """A model of shapes, split over a mesh as `shard_model` would, that attends as on a TPU.
+    """A model of shapes, split over a mesh by `shard_model`, laid out and attending as on a TPU.
 
     Raises:
         ValueError: if the model cannot be split over the mesh's `tensor` axis.
@@ -109,7 +110,7 @@ def abstract_model(
     times = max(1, mesh.shape[TENSOR] // config.n_kv_heads)
     config = replace(config, n_kv_heads=config.n_kv_heads * times)
     shapes = abstract_params(config, jnp.dtype(dtype))
-    return Model(_placed(shapes, params_sharding(config, mesh)), config, tpu_attention)
+    return heads_first(Model(_placed(shapes, params_sharding(config, mesh)), config, tpu_attention))
 
 
 def compile_generate(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:
@@ -169,7 +170,7 @@ def compile_decode(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int
     where = replace(rows_sharding(shapes, mesh), cache=cache_sharding(shapes.cache, mesh))
     # In whatever order the loop wants it, as in the program of `generate`, which makes it.
     free = jax.tree.map(lambda one: Format(Layout.AUTO, one), where)
-    fixed = jax.tree.map(lambda x: x.sharding, (model, request))
+    fixed = jax.tree.map(lambda x: x.format, (model, request))
     program = jax.jit(
         decode, donate_argnums=1, in_shardings=(fixed[0], free, fixed[1]), out_shardings=free
     )

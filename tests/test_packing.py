@@ -7,8 +7,9 @@ import numpy as np
 import oracle
 import pytest
 
+from jaxsteer import packing
 from jaxsteer.generate import generate
-from jaxsteer.packing import pack, unpack
+from jaxsteer.packing import arrange, heads_first, pack, unpack
 from jaxsteer.tokens import left_pad
 
 
@@ -67,3 +68,28 @@ def test_donated_weights_are_given_up():
     packed = pack(model, donate=True)
     assert jnp.isfinite(packed.params["layers"][0]["attn"]["qkv_proj"]).all()
     assert {name for name, x in attn.items() if not x.is_deleted()} == {"o_proj"}
+
+
+def test_heads_first_moves_bytes_only(model):
+    turned = heads_first(model)
+    q = turned.params["layers"][1]["attn"]["q_proj"]
+    assert q.format.layout.major_to_minor == (1, 0, 2)
+    chex.assert_trees_all_equal(turned.params, model.params)
+    again = heads_first(turned)
+    assert again.params["layers"][1]["attn"]["q_proj"] is q
+    batch = left_pad(oracle.random_rows([5, 9], 61), length=12)
+    found, expected = (generate(one, batch, max_new_tokens=8) for one in (turned, model))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_a_model_is_arranged_for_its_backend_and_freed_if_it_was_given(model, monkeypatch):
+    assert arrange(model) is model  # on a CPU
+    mine = jax.tree.map(jnp.copy, model)
+    for backend, name in (("tpu", "q_proj"), ("gpu", "qkv_proj")):
+        monkeypatch.setattr(packing.jax, "default_backend", lambda backend=backend: backend)
+        given = jax.tree.map(jnp.copy, mine)
+        found = arrange(given, donate=True)
+        assert name in found.params["layers"][0]["attn"]
+        assert given.params["layers"][0]["attn"]["q_proj"].is_deleted()
+        assert not given.params["layers"][0]["attn"]["o_proj"].is_deleted()
+        chex.assert_trees_all_equal(unpack(found).params, mine.params)
