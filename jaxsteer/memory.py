@@ -142,12 +142,29 @@ def usable_bytes(model: Model) -> int:
 
     On many hosts it is the fullest of all, and every process has to ask.
     """
+    free = _free_bytes(model)
+    return hosts.smallest(int(_USABLE * (CPU_BYTES if free is None else free)))
+
+
+def has_room(program: jax.stages.Compiled, model: Model) -> bool:
+    """Whether a compiled program finds what it needs on the devices of this host, as they are now.
+
+    True where they do not tell; an allocator that has only small gaps left can fail all the same.
+    """
+    free, counts = _free_bytes(model), program.memory_analysis()
+    if free is None or counts is None:
+        return True
+    made = counts.output_size_in_bytes - counts.alias_size_in_bytes
+    return made + counts.temp_size_in_bytes + counts.generated_code_size_in_bytes <= free
+
+
+def _free_bytes(model: Model) -> int | None:
+    """What is free on the fullest device of this host that holds weights; None if none tells."""
     leaf = jax.tree.leaves(model.params)[0]
     here = jax.process_index()
     found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
     known = [stats for stats in found if stats and "bytes_limit" in stats]
-    free = min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=CPU_BYTES)
-    return hosts.smallest(int(_USABLE * free))
+    return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
 
 
 def room_for_another(models: Sequence[Model]) -> bool:

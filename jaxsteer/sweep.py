@@ -21,7 +21,7 @@ from jaxsteer import hosts
 from jaxsteer.cache import lengthen
 from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
-from jaxsteer.memory import is_out_of_memory, sweep_bytes, usable_bytes
+from jaxsteer.memory import has_room, is_out_of_memory, sweep_bytes, usable_bytes
 from jaxsteer.model import Model
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
@@ -32,6 +32,10 @@ from jaxsteer.tokens import TokenBatch
 
 Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, logprobs [C, B, G]; length [C, B]
+
+
+class _NoRoom(Exception):
+    """All hosts know that one of them has no room for a chunk, and none has begun with it."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,10 @@ def sweep(
 
     If the device runs out of memory all the same, the chunk is halved and nothing is lost.
 
-    On many hosts every process runs this with the same arguments, and has all results. Chunks are
-    not halved there: the host that runs out of memory ends with a `MemoryError`.
+    On many hosts every process runs this with the same arguments, and has all results. They halve
+    a chunk together, before any of them has begun with it: when its program does not compile for
+    want of memory, or needs more than a device of one host has free. A host that runs out of
+    memory later, when the others are waiting for it, ends with a `MemoryError`, and they with it.
 
     Args:
         model: the weights; another model of the same shape runs in the same compiled program.
@@ -191,6 +197,8 @@ def sweep(
         "loop": loop,
     }
 
+    tried: set[tuple[int, int]] = set()  # shapes for which all hosts have room
+
     def run(c: np.ndarray, p: np.ndarray) -> _Found:
         # A single row serves all.
         part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], rows)
@@ -199,8 +207,12 @@ def sweep(
             part, some = spread_rows((part, some), model)
         else:
             steered = spread_rows(steered, model)
+        some = replace(some, steering=steered)
+        if hosts.several() and (len(c), len(p)) not in tried:
+            _agree_on_room(lambda: _run_cells.lower(model, part, some, **options), model)
+            tried.add((len(c), len(p)))
         with hosts.losing_hosts():
-            found = _run_cells(model, part, replace(some, steering=steered), **options)
+            found = _run_cells(model, part, some, **options)
         return hosts.gather(found)
 
     prompts, length = batch.tokens.shape
@@ -241,10 +253,11 @@ def _chunks(
         try:
             # A chunk with less to do repeats its last cell or prompt up to the common shape.
             tokens, logprobs, length = run(_filled(c_index, C), _filled(p_index, B))
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
+        except (jax.errors.JaxRuntimeError, _NoRoom) as error:
+            together = isinstance(error, _NoRoom)
+            if not together and not is_out_of_memory(error):
                 raise
-            if hosts.several():  # the others may have had room, and wait for this one
+            if hosts.several() and not together:  # others have begun, and wait for this one
                 raise MemoryError(
                     f"{C} cells × {B} prompts at once do not fit a device of this host; start "
                     f"again with fewer rows_per_chunk: {error}"
@@ -254,7 +267,7 @@ def _chunks(
             shape = chunk_shape(C, B, _at_most(C * B // 2), parts)
             warnings.warn(
                 f"out of memory with {C} cells × {B} prompts at once, going on with "
-                f"{shape[0]} × {shape[1]}",
+                f"{shape[0]} × {shape[1]} ({str(error).partition(chr(10))[0][:200]})",
                 stacklevel=2,
             )
             continue
@@ -267,6 +280,24 @@ def _chunks(
                     chunk.append(CellResult(cells[c], p, *found))
         todo.difference_update((c, p) for c in c_index for p in p_index)
         yield chunk
+
+
+def _agree_on_room(lower: Callable[[], jax.stages.Lowered], model: Model) -> None:
+    """Raise `_NoRoom` on all hosts if one of them has no memory for a program.
+
+    To be asked before it is started anywhere: where it runs it waits for the other hosts, and no
+    message reaches it there. It is compiled once, for this and for its calls.
+    """
+    reason = "another host has no memory for it"
+    try:
+        room = has_room(lower().compile(), model)
+        reason = reason if room else "its program needs more than a device of this host has free"
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        room, reason = False, str(error)
+    if hosts.any_of(not room):
+        raise _NoRoom(reason)
 
 
 def chunk_shape(cells: int, prompts: int, fits: Fits, parts: int = 1) -> tuple[int, int]:

@@ -3,10 +3,11 @@
     python hosts_worker.py FOLDER INDEX PROCESSES PORT TASK...
 
 FOLDER/model is a checkpoint. A task is `values`, or NAME:DATAxTENSOR, a sweep into NAME.jsonl on
-that mesh, or NAME:DATAxTENSOR:SIGNAL:WHO, where process WHO sends itself that signal behind its
-second chunk.
+that mesh, or NAME:DATAxTENSOR:EVENT:WHO. The event is a signal that process WHO sends itself behind
+its second chunk, or `small`: it has room for two rows at once, or `full`: its second chunk fails.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.checksums import check_together
 from jaxsteer.model import Model
 from jaxsteer.sampling import sampling
+
+sweeping = importlib.import_module("jaxsteer.sweep")
 
 G = 3
 LENGTHS = (3, 8, 5, 1)
@@ -46,7 +49,7 @@ def load(folder: Path, mesh: str) -> Model:
     return jaxsteer.load(folder / "model", mesh=jaxsteer.make_mesh(data=data, tensor=tensor))[0]
 
 
-def sweep(folder: Path, name: str, mesh: str) -> None:
+def sweep(folder: Path, name: str, mesh: str, **options: Any) -> None:
     model = load(folder, mesh)
     cells = jaxsteer.grid(
         {"v": vector(model.config.d_model)}, layers=[0], coeffs=np.linspace(0, 5, 6).tolist()
@@ -59,7 +62,28 @@ def sweep(folder: Path, name: str, mesh: str) -> None:
         max_new_tokens=G,
         rows_per_chunk=ROWS_PER_CHUNK,
         sampling_params=sampling(len(LENGTHS), temperature=1.0, seed=3),
+        **options,
     )
+
+
+def small_loop(cond: Any, body: Any, state: Any) -> Any:
+    """A loop whose program does not compile for more than two rows."""
+    if state.done.size > 2:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+    return jax.lax.while_loop(cond, body, state)
+
+
+def fail_in_the_second_chunk() -> None:
+    real, calls = sweeping._run_cells, []
+
+    def run(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+        return real(*args, **options)
+
+    run.lower = real.lower  # type: ignore[attr-defined]
+    sweeping._run_cells = run
 
 
 def queue(model: Model, batch: jaxsteer.TokenBatch, **options: Any) -> np.ndarray:
@@ -179,9 +203,15 @@ def main(folder: Path, index: int, processes: int, port: str, tasks: list[str]) 
             np.savez(folder / f"values-{processes}-{index}.npz", **values(folder))
             continue
         name, mesh, *rest = task.split(":")
+        options = {}
         if rest and int(rest[1]) == index:
-            signal_behind_the_second_chunk(signal.Signals[rest[0]])
-        sweep(folder, name, mesh)
+            if rest[0] == "small":
+                options = {"loop": small_loop}
+            elif rest[0] == "full":
+                fail_in_the_second_chunk()
+            else:
+                signal_behind_the_second_chunk(signal.Signals[rest[0]])
+        sweep(folder, name, mesh, **options)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Real processes that talk over loopback, each with some of four CPU devices.
 """
 
+import json
 import os
 import signal
 import socket
@@ -85,8 +86,9 @@ def lost(folder) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def went_on(folder, lost) -> list[tuple[int, str]]:
-    """How two ended that went on with it, and were asked to stop in the middle of another."""
-    return launch(folder, 2, "values", "sweep:2x2", "stopped:2x2:SIGTERM:1")
+    """How two ended that went on with it, halved the chunks of another, and stopped in a third."""
+    tasks = "values", "sweep:2x2", "halved:2x2:small:1", "stopped:2x2:SIGTERM:1"
+    return launch(folder, 2, *tasks)
 
 
 def test_when_one_is_killed_the_others_end_and_say_why(folder, lost):
@@ -115,6 +117,23 @@ def test_two_processes_do_what_one_does(folder, went_on):
         assert set(found) == set(alone)
         for name in found:
             np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
+
+
+def test_a_chunk_that_one_host_has_no_room_for_is_halved_on_all(folder, went_on):
+    rows = [
+        {
+            (row["coeff"], row["prompt"]): row
+            for row in map(json.loads, lines(folder / f"{name}.jsonl"))
+        }
+        for name in ("halved", "one")
+    ]
+    assert [len(some) for some in rows] == [24, 24]
+    for key, row in rows[0].items():  # programs of another shape round otherwise
+        assert row["tokens"] == rows[1][key]["tokens"]
+        np.testing.assert_allclose(row["logprobs"], rows[1][key]["logprobs"], atol=1e-5)
+    for (_, said), why in zip(went_on, ("another host has no memory", "RESOURCE_EXH"), strict=True):
+        assert "out of memory with 1 cells × 4 prompts at once, going on with 1 × 2" in said
+        assert why in said
 
 
 def test_all_stop_behind_the_same_chunk_whoever_is_asked(folder, went_on):

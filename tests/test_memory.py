@@ -14,6 +14,7 @@ from jaxsteer.cells import grid, stack_cells
 from jaxsteer.config import LlamaConfig
 from jaxsteer.generate import make_request
 from jaxsteer.memory import (
+    has_room,
     is_out_of_memory,
     program_bytes,
     prompt_token_bytes,
@@ -96,6 +97,29 @@ def test_a_device_that_says_nothing_has_a_fixed_share(monkeypatch):
     model = random_model(SHALLOW)
     give_memory(monkeypatch, None)
     assert memory.usable_bytes(model) == int(0.9 * 2**31)
+
+
+class Counts:
+    output_size_in_bytes, alias_size_in_bytes = 70, 20
+    temp_size_in_bytes, generated_code_size_in_bytes = 40, 10
+
+
+class Program:
+    def __init__(self, counts):
+        self.counts = counts
+
+    def memory_analysis(self):
+        return self.counts
+
+
+def test_a_program_finds_room_where_it_is_free_on_every_device(shallow, monkeypatch):
+    roomy = {"bytes_limit": 10**9, "bytes_in_use": 0}
+    for limit, fits in ((1100, True), (1099, False)):
+        give_memory(monkeypatch, roomy, {"bytes_limit": limit, "bytes_in_use": 1000})
+        assert has_room(Program(Counts), shallow) is fits
+    assert has_room(Program(None), shallow)
+    give_memory(monkeypatch, None)
+    assert has_room(Program(Counts), shallow)
 
 
 def test_halving_is_for_a_lack_of_memory_only():

@@ -297,6 +297,45 @@ def test_a_row_that_does_not_fit_is_an_error(shallow, batch, cells):
     assert ran == [(2, 3), (1, 3), (1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("says", "room", "elsewhere", "reason"),
+    [
+        (None, True, True, "another host has no memory"),
+        (None, False, False, "needs more than a device of this host has free"),
+        ("RESOURCE_EXHAUSTED: hbm", True, False, "RESOURCE_EXHAUSTED: hbm"),
+    ],
+)
+def test_all_hosts_know_before_a_chunk_begins_that_one_has_no_room(
+    shallow, monkeypatch, says, room, elsewhere, reason
+):
+    class Lowered:
+        def compile(self):
+            if says:
+                raise jax.errors.JaxRuntimeError(says)
+
+    told = []
+    monkeypatch.setattr(sweeping.hosts, "any_of", lambda no: told.append(no) or no or elsewhere)
+    monkeypatch.setattr(sweeping, "has_room", lambda program, model: room)
+    with pytest.raises(sweeping._NoRoom, match=reason):
+        sweeping._agree_on_room(Lowered, shallow)
+    assert told == [not elsewhere]
+
+
+def test_a_host_that_runs_out_of_memory_alone_ends(shallow, batch, cells, monkeypatch):
+    """The others have begun with the chunk, and no message reaches them there."""
+
+    def full(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes")
+
+    monkeypatch.setattr(sweeping.hosts, "several", lambda: True)
+    monkeypatch.setattr(sweeping, "_agree_on_room", lambda lower, model: None)
+    monkeypatch.setattr(sweeping.hosts, "gather", lambda tree: jax.device_get(tree))
+    monkeypatch.setattr(sweeping, "usable_bytes", lambda model: 10**9)
+    monkeypatch.setattr(sweeping, "_run_cells", full)
+    with pytest.raises(MemoryError, match=r"of this host; start again with fewer rows_per_chunk"):
+        next(sweep(shallow, batch, cells, max_new_tokens=G))
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(shallow, batch, cells):
     def loop(cond, body, state):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
