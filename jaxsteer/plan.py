@@ -3,11 +3,11 @@
     python -m jaxsteer.plan llama31_8b v5e-8 --rows 160 --prompt 512 --new 1024
     python -m jaxsteer.plan checkpoints/r1-distill-llama-8b v6e-4 --sweep figure3
 
-The model is a preset, a converted checkpoint, or a Hugging Face folder or `config.json`; the
-topology one that `jaxsteer.chips` knows, or "here". Memory comes from the formula of
-`jaxsteer.memory`; with libtpu installed, `--compile` compiles the real program for that topology
-and prints what the TPU's compiler says instead. Times are floors: what reading weights and cache,
-multiplying, and adding up over chips take at least at the published rates.
+The model is a preset, a converted checkpoint (on a disk or at `gs://`), or a Hugging Face folder or
+`config.json`; the topology one that `jaxsteer.chips` knows, or "here". Memory comes from the
+formula of `jaxsteer.memory`; with libtpu installed, `--compile` compiles the real program for that
+topology and prints what the TPU's compiler says instead. Times are floors: what reading weights and
+cache, multiplying, and adding up over chips take at least at the published rates.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from jaxsteer import aot
 from jaxsteer.attention import cudnn_attention, xla_attention
 from jaxsteer.chips import HERE, TOPOLOGIES, Topology, find
 from jaxsteer.config import PRESETS, LlamaConfig
+from jaxsteer.files import as_path
 from jaxsteer.floor import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.memory import cache_bytes, program_bytes, sweep_bytes
 from jaxsteer.model import Model
@@ -243,7 +243,7 @@ def read_config(name: str) -> LlamaConfig:
     if name in PRESETS:
         config: LlamaConfig = getattr(LlamaConfig, name)()
         return config
-    path = Path(name)
+    path = as_path(name)
     file = path / "config.json" if (path / "config.json").is_file() else path
     if file.is_file():
         try:

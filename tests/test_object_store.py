@@ -1,6 +1,7 @@
 """Rows and checkpoints in an object store: `gs://` over a file system in memory.
 
-What is not tried here is the store itself, and how TensorStore reads weights from it.
+TensorStore, which reads the weights, asks a server on this machine for the same objects. What is
+not tried here is the store itself.
 """
 
 import itertools
@@ -9,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import fsspec
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+from gcs_server import bucket
 from oracle import SHALLOW, random_model
 
 import jaxsteer
-from jaxsteer import checkpoint, row_store
+from jaxsteer import checkpoint, plan, row_store
 from jaxsteer.checksums import check_files
 from jaxsteer.files import as_path, write_atomic
 from jaxsteer.row_store import open_rows
@@ -123,13 +126,37 @@ def test_a_sweep_into_a_store_is_the_sweep_into_a_file(store, shallow, batch, tm
         sweep_to_file(STORE, shallow, batch, cells, **OPTIONS | {"max_new_tokens": 3})
 
 
-def test_what_is_beside_the_weights_of_a_checkpoint_is_read_from_a_store(store, tmp_path):
-    file = tmp_path / "generation_config.json"
+def copied(folder: Path) -> str:
+    """A checkpoint, made in the folder and copied to the store."""
+    file = folder / "generation_config.json"
     file.write_text('{"eos_token_id": 3}')
-    checkpoint.save(tmp_path / "m", random_model(SHALLOW), files=[file])
+    checkpoint.save(folder / "m", random_model(SHALLOW), files=[file])
     there = "gs://bucket/runs/m"
-    for source in sorted(p for p in (tmp_path / "m").rglob("*") if p.is_file()):
-        write_atomic(f"{there}/{source.relative_to(tmp_path / 'm')}", source.read_bytes())
+    for source in sorted(p for p in (folder / "m").rglob("*") if p.is_file()):
+        write_atomic(f"{there}/{source.relative_to(folder / 'm')}", source.read_bytes())
+    return there
+
+
+def test_a_checkpoint_is_loaded_from_a_store(store, tmp_path, monkeypatch):
+    there = copied(tmp_path)
+
+    def read(name: str) -> bytes | None:
+        found = store.get(f"/bucket/{name}")
+        return found.getvalue() if found else None
+
+    asked: list[str] = []
+    with bucket(read, asked) as url:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "nobody's")
+        model, tokenizer = jaxsteer.load(there)
+        chex.assert_trees_all_equal(model.params, random_model(SHALLOW).params)
+        assert tokenizer is None
+        assert any("/params/" in name for name in asked)
+    assert plan.read_config(there) == SHALLOW
+
+
+def test_what_is_beside_the_weights_of_a_checkpoint_is_read_from_a_store(store, tmp_path):
+    there = copied(tmp_path)
     manifest = checkpoint.read_manifest(there)
     assert manifest == checkpoint.read_manifest(tmp_path / "m")
     check_files(as_path(there), manifest.files)
