@@ -6,14 +6,10 @@ DIR/huggingface/    tokenizer files and Hugging Face configs, byte for byte as t
 """
 
 import json
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1
 
 from jaxsteer import hosts
+from jaxsteer.checkpoint_writer import Leaves, write_params
 from jaxsteer.checksums import check_files, check_together, checksums
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import absolute, as_path, is_remote, write_atomic
@@ -32,6 +29,7 @@ from jaxsteer.newdir import new_directory
 from jaxsteer.packing import unpack
 from jaxsteer.paths import ParamPath, dotted, flatten, nest
 from jaxsteer.sharding import params_sharding, shard_model
+from jaxsteer.timing import timed
 
 MANIFEST = "jaxsteer.json"
 FORMAT = 1
@@ -39,10 +37,8 @@ DTYPES = ("float32", "bfloat16")
 _PARAMS = "params"
 _HUGGINGFACE = "huggingface"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_BATCH_BYTES = 1 << 28  # arrays that are held in memory until they are written together
 
 PathLike = str | Path
-Leaves = Iterable[tuple[ParamPath, Any]]
 
 
 @dataclass(frozen=True)
@@ -130,12 +126,14 @@ def write(
             "(python -m weights.convert SRC DST) before many hosts load them"
         )
     with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
-        _write_params(folder / _PARAMS, _checked(leaves, config, dtype))
+        write_params(folder / _PARAMS, _checked(leaves, config, dtype))
         (folder / _HUGGINGFACE).mkdir()
         for file in map(Path, files):
             shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
         about = provenance() if callable(provenance) else provenance
-        manifest = Manifest(config, dtype, dict(about or {}), checksums(folder))
+        with timed("checkpoint/checksums"):
+            files_there = checksums(folder)
+        manifest = Manifest(config, dtype, dict(about or {}), files_there)
         write_atomic(folder / MANIFEST, manifest.to_json())
 
 
@@ -271,55 +269,6 @@ def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[
         yield path, x
     if missing:
         raise ValueError(f"missing: {', '.join(dotted(path) for path in missing)}")
-
-
-def _write_params(path: Path, leaves: Leaves) -> None:
-    """Write leaves as they come, in batches: one is written while the next is made.
-
-    Orbax works in a thread of ours, so that an exception in this one, as a signal raises it at any
-    moment, never leaves a write of Orbax's half-started: the thread ends it before we go on.
-    """
-    context = v1.Context()
-    context.array.saving.use_compression = False  # weights hardly shrink, and zstd is slow
-    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
-
-    def inside(work: Callable[..., Any], *args: Any) -> None:
-        with context:
-            _written(partial(work, path, *args), path)
-
-    with ThreadPoolExecutor(1) as writer:  # one: two would write into one temporary directory
-        writing: list[Future[None]] = []
-        for batch in _batches(leaves):
-            if writing:
-                writing.pop().result()
-            writing.append(writer.submit(inside, v1.partial.save, nest(batch)))
-        writing.pop().result()
-        writer.submit(inside, v1.partial.finalize).result()
-
-
-def _written(work: Callable[[], Any], path: Path) -> Any:
-    """What `work` returns; what Orbax raises when it cannot write becomes one short `OSError`."""
-    try:
-        return work()
-    except Exception as error:  # of many kinds, with the system's reason in the text
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code:
-            number = int(code[1])
-            raise OSError(number, os.strerror(number), str(path.parent)) from None
-        reason = str(error).partition("\n")[0][:300]
-        raise OSError(f"{path.parent}: cannot be written: {reason}") from error
-
-
-def _batches(leaves: Leaves) -> Iterator[list[tuple[ParamPath, Any]]]:
-    batch: list[tuple[ParamPath, Any]] = []
-    size = 0
-    for path, x in leaves:
-        if batch and size + x.nbytes > _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append((path, x))
-        size += x.nbytes
-    yield batch
 
 
 def _open(folder: Path) -> Manifest:

@@ -11,7 +11,7 @@ import pytest
 from hf_folders import write_folder
 
 from experiments.benchmarks.soak import run_and_kill
-from jaxsteer import checkpoint
+from jaxsteer import checkpoint, checkpoint_writer
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import abstract_params
 from jaxsteer.paths import flatten
@@ -58,7 +58,7 @@ def test_nothing_is_removed_while_orbax_still_writes(
         path.mkdir(parents=True)
 
     monkeypatch.setattr(checkpoint.v1.partial, "save", slow)
-    monkeypatch.setattr(checkpoint, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(checkpoint_writer, "_BATCH_BYTES", 1)
     config = LlamaConfig.tiny()
 
     def leaves() -> Any:

@@ -1,6 +1,7 @@
 """What the commands of this floor share: how they end, and that an error is one line."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,16 @@ def without_accelerator() -> None:
     Starting one takes seconds and gigabytes, and most of its memory from whoever works on it.
     """
     jax.config.update("jax_platforms", "cpu")
+
+
+def without_torch() -> None:
+    """Import no PyTorch in this process: for commands that need a tokenizer and no model of it.
+
+    Where it is installed transformers would import it, which takes seconds and .3 GB.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # as if it were not installed
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # nor does it then say so
 
 
 def say_once() -> None:

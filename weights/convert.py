@@ -8,8 +8,10 @@ read; DST appears when it is complete, or not at all.
 """
 
 import argparse
+import hashlib
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
@@ -20,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxsteer import checkpoint
-from jaxsteer.files import sha256
 from jaxsteer.newdir import check_free
 from jaxsteer.paths import ParamPath, dotted
+from jaxsteer.timing import timed
 from weights import command, hf
 from weights.folder import CONFIGS, Folder, n_bytes, open_folder
 from weights.source import Source, find_source
@@ -69,14 +71,16 @@ def convert(
     if folder.config.tie_embeddings and hf.HEAD in folder.headers:
         hf.check_tied(folder.read(hf.HEAD), folder.read(hf.EMBEDDING))
     files = folder.companions
-    if tokenizer:
-        _prove_tokenizer(folder)
-    else:  # what was not proved is not carried along
+    if not tokenizer:  # what is not proved is not carried along
         files = tuple(file for file in files if file.name in CONFIGS)
+    stopped = threading.Event()
     with ThreadPoolExecutor() as pool:
-        # Beside the conversion, which then finds the files in the system's cache.
-        hashes = {file.name: pool.submit(sha256, file) for file in folder.shards + files}
+        # Beside the rest, which then finds the files in the system's cache: importing what loads a
+        # tokenizer takes seconds, in which the disk would wait.
+        hashes = {file.name: pool.submit(_sha256, file, stopped) for file in folder.shards + files}
         try:
+            if tokenizer:
+                _prove_tokenizer(folder)
             checkpoint.write(
                 dst,
                 folder.config,
@@ -87,7 +91,7 @@ def convert(
                 overwrite=overwrite,
             )
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stopped.set()
             raise
 
 
@@ -126,6 +130,7 @@ def _target_dtype(folder: Folder, dtype: str) -> str:
     return next(iter(found))
 
 
+@timed("convert/tokenizer")
 def _prove_tokenizer(folder: Folder) -> None:
     if not any(file.name in checkpoint.TOKENIZERS for file in folder.companions):
         raise FileNotFoundError(
@@ -145,6 +150,17 @@ def _prove_tokenizer(folder: Folder) -> None:
         raise ValueError(f"{folder.path}: {error}") from None
 
 
+@timed("convert/threads/hash")
+def _sha256(file: Path, stopped: threading.Event) -> str:
+    """The file's SHA-256; of a part of it once `stopped` is set, for nobody waits for it then."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(1 << 20))
+    with open(file, "rb", buffering=0) as opened:
+        while not stopped.is_set() and (count := opened.readinto(block)):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
 def _check_room(dst: Path, needed: int) -> None:
     parent = dst.absolute().parent
     while not parent.exists():
@@ -161,9 +177,14 @@ def _provenance(
         "source": source.name,
         "revision": source.revision,
         "source_dtypes": folder.dtypes,
-        "source_sha256": {name: future.result() for name, future in hashes.items()},
+        "source_sha256": _results(hashes),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+@timed("convert/wait for the hashes")
+def _results(hashes: Mapping[str, Future[str]]) -> dict[str, str]:
+    return {name: future.result() for name, future in hashes.items()}
 
 
 def _version(package: str) -> str | None:
@@ -206,4 +227,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     command.without_accelerator()
+    command.without_torch()
     command.run(main)

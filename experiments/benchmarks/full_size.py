@@ -12,6 +12,7 @@ each interruption, or stage by stage: `--stages write-base convert-base`.
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from experiments.benchmarks.fake_llama import write_fake_llama
 from jaxsteer import checkpoint
 from jaxsteer.config import LlamaConfig, RopeScaling
 from jaxsteer.jsonl import append_rows, recover_rows
+from jaxsteer.timing import seconds_by_part
 from weights import hf
-from weights.command import without_accelerator
+from weights.command import without_accelerator, without_torch
 from weights.convert import convert
 from weights.folder import n_bytes, open_folder
 from weights.small_problems import prompts_file
@@ -80,8 +82,10 @@ def convert_one(folder: Path, role: str, config: LlamaConfig) -> dict[str, Any]:
     without_accelerator()  # as the command does
     write_speed, read_speed = sequential_speed(folder, min(size, 4_000_000_000))
     forget(source)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.perf_counter()
-    convert(source, target, overwrite=True, progress=True)
+    with seconds_by_part() as parts:
+        convert(source, target, overwrite=True, progress=True)
     seconds = time.perf_counter() - started
     best = size / read_speed + size / write_speed
     largest = max(2 * int(np.prod(t.shape)) for t in hf.tensors(config).values())
@@ -91,6 +95,8 @@ def convert_one(folder: Path, role: str, config: LlamaConfig) -> dict[str, Any]:
         "disk_read_GB_s": round(read_speed / 1e9, 3),
         "share_of_disk_speed": round(best / seconds, 3),
         "largest_tensor_GB": round(largest / 1e9, 3),
+        "memory_before_GB": round(before / 1e9, 2),
+        "parts_s": {name: round(x, 2) for name, x in sorted(parts.items()) if name[0] != "/"},
     }
 
 
@@ -229,6 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.inside:
+        if args.inside.startswith("convert"):
+            without_torch()  # as the command does
         try:
             found = run_stage(args.inside, args)
         except (ValueError, OSError) as error:
