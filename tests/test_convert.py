@@ -1,8 +1,12 @@
 """weights.convert and weights.export: there and back, and every way in which a source is bad."""
 
+import io
 import json
 import shutil
 import struct
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import huggingface_hub
@@ -19,10 +23,11 @@ from tokenizers import decoders, pre_tokenizers
 from jaxsteer import checkpoint
 from jaxsteer.paths import flatten
 from weights import convert as convert_module
-from weights import hf, tokenizer_check
+from weights import hf, stream, tokenizer_check
 from weights.convert import convert, main
 from weights.export import export
 from weights.export import main as export_main
+from weights.folder import open_folder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -172,6 +177,50 @@ def test_command_line(folders, tmp_path, capsys):
     assert "convert: " in capsys.readouterr().err
     assert export_main([str(folders["words"]), str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()
+
+
+# Bounded memory, and nothing goes on after a refusal.
+
+
+def test_tensors_ahead_are_bounded_in_bytes(folders, monkeypatch):
+    folder = open_folder(folders["float32"])
+    largest = max(4 * int(np.prod(t.shape)) for t in hf.tensors(folder.config).values())
+    monkeypatch.setattr(stream, "_AHEAD_BYTES", 20_000)
+    monkeypatch.setattr(stream, "_STRIP_BYTES", 1000)
+    begin, alive = stream._begin, []
+
+    def watched(*args):
+        begun = begin(*args)
+        alive.append(weakref.ref(begun.out))
+        return begun
+
+    monkeypatch.setattr(stream, "_begin", watched)
+    most = number = 0
+    for _, _, finite in stream.tensors_as_ours(folder, "float32"):
+        assert finite
+        held = [ref().nbytes for ref in alive if ref() is not None]
+        most, number = max(most, sum(held)), max(number, len(held))
+    assert number > 2  # ahead of the one that is given
+    assert most <= 20_000 + 2 * largest
+
+
+def test_a_refusal_does_not_wait_for_the_hashes(src, monkeypatch):
+    """What is hashed beside the tokenizer's proof ends with it, not with its file."""
+    hashing, ends = threading.Event(), time.monotonic() + 30
+
+    class Long(io.BytesIO):
+        def readinto(self, buffer):
+            hashing.set()
+            return len(buffer) if time.monotonic() < ends else 0
+
+    def refuse(*_):
+        assert hashing.wait(10)
+        raise ValueError("the tokenizer cannot be trusted")
+
+    monkeypatch.setattr(convert_module, "check_tokenizer", refuse)
+    monkeypatch.setattr(convert_module, "open", lambda *_, **__: Long(), raising=False)
+    refused(src, "the tokenizer cannot be trusted")
+    assert time.monotonic() < ends
 
 
 # Sources that are not there, or not all of it.
