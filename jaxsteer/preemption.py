@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jaxsteer import hosts
 
 EXIT_CODE = 128 + signal.SIGTERM
+_AGAIN = 0.01  # seconds until `Stopped` is raised again where it was swallowed
 
 _deferring, _asked = threading.Event(), threading.Event()
 
@@ -55,10 +56,13 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def at_once(
+    message: str = "stopped by SIGTERM; the same command goes on from here",
+) -> Iterator[None]:
     """For commands: SIGTERM raises `Stopped` wherever the process is, unless it is `deferred`.
 
-    On many hosts it waits for the next `stop_if_asked` everywhere, so that they stop together.
+    It prints `message` to stderr. On many hosts it waits for the next `stop_if_asked` everywhere,
+    so that they stop together.
     """
     if hosts.several():
         with deferred():
@@ -68,9 +72,15 @@ def at_once() -> Iterator[None]:
     if before != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _at_once)
     try:
-        yield
+        with _not_swallowed():
+            signal.signal(signal.SIGTERM, _at_once)
+            yield
+    except Stopped as stopped:
+        if not stopped.message:
+            stopped.message = message
+            _say(message)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -101,10 +111,39 @@ def _note(*_: object) -> None:
 
 def _at_once(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-    _stop("stopped by SIGTERM; the same command goes on from here")
+    raise Stopped("")  # `at_once` has the words
+
+
+@contextmanager
+def _not_swallowed() -> Iterator[None]:
+    """Raise `Stopped` again where Python dropped it.
+
+    It drops what is raised in callbacks of the garbage collector, of which JAX has one, and in
+    `__del__`. Where much is made in C, as when a tokenizer is read, a signal often gets there.
+    """
+    before, alarm = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+
+    def again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped):
+            signal.signal(signal.SIGALRM, _at_once)  # raised in here, it would be dropped, too
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = before
 
 
 def _stop(message: str) -> NoReturn:
+    _say(message)
+    raise Stopped(message)
+
+
+def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)  # on a line of its own, whatever bar is shown
     sys.stderr.flush()
-    raise Stopped(message)

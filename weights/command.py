@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -10,16 +9,19 @@ from typing import Any
 
 import jax
 
+from jaxsteer import preemption
+
 
 def run(main: Callable[[], int]) -> None:
     """Run a command and exit with its code; interrupted, it first removes what is half-built."""
     say_once()
-    signal.signal(signal.SIGTERM, _end)
     try:
-        sys.exit(main())
+        with preemption.at_once("stopped by SIGTERM"):
+            code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    sys.exit(code)
 
 
 def without_accelerator() -> None:
@@ -49,12 +51,6 @@ def say_once() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None  # the thread's result raises it again
     sys.unraisablehook = _without_echo
-
-
-def _end(*_: object) -> None:
-    """Raise SystemExit instead of ending at once, so that what is half-built is removed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
-    sys.exit(143)
 
 
 def _without_echo(unraisable: Any) -> None:
