@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hf_folders import write_folder
 
-from experiments.benchmarks.soak import run_and_kill
+from experiments.benchmarks.soak_kill import run_and_kill
 from jaxsteer import checkpoint, checkpoint_writer
 from jaxsteer.config import LlamaConfig
 from jaxsteer.model import abstract_params
@@ -32,14 +32,14 @@ def test_a_killed_conversion_leaves_all_or_nothing(
     src: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
     target, building = tmp_path / "dst", tmp_path / ".dst.building"
-    code = run_and_kill(
+    ended = run_and_kill(
         ["weights.convert", str(src), str(target), "--no-tokenizer"],
         kind,
         random.uniform(0, 0.2),
-        begun=building.exists,
+        begun=lambda _said: building.exists(),
     )
     names = {path.name for path in tmp_path.iterdir()}
-    assert names <= ({"dst"} if kind == signal.SIGTERM else {"dst", ".dst.building"}), code
+    assert names <= ({"dst"} if kind == signal.SIGTERM else {"dst", ".dst.building"}), ended
     found = weights_of(target) if target.exists() else None
     convert(src, target, tokenizer=False, overwrite=True)  # goes through, whatever is left
     assert [path.name for path in tmp_path.iterdir()] == ["dst"]
