@@ -6,9 +6,9 @@ find("h200-2")     2 GPUs of one host
 find("here")       this machine
 """
 
+import os
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -25,6 +25,7 @@ class Chip:
 
     name: str
     memory: int  # bytes that programs can use
+    share: int | None = None  # of it, if all other programs of the machine use it, too
     bandwidth: float  # bytes read a second
     rate: float  # bf16 operations a second, without sparsity
     link: float  # bytes a second that it can send to its neighbours
@@ -71,10 +72,11 @@ V6E = Chip(
     link=400e9,
     kinds=("TPU v6 lite", "TPU v6e"),
 )
-# The SXM boards; 900 GB/s of NVLink are both directions.
+# The SXM boards, of 80 and 141 GB; JAX takes three quarters of it, unless one sets
+# XLA_PYTHON_CLIENT_MEM_FRACTION. 900 GB/s of NVLink are both directions.
 H100 = Chip(
     name="NVIDIA H100",
-    memory=80 * 10**9,
+    memory=60 * 10**9,
     bandwidth=3350e9,
     rate=989e12,
     link=450e9,
@@ -82,7 +84,7 @@ H100 = Chip(
 )
 H200 = Chip(
     name="NVIDIA H200",
-    memory=141 * 10**9,
+    memory=int(105.75e9),
     bandwidth=4800e9,
     rate=989e12,
     link=450e9,
@@ -155,20 +157,22 @@ def this_machine() -> Topology:
     """The devices that JAX has here; rates of chips that are not known are measured."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    memory = _memory(devices[0])
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     for chip in _CHIPS:
         if kind.startswith(chip.kinds):
-            return Topology(HERE, chip, len(devices))
+            return Topology(HERE, replace(chip, memory=limit or chip.memory), len(devices))
+    users = 1 if limit else len(devices)  # devices of a CPU are one machine
     measured = Chip(
         name=kind,
-        memory=memory,
-        bandwidth=read_bandwidth(),
-        rate=matrix_rate(),
+        memory=limit or _physical_bytes() // users,
+        share=None if limit else CPU_BYTES,
+        bandwidth=read_bandwidth() / users,
+        rate=matrix_rate() / users,
         link=float("inf"),
     )
     return Topology(HERE, measured, len(devices))
 
 
-def _memory(device: Any) -> int:
-    """What it says that it has; of a CPU, the share that the library takes."""
-    return (device.memory_stats() or {}).get("bytes_limit", CPU_BYTES)
+def _physical_bytes() -> int:
+    """What the machine has, of which the library takes a share."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -27,7 +27,7 @@ from jaxsteer.sharding import parts
 from jaxsteer.tpu_attention import suits_kernel, tpu_attention
 
 # Of the free memory: the rest is for what the allocator loses between its blocks.
-_USABLE = 0.9
+USABLE = 0.9
 # On a CPU, where memory is shared with everybody, this much stands for what is free.
 CPU_BYTES = 2**31
 
@@ -143,7 +143,7 @@ def usable_bytes(model: Model) -> int:
     On many hosts it is the fullest of all, and every process has to ask.
     """
     free = _free_bytes(model)
-    return hosts.smallest(int(_USABLE * (CPU_BYTES if free is None else free)))
+    return hosts.smallest(int(USABLE * (CPU_BYTES if free is None else free)))
 
 
 def has_room(program: jax.stages.Compiled, model: Model) -> bool:

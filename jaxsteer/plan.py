@@ -12,26 +12,27 @@ cache, multiplying, and adding up over chips take at least at the published rate
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxsteer import aot
 from jaxsteer.attention import cudnn_attention, xla_attention
-from jaxsteer.chips import HERE, TOPOLOGIES, Topology, find
+from jaxsteer.chips import HERE, TOPOLOGIES, Chip, Topology, find
 from jaxsteer.config import PRESETS, LlamaConfig
 from jaxsteer.files import as_path
 from jaxsteer.floor import decode_seconds, prefill_operations, step_seconds
-from jaxsteer.memory import cache_bytes, program_bytes, sweep_bytes
+from jaxsteer.footprint import Bytes, Work, footprint, weight_bytes
+from jaxsteer.memory import USABLE
 from jaxsteer.model import Model
-from jaxsteer.paths import flatten
 from jaxsteer.sharding import DATA, TENSOR, check_tensor
+from jaxsteer.sweep import chunk_shape
 
 # Of a chip's memory: left to the program's code and to the error of the formula.
 _MARGIN = 0.07
@@ -41,32 +42,8 @@ MEASURED_OVER_FLOOR = 1.47
 _MOST_ROWS = 1 << 16
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is asked for: so many rows of a prompt and new tokens each."""
-
-    rows: int
-    prompt: int
-    new: int
-    prompts: int | None = None  # of a sweep, whose cells share them; each row's own, if not given
-
-
 # Sweeps by name. Figure 3 of the paper, for one model: 16 cells × 20 prompts.
 SWEEPS = {"figure3": Work(rows=16 * 20, prompt=128, new=1500, prompts=20)}
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Memory on one chip."""
-
-    weights: int
-    cache: int
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.cache + self.temporaries
 
 
 @dataclass(frozen=True)
@@ -78,19 +55,27 @@ class Plan:
     data: int
     tensor: int
     work: Work
-    memory: Bytes
+    at_once: Work  # all of it, or one of the equal parts in which it runs
+    memory: Bytes  # of what runs at once
     largest: int  # rows that fit at once; 0 if the weights alone do not
+
+    @property
+    def parts(self) -> int:
+        """How many of `at_once` the work takes."""
+        work, part = self.work, self.at_once
+        if work.prompts is None or part.prompts is None:
+            return -(-work.rows // part.rows)
+        return -(-work.cells // part.cells) * -(-work.prompts // part.prompts)
 
     @property
     def fits(self) -> bool:
         """Whether all rows fit at once."""
-        return self.work.rows <= self.largest
+        return self.largest > 0 and self.parts == 1
 
     @property
     def batch(self) -> int:
-        """Rows that run at once: equal parts of the work, of at most the largest batch."""
-        chunks = -(-self.work.rows // max(1, self.largest))
-        return -(-self.work.rows // (chunks * self.data)) * self.data
+        """Rows that run at once."""
+        return self.at_once.rows
 
     def step_seconds(self) -> float:
         """Floor of a decode step, half-way through the new tokens."""
@@ -101,7 +86,7 @@ class Plan:
         )
 
     def seconds(self) -> float:
-        """Floor of the whole work, in as many batches as it takes."""
+        """Floor of the whole work, in as many parts as it takes."""
         chip, work = self.topology.chip.machine, self.work
         decoding = decode_seconds(
             self.model,
@@ -112,10 +97,10 @@ class Plan:
             data=self.data,
             tensor=self.tensor,
         )
-        rows = min(work.prompts or self.batch, self.batch)
+        rows = self.at_once.prompts or self.batch
+        shared = self.data if rows % self.data == 0 else 1  # or each part runs all of them
         operations = prefill_operations(self.model, rows=rows, prompt=work.prompt)
-        prompts = operations / (chip.rate * self.data * self.tensor)
-        return -(-work.rows // self.batch) * (decoding + prompts)
+        return self.parts * (decoding + operations / (chip.rate * shared * self.tensor))
 
 
 def plan(
@@ -171,14 +156,38 @@ def _on_mesh(
     if not topology.is_tpu:
         gpu = topology.chip.name.startswith("NVIDIA")
         model = model.with_attention(cudnn_attention if gpu else xla_attention)
-    room = int((1 - _MARGIN) * topology.chip.memory)
+    room = room_for_programs(topology.chip, weight_bytes(model))
 
-    def fits(rows: int) -> bool:
-        return footprint(model, replace(work, rows=rows)).total <= room
+    def fits(part: Work) -> bool:
+        found = footprint(model, part)
+        return found.total - found.weights <= room
 
-    largest = data * _largest(lambda n: fits(n * data), _MOST_ROWS // data)
-    memory = footprint(model, work)
-    return Plan(topology, model, data, tensor, work, memory, largest)
+    def rows_fit(n: int) -> bool:
+        prompts = None if work.prompts is None else min(work.prompts, n)
+        return fits(replace(work, rows=n, prompts=prompts))
+
+    largest = data * _largest(lambda n: rows_fit(n * data), _MOST_ROWS // data)
+    at_once = _at_once(work, fits, largest, data)
+    return Plan(topology, model, data, tensor, work, at_once, footprint(model, at_once), largest)
+
+
+def room_for_programs(chip: Chip, weights: int) -> int:
+    """Bytes for cache and temporaries beside the weights: no more than the library would take."""
+    free = chip.memory - weights
+    return min(int((1 - _MARGIN) * chip.memory) - weights, int(USABLE * (chip.share or free)))
+
+
+def _at_once(work: Work, fits: Callable[[Work], bool], largest: int, data: int) -> Work:
+    """The work, or the part of it that runs at a time, as `sweep` and callers of `generate` do."""
+    if work.prompts is None:
+        parts = -(-work.rows // max(1, largest))
+        return replace(work, rows=-(-work.rows // (parts * data)) * data)
+
+    def part(C: int, B: int) -> Work:
+        return replace(work, rows=C * B, prompts=B)
+
+    shape = chunk_shape(work.cells, work.prompts, lambda C, B: fits(part(C, B)), data)
+    return part(*shape)
 
 
 def _largest(fits: Any, most: int) -> int:
@@ -190,30 +199,8 @@ def _largest(fits: Any, most: int) -> int:
     return low
 
 
-def footprint(model: Model, work: Work) -> Bytes:
-    """What one chip holds of a model split over a mesh, by calculation."""
-    sizes = (
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for _, x in flatten(model.params)
-    )
-    asked = {"prompt_length": work.prompt, "new_tokens": work.new}
-    cache = cache_bytes(model, rows=work.rows, **asked)
-    if work.prompts is None:
-        program = program_bytes(model, rows=work.rows, prompt_rows=work.rows, **asked)
-        return Bytes(sum(sizes), cache, program - cache)
-    cells = -(-work.rows // work.prompts)
-    program = sweep_bytes(
-        model,
-        cells=cells,
-        prompts=work.prompts,
-        prompt_length=work.prompt,
-        new_tokens=work.new,
-    )
-    return Bytes(sum(sizes), cache, program - cache)
-
-
 def compiled_footprint(found: Plan) -> tuple[Bytes, int]:
-    """What libtpu's compiler says of the same work, and the bytes of the program itself.
+    """What libtpu's compiler says of what runs at once, and the bytes of the program itself.
 
     Raises:
         ValueError: for a topology that is none of TPUs.
@@ -223,10 +210,10 @@ def compiled_footprint(found: Plan) -> tuple[Bytes, int]:
     mesh = aot.mesh_for(found.topology, data=found.data, tensor=found.tensor)
     # The heads are repeated already, as often as the mesh asks for.
     model = aot.abstract_model(found.model.config, mesh, dtype=found.model.dtype)
-    work = found.work
+    work = found.at_once
     if work.prompts:
-        cells = -(-work.rows // work.prompts)
-        sizes = {"cells": cells, "prompts": work.prompts, "prompt": work.prompt, "new": work.new}
+        sizes = {"cells": work.cells, "prompts": work.prompts}
+        sizes |= {"prompt": work.prompt, "new": work.new}
         done = aot.compile_sweep(model, mesh, **sizes)
     else:
         done = aot.compile_generate(model, mesh, rows=work.rows, prompt=work.prompt, new=work.new)
@@ -266,12 +253,17 @@ def lines(found: Plan, *, sweep: str | None = None, compiled: bool = False) -> I
     topology, work, memory = found.topology, found.work, found.memory
     chip, source, code = topology.chip, "by calculation", None
     plural = "chip" if topology.chips == 1 else "chips"
-    yield f"{topology.name}: {topology.chips} {plural} {chip.name}, {_gb(chip.memory)} each"
+    yield (
+        f"{topology.name}: {topology.chips} {plural} {chip.name}, "
+        f"{_gb(chip.memory)} each for programs"
+    )
     yield f"mesh: {found.data}x{found.tensor} (rows in {found.data}, the model in {found.tensor})"
-    if compiled and found.fits:
+    if compiled and found.largest:
+        print(f"compiling for {topology.name}: minutes", file=sys.stderr, flush=True)
         memory, code = compiled_footprint(found)
         source = "by the TPU's compiler"
-    yield f"{work.rows} rows, prompt {work.prompt}, new {work.new}; on each chip, {source}:"
+    rows = f"{work.rows} rows" if found.fits else f"{found.batch} of {work.rows} rows"
+    yield f"{rows}, prompt {work.prompt}, new {work.new}; each chip, {source}:"
     for name, size in (
         ("weights", memory.weights),
         ("cache", memory.cache),
@@ -282,11 +274,12 @@ def lines(found: Plan, *, sweep: str | None = None, compiled: bool = False) -> I
         if size is not None:
             yield f"  {name:<12}{_gb(size):>10}"
     if not found.largest:
-        yield "does not fit: not even one row beside the weights"
+        room = max(0, room_for_programs(chip, memory.weights))
+        needed = memory.total - memory.weights
+        yield f"does not fit: needs {_gb(needed)} beside the weights, may use {_gb(room)}"
         return
-    yield f"largest batch that fits: {found.largest} rows" + (
-        "" if found.fits else f"; the {work.rows} run in batches of {found.batch}"
-    )
+    together = "" if found.fits else f"; the {work.rows} run in {found.parts} parts"
+    yield f"largest batch that fits: {found.largest} rows{together}"
     step, whole = found.step_seconds(), found.seconds()
     rate = found.batch / step
     yield f"decode step of {found.batch} rows: at least {step * 1e3:.2f} ms ({rate:,.0f} tokens/s)"
@@ -302,12 +295,16 @@ def _gb(size: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _mesh(text: str) -> tuple[int, int]:
-    data, _, tensor = text.partition("x")
-    return int(data), int(tensor)
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"got {text}, expected DATAxTENSOR, as in 2x4")
+    return int(found[1]), int(found[2])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import jax.numpy as jnp
 import oracle
 import pytest
 
-from jaxsteer import chips, plan
+from jaxsteer import chips, memory, plan
 from jaxsteer.checkpoint import save
 from jaxsteer.chips import TOPOLOGIES, Chip, Topology, find
 from jaxsteer.config import LlamaConfig
@@ -16,6 +17,7 @@ from jaxsteer.floor import Machine, step_seconds
 from jaxsteer.memory import program_bytes
 from jaxsteer.plan import SWEEPS, Work, read_config
 from jaxsteer.plan import plan as make
+from jaxsteer.sweep import chunk_shape
 
 LLAMA_8B = LlamaConfig.llama31_8b()
 LAYERS = 2  # are enough where only shapes are counted
@@ -70,6 +72,8 @@ class Device:
 def test_this_machine_is_known_by_its_devices(monkeypatch, kind, expected):
     monkeypatch.setattr(chips.jax, "devices", lambda: [Device(kind)] * 4)
     assert find("this machine") == Topology("here", expected, 4)
+    monkeypatch.setattr(chips.jax, "devices", lambda: [Device(kind, bytes_limit=9)])
+    assert find("here") == Topology("here", replace(expected, memory=9), 1)
 
 
 def test_a_machine_that_nobody_publishes_is_measured(monkeypatch):
@@ -78,6 +82,19 @@ def test_a_machine_that_nobody_publishes_is_measured(monkeypatch):
     monkeypatch.setattr(chips, "matrix_rate", lambda: 3e9)
     chip = find("here").chip
     assert (chip.name, chip.memory, chip.bandwidth, chip.rate) == ("toaster", 7, 2e9, 3e9)
+    monkeypatch.setattr(chips.jax, "devices", lambda: [Device("cpu")] * 4)
+    monkeypatch.setattr(chips, "_physical_bytes", lambda: 80 * 10**9)
+    chip = find("here").chip
+    assert (chip.memory, chip.bandwidth, chip.rate) == (20 * 10**9, 0.5e9, 0.75e9)
+
+
+def test_a_plan_takes_of_a_cpu_what_a_sweep_does(monkeypatch):
+    """Whatever the weights are: here they alone are more than that."""
+    chip = replace(chips.V5E, name="cpu", memory=30 * 10**9, share=memory.CPU_BYTES)
+    found = make(SHORT, Topology("here", chip, 1), Work(rows=10**6, prompt=64, new=64))
+    program = found.memory.total - found.memory.weights
+    assert found.memory.weights > memory.CPU_BYTES
+    assert 0.9 * memory.USABLE * memory.CPU_BYTES < program < memory.USABLE * memory.CPU_BYTES
 
 
 def test_the_floor_of_a_step_on_a_mesh():
@@ -120,18 +137,49 @@ def test_heads_that_are_repeated_are_counted():
 def test_the_largest_batch_fits_and_one_more_does_not(topology):
     work = Work(rows=10**6, prompt=512, new=1024)
     found = make(LLAMA_8B, find(topology), work)
-    room = (1 - plan._MARGIN) * found.topology.chip.memory
+    room = plan.room_for_programs(found.topology.chip, found.memory.weights)
+    assert room < (1 - plan._MARGIN) * found.topology.chip.memory - found.memory.weights + 1
 
     def total(rows):
-        return plan.footprint(found.model, replace(work, rows=rows)).total
+        one = plan.footprint(found.model, replace(work, rows=rows))
+        return one.total - one.weights
 
     assert not found.fits
+    assert found.memory == plan.footprint(found.model, found.at_once)
     assert total(found.largest) <= room < total(found.largest + found.data)
     assert found.largest % found.data == 0
     assert found.batch <= found.largest
     # Batches are of equal size, and none is too many.
     count = -(-work.rows // found.batch)
     assert (count - 1) * found.batch < work.rows <= count * found.batch
+
+
+def test_a_sweep_of_which_no_cell_fits_splits_its_prompts():
+    small = Topology("small", replace(chips.V5E, memory=int(3.3e9)), 1)
+    found = make(SHORT, small, SWEEPS["figure3"])
+    assert 1 < found.largest < 20
+    assert found.at_once.cells == 1
+    assert found.batch == found.at_once.prompts <= found.largest
+    assert found.parts == 16 * math.ceil(20 / found.batch)
+
+
+@pytest.mark.parametrize("topology", ["v5e-4", "v5p-8", "v4-256", "h100"])
+def test_a_sweep_runs_in_the_chunks_that_it_would_choose(topology):
+    """As many cells as fit, of all prompts; every topology's chunk is one of `sweep`."""
+    work = replace(SWEEPS["figure3"], rows=31 * 20, new=30_000)  # cells that nothing divides
+    found = make(SHORT, find(topology), work)
+    cells, prompts = found.at_once.cells, found.at_once.prompts
+    room = plan.room_for_programs(found.topology.chip, found.memory.weights)
+
+    def fits(C, B):
+        one = plan.footprint(found.model, replace(work, rows=C * B, prompts=B))
+        return one.total - one.weights <= room
+
+    assert (cells, prompts) == chunk_shape(31, 20, fits, found.data)
+    assert found.batch == cells * prompts
+    assert found.parts == -(-31 // cells)
+    step = found.seconds() / found.parts / work.new
+    assert 0.8 * found.step_seconds() < step < 1.2 * found.step_seconds()
 
 
 def test_the_mesh_is_the_fastest_that_fits():
@@ -148,6 +196,7 @@ def test_what_does_not_fit_at_all():
     found = make(SHORT, Topology("small", small, 1), Work(rows=1, prompt=1, new=1))
     assert found.largest == 0
     assert not found.fits
+    assert found.at_once.rows == 1  # which is what the figures are of
     assert any(line.startswith("does not fit") for line in plan.lines(found))
 
 
@@ -210,12 +259,22 @@ def test_the_command_says_it_all(tmp_path, capsys):
     assert plan.main([str(file), "v5e-8", "--sweep", "figure3"]) == 0
     text = capsys.readouterr().out
     assert "v5e-8: 8 chips TPU v5e" in text
-    assert "320 rows, prompt 128, new 1500; on each chip, by calculation:" in text
+    assert "320 rows, prompt 128, new 1500; each chip, by calculation:" in text
     for name in ("mesh", "weights", "cache", "temporaries", "headroom", "largest batch that fits"):
         assert name in text
     assert "sweep figure3: at least" in text
     assert plan.main([str(file), "h100", "--compile"]) == 2
     assert "got h100, expected a topology of TPUs" in capsys.readouterr().err
+    assert plan.main([str(file), "v5e-8", "--rows", "99999", "--mesh", "4x2"]) == 0
+    text = capsys.readouterr().out
+    (rows,) = re.findall(r"(\d+) of 99999 rows, prompt 512", text)
+    (parts,) = re.findall(r"the 99999 run in (\d+) parts", text)
+    assert int(parts) > 1
+    assert (int(parts) - 1) * int(rows) < 99999 <= int(parts) * int(rows)
+    for wrong in ("8", "2x", "ax4"):
+        with pytest.raises(SystemExit):
+            plan.main([str(file), "v5e-8", "--mesh", wrong])
+        assert f"got {wrong}, expected DATAxTENSOR, as in 2x4" in capsys.readouterr().err
 
 
 def test_a_chip_of_float32():
