@@ -15,6 +15,7 @@ and one that belongs to somebody else, or that others may write to, is refused. 
 any time.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ import warnings
 from pathlib import Path
 
 import jax
+from jax._src.compilation_cache import decompress_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 VARIABLE = "JAXSTEER_COMPILE_CACHE"
@@ -52,6 +54,7 @@ def use(folder: str | os.PathLike[str]) -> Path:
         )
     own = folder / _processor()
     own.mkdir(mode=0o700, exist_ok=True)
+    _remove_half_written(own)
     _set(str(own))
     return own
 
@@ -81,6 +84,29 @@ def turn_on_by_default() -> None:
         refused = isinstance(error, PermissionError) and error.errno is None
         if setting or refused:  # a read-only home is nothing to complain about at each start
             warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+
+
+def _remove_half_written(own: Path) -> None:
+    """Remove programs of which a kill or a full disk left a part; each is looked at once.
+
+    JAX does not write them in one step, does not replace what is there, and would say so at each
+    start. One that another process is just writing may go, too: it is compiled once more.
+    """
+    stamp = own / ".checked"
+    with contextlib.suppress(OSError):  # a folder that is read-only, or cleared meanwhile
+        checked = stamp.stat().st_mtime_ns if stamp.exists() else 0
+        stamp.touch()
+        for file in own.glob("*-cache"):
+            if file.stat().st_mtime_ns >= checked and not _is_whole(file.read_bytes()):
+                file.unlink()
+
+
+def _is_whole(program: bytes) -> bool:
+    try:
+        decompress_executable(program)
+    except Exception:  # of zlib or of one of two packages for zstd, whichever JAX found
+        return False
+    return True
 
 
 def _set(folder: str | None) -> None:

@@ -61,6 +61,42 @@ def test_a_program_is_kept_and_found_again(tmp_path: Path, hits: list[str]) -> N
     assert len(hits) == count
 
 
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_program_that_is_half_written_is_compiled_again_once(
+    tmp_path: Path, hits: list[str], recwarn: pytest.WarningsRecorder, size: int
+) -> None:
+    """After a kill or with a full disk; JAX would complain at each start and never replace it."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    own = compile_cache.use(tmp_path)
+    compile_again()
+    programs = {file: file.read_bytes() for file in own.glob("*-cache")}
+    for file, whole in programs.items():
+        file.write_bytes(whole[:size])
+    assert programs
+    for _ in range(2):
+        compile_cache.use(tmp_path)
+        compile_again()
+    assert hits
+    assert {file for file in own.glob("*-cache") if file.stat().st_size > size} == set(programs)
+    assert not [str(one.message) for one in recwarn if "cache" in str(one.message)]
+
+
+def test_programs_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(compile_cache, "decompress_executable", looked_at.append)
+    own = compile_cache.use(tmp_path)
+    (own / "a-cache").write_bytes(b"a")
+    os.utime(own / ".checked", ns=(1, 1))
+    for _ in range(3):
+        compile_cache.use(tmp_path)
+    os.utime(own / "a-cache", ns=(5, 5))
+    os.utime(own / ".checked", ns=(9, 9))
+    (own / "b-cache").write_bytes(b"b")
+    compile_cache.use(tmp_path)
+    assert looked_at.count(b"b") == 1
+    assert 1 <= looked_at.count(b"a") <= 2
+
+
 def test_the_folder_is_the_users_alone(tmp_path: Path) -> None:
     own = compile_cache.use(tmp_path / "a" / "programs")
     assert own.parent == tmp_path / "a" / "programs"
