@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jaxsteer import hosts
 from jaxsteer.capture import Capture, check_capture
 from jaxsteer.files import write_atomic
+from jaxsteer.fingerprints import tree_print, weights_print
 from jaxsteer.header import load_json, read_header
 from jaxsteer.model import Model, forward
 from jaxsteer.sharding import spread_rows
@@ -78,7 +79,7 @@ def save_activations(
 
     Raises:
         ValueError: for texts without positions, positions outside their text, or a folder that
-            holds other activations.
+            holds activations of other texts, weights, sites, layers or provenance.
     """
     sites = tuple(SITES[site_index(site)] for site in sites)
     layers = tuple(range(model.config.n_layers) if layers is None else layers)
@@ -88,6 +89,7 @@ def save_activations(
     count = math.ceil(len(names) / rows_per_shard)
     length = bucket(max(map(len, texts.values())))
     width = bucket(max(len(positions[name]) for name in names), step=16)
+    weights = weights_print(model)
     files = []
     for index in tqdm(range(count), progress, unit="shard", disable=progress is None):
         some = names[index * rows_per_shard : (index + 1) * rows_per_shard]
@@ -98,6 +100,8 @@ def save_activations(
             "sites": list(sites),
             "layers": list(layers),
             "provenance": dict(provenance or {}),
+            "weights": weights,
+            "texts": tree_print([np.asarray(texts[name]) for name in some]),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
         files.append(file)

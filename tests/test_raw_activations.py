@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import SHALLOW, random_rows, run
+from oracle import SHALLOW, random_model, random_rows, run
 
 from jaxsteer import raw_activations as raw
 from jaxsteer.capture import Capture
@@ -25,10 +25,10 @@ def bf16(shallow):
 
 @pytest.fixture
 def save(shallow):
-    def save(folder, **changes):
+    def save(folder, *, model=shallow, **changes):
         options = {"sites": SITES, "layers": LAYERS, "rows_per_shard": 2} | changes
         texts = options.pop("texts", TEXTS)
-        return save_activations(folder, shallow, texts, POSITIONS, **options)
+        return save_activations(folder, model, texts, POSITIONS, **options)
 
     return save
 
@@ -69,6 +69,10 @@ def test_what_is_there_is_not_run_again(save, tmp_path, monkeypatch):
     assert [file.read_bytes() for file in save(tmp_path)] == before
     assert len(calls) == 1
     for changes in ({"layers": (0,)}, {"sites": ("mlp_out",)}, {"provenance": {"x": 1}}):
+        with pytest.raises(ValueError, match="holds other activations"):
+            save(tmp_path, **changes)
+    others = {"a": [1] * 9, "c": TEXTS["c"]}
+    for changes in ({"texts": TEXTS | others}, {"model": random_model(SHALLOW, seed=1)}):
         with pytest.raises(ValueError, match="holds other activations"):
             save(tmp_path, **changes)
     with pytest.raises(ValueError, match="holds another number of shards"):
