@@ -120,6 +120,11 @@ def check_traces(traces: Sequence[Trace], *, labels: Sequence[str], offsets: Seq
             raise ValueError(
                 f"traces[{i}]: got {len(trace.starts)} sentences and {len(trace.labels)} labels"
             )
+        outside = [start for start in trace.starts if not 0 <= start < len(trace.tokens)]
+        if outside:
+            raise ValueError(
+                f"traces[{i}].starts: got {outside[0]}, expected 0 to {len(trace.tokens) - 1}"
+            )
         unknown = sorted(set(trace.labels) - set(labels))
         if unknown:
             raise ValueError(

@@ -6,6 +6,7 @@ Each function raises `ValueError` naming the argument, what was found and what w
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeGuard
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,10 +43,16 @@ def numbers(
     """`value` as finite float32 with `ndim` axes after the row axis, which may be missing."""
     try:
         array = np.asarray(value)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"{name}: got a traced array, expected numbers to check on the host: build the "
+            "steering outside jax.jit and jax.grad, and put traced arrays in with dataclasses.replace"
+        ) from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: got {type(value).__name__}, expected {shapes}") from error
     if not (jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)):
-        raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers")
+        found = f"dtype {array.dtype}" if array.dtype != object else type(value).__name__
+        raise ValueError(f"{name}: got {found}, expected real numbers, {shapes}")
     least = ndim if at_least is None else at_least
     if not least <= array.ndim <= ndim + 1 or array.size == 0:
         raise ValueError(f"{name}: got shape {array.shape}, expected {shapes}")

@@ -1,5 +1,6 @@
 """Read activations: which sites and layers come back, at which positions, reduced or raw."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.event_sums import event_sums, token_sums
-from jaxsteer.sites import SITES, site_index
+from jaxsteer.sites import SITES, site_index, site_width
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +42,10 @@ class Capture:
     directions: jax.Array | None = None  # float [R, D]
 
     def __post_init__(self) -> None:
+        if isinstance(self.sites, str):
+            raise ValueError(f"capture.sites: got {self.sites!r}, expected several: a tuple")
+        if self.layers is not None and not isinstance(self.layers, Iterable):
+            raise ValueError(f"capture.layers: got {self.layers!r}, expected several: a tuple")
         object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
@@ -52,7 +57,7 @@ class Capture:
 
 
 def check_capture(capture: Capture, config: LlamaConfig) -> None:
-    """Raise `ValueError` for no layers, or a layer that the model does not have."""
+    """Raise `ValueError` for layers that the model does not have, or none, and for wrong shapes."""
     if capture.layers == ():
         raise ValueError("capture.layers: got none, expected at least one, or None for all")
     for layer in capture.layers or ():
@@ -61,6 +66,25 @@ def check_capture(capture: Capture, config: LlamaConfig) -> None:
                 f"capture.layers: got {layer}, expected 0 to {config.n_layers - 1} "
                 "(layer l is the output of block l, counted from 0)"
             )
+    both = capture.positions is not None and capture.weights is not None
+    shapes = {
+        "positions": "[B, E, O]" if both else "[B, P]",
+        "weights": "[B, E, G]" if both else "[B, T, G]",
+        "directions": "[R, D]",
+    }
+    for name, wanted in shapes.items():
+        array = getattr(capture, name)
+        if array is not None and array.ndim != wanted.count(",") + 1:
+            raise ValueError(f"capture.{name}: got shape {array.shape}, expected {wanted}")
+    if capture.positions is not None and not jnp.issubdtype(capture.positions.dtype, jnp.integer):
+        raise ValueError(f"capture.positions: got {capture.positions.dtype}, expected integers")
+    if capture.directions is not None:
+        found = capture.directions.shape[1]
+        for site in capture.sites:
+            if found != (width := site_width(site, config)):
+                raise ValueError(
+                    f"capture.directions: got width {found}, expected {width} at {site}"
+                )
 
 
 def wants(capture: Capture, site: str, layer: int) -> bool:

@@ -42,7 +42,11 @@ def grid(
     Raises:
         ValueError: if there is nothing to vary, or for what `add` refuses.
     """
+    if not isinstance(vectors, Mapping):
+        raise ValueError(f"vectors: got {type(vectors).__name__}, expected vectors by their names")
     for name, values in (("vectors", vectors), ("layers", layers), ("coeffs", coeffs)):
+        if not isinstance(values, Mapping) and np.ndim(values) == 0:
+            raise ValueError(f"{name}: got {values!r}, expected a list")
         if len(values) == 0:
             raise ValueError(f"{name}: got none, expected at least one")
     return [
@@ -63,6 +67,8 @@ def check_cells(cells: Sequence[Cell], config: LlamaConfig) -> None:
     if not cells:
         raise ValueError("cells: got none, expected at least one")
     for i, cell in enumerate(cells):
+        if not isinstance(cell, Cell):
+            raise ValueError(f"cells[{i}]: got {type(cell).__name__}, expected a Cell (`grid`)")
         for one in as_tuple(cell.steering):
             try:
                 check_steering(one, config, rows=1)

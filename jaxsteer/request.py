@@ -63,6 +63,7 @@ def make_request(
     Raises:
         ValueError: naming the field, what was found and what was expected.
     """
+    _check_types(model, batch, sampling_params, stop_strings)
     config = model.config
     if hosts.several():  # what is spread over them cannot be looked at
         batch, steering, sampling_params = hosts.gather((batch, steering, sampling_params))
@@ -82,7 +83,8 @@ def make_request(
             f"expected vocab_size={config.vocab_size}"
         )
     return Request(
-        steering=steerings,
+        # In every row, so that one coefficient and one a row run in the same program.
+        steering=tuple(_each_row(one, rows) for one in steerings),
         sampling=params,
         stop_tokens=jnp.asarray(_stop_tokens(stop_tokens, rows=rows, config=config)),
         max_tokens=jnp.asarray(most),
@@ -117,6 +119,28 @@ def check_think_tokens(
     return think_tokens
 
 
+def _check_types(model: Any, batch: Any, sampling_params: Any, stop_strings: Any) -> None:
+    """Raise `ValueError` for what would only be missed deep inside."""
+    expected = (
+        ("model", model, Model, "a Model, the first of what `load` gives"),
+        ("batch", batch, TokenBatch, "a TokenBatch, as `left_pad` makes it"),
+        ("sampling_params", sampling_params, Sampling | None, "what `sampling` makes"),
+        ("stop_strings", stop_strings, StopStrings | None, "what `stop_strings` makes of texts"),
+    )
+    for name, value, kind, wanted in expected:
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: got {type(value).__name__}, expected {wanted}")
+
+
+def _each_row(steering: Steering, rows: int) -> Steering:
+    """The same steering with a row axis of `rows` in all of its arrays."""
+
+    def widen(x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        return x if x.shape[0] == rows else np.broadcast_to(np.asarray(x), (rows, *x.shape[1:]))
+
+    return jax.tree.map(widen, steering)
+
+
 def _max_tokens(given: ArrayLike | None, *, rows: int, max_new_tokens: int) -> np.ndarray:
     """Each row's maximum, int32 `[B]`."""
     most = np.asarray(max_new_tokens if given is None else given)
@@ -134,6 +158,10 @@ def _max_tokens(given: ArrayLike | None, *, rows: int, max_new_tokens: int) -> n
 
 def _stop_tokens(given: Collection[Any], *, rows: int, config: LlamaConfig) -> np.ndarray:
     """Each row's stop tokens, int32 `[B, E]`, filled up with -1."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if not isinstance(given, Collection) or isinstance(given, str):
+        raise ValueError(f"stop_tokens: got {given!r}, expected a list of ids, [] for none")
     lists = [list(x) for x in given if np.ndim(x)]
     if lists and not len(lists) == len(given) == rows:
         raise ValueError(

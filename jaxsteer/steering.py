@@ -14,7 +14,8 @@ in float32 and rounded once:
 
 s is the row's coefficient times its schedule at the token's position, inside the row's scope;
 outside of it x goes through untouched. None of this is compiled in: the rows of a batch may differ
-in all of it, and changing it never recompiles. What no row uses is None and costs nothing.
+in all of it, and other values never recompile. What no row uses is None and costs nothing; only
+the first row that uses a kind of operation, a site or `preserve_norm` asks for another program.
 
 `interventions` makes these; here is what they are and how they are applied.
 """
@@ -139,6 +140,11 @@ def apply(
     """
     if site not in steering.sites:
         return x
+    if steering.vector.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"steering.vector: got width {steering.vector.shape[-1]}, expected {x.shape[-1]} at "
+            f"{site}"
+        )
     wide = x.astype(jnp.float32)
     s = strengths.amount[..., None]  # [B, T, 1]
     change = steering.vector[:, None]
@@ -211,6 +217,9 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
         f"steering{jax.tree_util.keystr(path)}": np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(steering)
     }
+    counts = {array.shape[0] for array in arrays.values() if array.ndim}
+    if len(counts) == 1 and not counts <= {1, rows}:
+        raise ValueError(f"steering: got {counts.pop()} rows, expected 1 or the batch's {rows}")
     for name, array in arrays.items():
         if array.ndim == 0 or array.shape[0] not in (1, rows):
             found = "no row axis" if array.ndim == 0 else f"{array.shape[0]} rows"

@@ -1,6 +1,6 @@
 """Batches of token rows, left-padded to a common bucket, with the padding explicit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -50,6 +50,8 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
     Raises:
         ValueError: for no rows, an empty row, one longer than `length`, or what is no token id.
     """
+    if isinstance(rows, Mapping):
+        raise ValueError(f"prompts: got a {type(rows).__name__}, expected rows: its input_ids")
     if len(rows) == 0:
         raise ValueError("prompts: got none, expected at least one")
     for i, row in enumerate(rows):
@@ -70,6 +72,8 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
 def _check_ids(row: Sequence[int], name: str) -> None:
     if isinstance(row, str):
         raise ValueError(f"{name}: got a text, expected token ids: encode it first")
+    if isinstance(row, Mapping):  # apply_chat_template without return_dict=False
+        raise ValueError(f"{name}: got a {type(row).__name__}, expected token ids: its input_ids")
     ids = np.asarray(row)
     if ids.ndim != 1:
         raise ValueError(f"{name}: got {row!r}, expected a list of token ids")
@@ -87,9 +91,17 @@ def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: ArrayLike
     `new_tokens` are still to come, as many in each row or `[B]`.
 
     Raises:
-        ValueError: for other dtypes than TokenBatch has, no rows, an id outside the vocabulary, a
-            mask that is not left padding, or rows that outgrow the model's positions.
+        ValueError: for what is no TokenBatch or is traced, other dtypes than it has, no rows, an id
+            outside the vocabulary, a mask that is not left padding, or rows that outgrow the
+            model's positions.
     """
+    if not isinstance(batch, TokenBatch):
+        raise ValueError(f"batch: got {type(batch).__name__}, expected a TokenBatch (`left_pad`)")
+    if isinstance(batch.tokens, jax.core.Tracer):
+        raise ValueError(
+            "tokens: got a traced array, expected numbers to check on the host: inside jax.jit "
+            "call `run`, with a request made outside"
+        )
     tokens, mask = hosts.gather((batch.tokens, batch.mask))
     if tokens.ndim != 2 or tokens.shape != mask.shape or tokens.size == 0:
         raise ValueError(f"tokens and mask: got {tokens.shape} and {mask.shape}, expected [B, T]")

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxsteer.files import write_atomic
 from jaxsteer.header import load_json
-from jaxsteer.sites import SITES
+from jaxsteer.sites import SITES, site_index
 from jaxsteer.tensor_file import read_tensors, tensor_bytes
 
 FORMAT = "jaxsteer.directions"
@@ -29,8 +29,9 @@ VERSION = 1
 class Direction:
     """A direction in the residual stream: `vector` `[D]` float32, as it is added at coefficient 1.
 
-    `layer` counts blocks from 0; `site` is one of `jaxsteer.sites.SITES`; `provenance` says where
-    the direction comes from (models, hashes, offsets, label source, counts) in JSON types.
+    `layer` counts blocks from 0; `site` is one of `SITES`, or TransformerLens' name of it;
+    `provenance` says where the direction comes from (models, hashes, offsets, label source,
+    counts) in JSON types.
     The vector is copied, made read-only and never normalised. Raises ValueError, with the name,
     for a vector that is not one-dimensional, empty or not finite, and for the other fields.
     """
@@ -54,11 +55,10 @@ class Direction:
             raise ValueError(
                 f"direction {self.name!r}: {count} of {vector.size} numbers are NaN or infinite"
             )
-        if self.site not in SITES:
-            raise ValueError(
-                f"direction {self.name!r}: site: expected one of {', '.join(SITES)}, "
-                f"found {self.site!r}"
-            )
+        try:
+            site = SITES[site_index(self.site)]
+        except ValueError as error:
+            raise ValueError(f"direction {self.name!r}: {error}") from None
         layer = _as_layer(self.layer, self.name)
         if not isinstance(self.provenance, dict):
             raise ValueError(f"direction {self.name!r}: provenance: got {self.provenance!r:.80}")
@@ -69,6 +69,7 @@ class Direction:
         vector.flags.writeable = False
         object.__setattr__(self, "vector", vector)
         object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "site", site)
 
     @property
     def width(self) -> int:
@@ -165,6 +166,13 @@ def as_list(directions: Mapping[str, Direction] | Iterable[Direction]) -> list[D
     items = list(directions.values() if isinstance(directions, Mapping) else directions)
     if not items:
         raise ValueError("directions: there is none")
+    for item in items:
+        if not isinstance(item, Direction):
+            raise ValueError(f"directions: got a {type(item).__name__}, expected a Direction")
+    if isinstance(directions, Mapping):
+        for key, item in directions.items():
+            if key != item.name:
+                raise ValueError(f"directions: got {item.name!r} under {key!r}, expected its name")
     seen = set()
     for item in items:
         check_width(item, items[0].width)

@@ -237,7 +237,7 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
             model,
             left_pad(rows, length=9),
             max_new_tokens=4,
-            steering=add(vector(i), layer=[i % 2, 0, 1], coeff=float(i), scope=where),
+            steering=add(vector(i), layer=[i % 2, 0, 1] if i else 1, coeff=float(i), scope=where),
             sampling_params=sampling(B, temperature=0.5 + i, seed=i),
             stop_tokens=[i] * (1 + i),
             max_tokens=4 - i % 2,
@@ -257,6 +257,9 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
         ({"max_tokens": [1, -1, 2]}, "max_tokens: got -1, expected 0 to"),
         ({"max_tokens": [1, 2]}, r"max_tokens: got int64 \[2\], expected an integer or \[3\]"),
         ({"max_tokens": [1.0, 2.0, 3.0]}, "max_tokens: got float64"),
+        ({"stop_tokens": 2}, "stop_tokens: got 2, expected a list of ids"),
+        ({"stop_tokens": None}, "stop_tokens: got None, expected a list of ids"),
+        ({"stop_tokens": jnp.array([2, 61])}, "stop_tokens: got id 61, expected 0 to 60"),
         ({"stop_tokens": [61]}, "stop_tokens: got id 61, expected 0 to 60"),
         ({"stop_tokens": [1.5]}, "stop_tokens: got id 1.5, expected 0 to 60"),
         ({"stop_tokens": [[1], [2]]}, "stop_tokens: got 2 entries, .* each of the 3 rows"),
@@ -265,6 +268,8 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
         ({"think_tokens": (61, 1)}, "think_tokens: got id 61"),
         ({"think_tokens": (3, 3)}, r"think_tokens: got \(3, 3\), expected two different ids"),
         ({"steering": THINKING}, "think_tokens: got None, expected the ids of <think> and </thi"),
+        ({"stop_strings": ["x"]}, "stop_strings: got list, expected what `stop_strings` makes"),
+        ({"sampling_params": {"seed": 1}}, "sampling_params: got dict, expected what `sampling`"),
         ({"stop_strings": STOP}, "stop_strings: got a table for 7 tokens, expected vocab_size=61"),
         (
             {"sampling_params": replace(sampling(3), temperature=jnp.array([1, jnp.nan, 1]))},
@@ -288,6 +293,18 @@ def test_requests_that_do_not_fit(shallow, batch, options, message):
 def test_a_token_outside_the_vocabulary_is_refused(shallow):
     with pytest.raises(ValueError, match=r"tokens\[0, 2\]: got id 61, expected 0 to 60"):
         generate(shallow, left_pad([[1, 61]], length=3), max_new_tokens=1)
+
+
+def test_other_things_in_the_place_of_model_and_batch(shallow, batch):
+    with pytest.raises(ValueError, match="model: got tuple, expected a Model, the first of what"):
+        generate((shallow, None), batch, max_new_tokens=1)
+    with pytest.raises(ValueError, match="batch: got list, expected a TokenBatch, as `left_pad`"):
+        generate(shallow, [[1, 2]], max_new_tokens=1)
+
+
+def test_what_is_checked_on_the_host_is_refused_inside_jit(shallow, batch):
+    with pytest.raises(ValueError, match="tokens: got a traced array, expected numbers"):
+        jax.jit(lambda batch: generate(shallow, batch, max_new_tokens=1).tokens)(batch)
 
 
 def test_tokens_that_are_no_integers_are_refused(shallow, batch):

@@ -381,6 +381,7 @@ def bad(**fields) -> list[Cell]:
     ("options", "message"),
     [
         ({"cells": []}, "cells: got none, expected at least one"),
+        ({"cells": [add(V, layer=0, coeff=1.0)]}, r"cells\[0\]: got Steering, expected a Cell"),
         ({"rows_per_chunk": 0}, "rows_per_chunk: got 0, expected at least 1"),
         ({"sampling_params": sampling(2)}, "sampling: got 2 rows, expected .* 3"),
         ({"steering": add(V, layer=0, coeff=1.0)}, "steering: got one for all cells"),
@@ -408,4 +409,18 @@ def test_a_grid_of_nothing_is_refused(empty):
     arguments = {"vectors": vectors(), "layers": [0], "coeffs": [1.0]}
     arguments[empty] = type(arguments[empty])()
     with pytest.raises(ValueError, match=f"{empty}: got none, expected at least one"):
+        grid(arguments.pop("vectors"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vectors": [V]}, "vectors: got list, expected vectors by their names"),
+        ({"layers": 1}, "layers: got 1, expected a list"),
+        ({"coeffs": np.float32(2)}, r"coeffs: got np\.float32\(2\.0\), expected a list"),
+    ],
+)
+def test_a_grid_needs_names_and_lists(changes, message):
+    arguments = {"vectors": vectors(), "layers": [0], "coeffs": [1.0]} | changes
+    with pytest.raises(ValueError, match=message):
         grid(arguments.pop("vectors"), **arguments)

@@ -1,5 +1,6 @@
 """jaxsteer.tokens: padding is explicit, and batches that do not fit say so."""
 
+from collections import UserDict
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ def test_lengths_are_bucketed(longest, width):
         ([[1], [2.0]], r"prompts\[1\]: got dtype float64, expected token ids \(integers\)"),
         ([[1], [-2]], r"prompts\[1\]: got ids -2 to -2, expected 0 or more"),
         ([[1], [2**40]], r"prompts\[1\]: got ids 1099511627776 to"),
+        ([[1], UserDict(input_ids=[2])], r"prompts\[1\]: got a UserDict, .* its input_ids"),
+        (UserDict(input_ids=[[2]]), "prompts: got a UserDict, expected rows: its input_ids"),
         ([[1], "text"], r"prompts\[1\]: got a text, expected token ids"),
         ([[1], [[2]]], r"prompts\[1\]: got \[\[2\]\], expected a list of token ids"),
     ],

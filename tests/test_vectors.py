@@ -45,6 +45,20 @@ def test_a_set_comes_back_as_it_was(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["set.safetensors"]
 
 
+def test_sets_that_would_come_back_otherwise_are_refused(tmp_path):
+    for wrong, message in (
+        ({"mine": direction("v")}, "directions: got 'v' under 'mine', expected its name"),
+        ({"v": np.ones(2)}, "directions: got a ndarray, expected a Direction"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_directions(tmp_path / "set.safetensors", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_site_may_have_transformer_lens_name():
+    assert direction(site="hook_resid_pre").site == "resid_pre"
+
+
 def test_a_direction_is_a_read_only_float32_copy():
     source = np.array([3.0, 4.0], np.float32)
     made = direction(vector=source)
@@ -63,7 +77,7 @@ def test_a_direction_is_a_read_only_float32_copy():
         ({"vector": [1e39]}, "direction 'v': 1 of 1 numbers are NaN or infinite"),
         ({"vector": [[1.0]]}, r"direction 'v': expected shape \[D\], found \(1, 1\)"),
         ({"vector": []}, r"direction 'v': expected shape \[D\], found \(0,\)"),
-        ({"site": "resid"}, "direction 'v': site: expected one of resid_pre, .* found 'resid'"),
+        ({"site": "resid"}, "direction 'v': site: got 'resid', expected one of resid_pre"),
         ({"layer": -1}, "direction 'v': layer: expected 0 or more, found -1"),
         ({"layer": 1.5}, "direction 'v': layer: expected 0 or more, found 1.5"),
         ({"provenance": {"x": {1}}}, "direction 'v': provenance: .*set"),
