@@ -143,6 +143,8 @@ def test_sums_over_events_at_some_positions(raw, small, batch):
             "got positions and directions, expected directions alone",
         ),
         ({"squares": True}, "squares without weights"),
+        ({"sites": "resid_post"}, r"capture\.sites: got 'resid_post', expected several"),
+        ({"layers": 3}, r"capture\.layers: got 3, expected several"),
     ],
 )
 def test_captures_that_cannot_be(fields, message):
@@ -157,3 +159,22 @@ def test_captures_that_cannot_be(fields, message):
 def test_layers_that_are_not_there(small, batch, layers, message):
     with pytest.raises(ValueError, match=rf"capture\.layers: {message}"):
         run(small, batch.tokens, capture=Capture(layers=layers))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positions": jnp.zeros(3, int)}, r"positions: got shape \(3,\), expected \[B, P\]"),
+        ({"positions": jnp.zeros((3, 1))}, "positions: got float32, expected integers"),
+        ({"weights": jnp.ones((3, 4))}, r"weights: got shape \(3, 4\), expected \[B, T, G\]"),
+        (
+            {"positions": jnp.zeros((3, 1), int), "weights": jnp.ones((3, 1, 1))},
+            r"positions: got shape \(3, 1\), expected \[B, E, O\]",
+        ),
+        ({"directions": jnp.ones(16)}, r"directions: got shape \(16,\), expected \[R, D\]"),
+        ({"directions": jnp.ones((1, 9))}, "directions: got width 9, expected 16 at resid_post"),
+    ],
+)
+def test_arrays_of_other_shapes(small, batch, fields, message):
+    with pytest.raises(ValueError, match=rf"capture\.{message}"):
+        run(small, batch.tokens, capture=Capture(**fields))

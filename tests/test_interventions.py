@@ -293,11 +293,12 @@ IN_SPAN = r"directions: got direction 2 of row 0 in the span of those before it"
         ({"vector": [1.0 + 1j]}, "vector: got dtype complex128, expected real numbers"),
         ({"vector": V > 0}, "vector: got dtype bool, expected real numbers"),
         ({"vector": ["a", "b"]}, "vector: got dtype <U1, expected real numbers"),
-        ({"vector": None}, "vector: got dtype object, expected real numbers"),
+        ({"vector": None}, "vector: got NoneType, expected real numbers"),
         ({"vector": [[1.0], [1.0, 2.0]]}, r"vector: got list, expected \[D\] or \[B, D\]"),
         ({"vector": 1.0}, r"vector: got shape \(\), expected \[D\]"),
         ({"vector": np.ones((1, 1, D))}, r"vector: got shape \(1, 1, 16\)"),
         ({"vector": np.ones((0, D))}, r"vector: got shape \(0, 16\)"),
+        ({"vector": scope.generated()}, "vector: got Scope, expected real numbers"),
         ({"coeff": np.inf}, "coeff: got NaN or infinity"),
         ({"coeff": True}, "coeff: got dtype bool"),
         ({"coeff": [[1.0]]}, r"coeff: got shape \(1, 1\), expected a number or \[B\]"),
@@ -325,6 +326,17 @@ IN_SPAN = r"directions: got direction 2 of row 0 in the span of those before it"
 def test_interventions_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         add(**{"vector": V, "layer": 0, "coeff": 1.0} | arguments)
+
+
+def test_traced_arguments_are_told_the_other_way():
+    with pytest.raises(ValueError, match=r"coeff: got a traced array, .* dataclasses\.replace"):
+        jax.grad(lambda c: add(V, layer=0, coeff=c).coeff[0])(1.0)
+
+
+def test_a_vector_of_another_width_is_refused_while_tracing(small, batch):
+    wrong = add(np.ones(D + 1), layer=0, coeff=1.0)
+    with pytest.raises(ValueError, match=r"steering\.vector: got width 17, expected 16 at resid"):
+        forward(small, batch.tokens, steering=wrong)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +392,7 @@ GOOD = add(V, layer=0, coeff=1.0)
         ),
         (add(V, layer=3, coeff=1.0), "layer: got 3, expected 0 to 2"),
         (add(V, layer=[[0, 7], [3, 1], [2, 2]], coeff=1.0), "layer: got 3, 7, expected 0 to 2"),
-        (add(V, layer=0, coeff=[1.0, 2.0]), "vector: got 2 rows, expected 1 or the batch's 3"),
+        (add(V, layer=0, coeff=[1.0, 2.0]), "got 2 rows, expected 1 or the batch's 3"),
         (add(V, layer=0, coeff=1.0, site="head_out"), "vector: got width 16, expected 32 at head"),
         (
             steering.rows([GOOD, add(V, layer=0, coeff=1.0, site="head_out"), GOOD]),
@@ -394,7 +406,7 @@ GOOD = add(V, layer=0, coeff=1.0)
     ],
 )
 def test_interventions_that_do_not_fit_the_model_or_the_batch(one, message):
-    with pytest.raises(ValueError, match=rf"steering\.{message}"):
+    with pytest.raises(ValueError, match=rf"steering.*{message}"):
         check_steering(one, WIDE, rows=B)
 
 
