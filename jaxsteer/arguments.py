@@ -46,7 +46,8 @@ def numbers(
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
             f"{name}: got a traced array, expected numbers to check on the host: build the "
-            "steering outside jax.jit and jax.grad, and put traced arrays in with dataclasses.replace"
+            "steering outside jax.jit and jax.grad, and put traced arrays in with "
+            "dataclasses.replace"
         ) from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: got {type(value).__name__}, expected {shapes}") from error
