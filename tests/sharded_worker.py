@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ from jaxsteer.activations import Trace, activation_moments
 from jaxsteer.attention import cudnn_attention
 from jaxsteer.capture import Capture
 from jaxsteer.learned import learn_directions, token_logprobs
+from jaxsteer.lens import lens
 from jaxsteer.model import Model
 from jaxsteer.moments import difference_of_means
 from jaxsteer.packing import pack
 from jaxsteer.paths import dotted, flatten
+from jaxsteer.projections import project
+from jaxsteer.raw_activations import read_activations, save_activations
 from jaxsteer.sampling import Sampling, greedy, sampling
 from jaxsteer.scope import Scope
+from jaxsteer.sensitivity import sensitivity
 from jaxsteer.sharding import (
     cache_sharding,
     make_mesh,
@@ -153,6 +158,60 @@ def run_learned(model: Model, batch: TokenBatch) -> Found:
     return {"vectors": found.vectors, "losses": found.losses, "logprobs": read}
 
 
+def run_reading(model: Model, batch: TokenBatch) -> Found:
+    """What reads a model's stream and logits: six programs, of which most have a text a row."""
+    v = vector(model)
+    rows = [np.asarray(t)[m].tolist() for t, m in zip(batch.tokens, batch.mask, strict=True)]
+    lengths = np.array(LENGTHS)
+    steering = jaxsteer.add(v, layer=0, coeff=1.0)
+    scores = jaxsteer.score(
+        model, rows, steering=steering, prompt_lengths=[n // 2 for n in LENGTHS], rows_per_batch=8
+    )
+    said = lens(model, [v, -v], [1, 2], top=3)
+    slopes = sensitivity(
+        model,
+        batch,
+        v[None, None],
+        [1],
+        prompt_length=np.zeros(8, int),
+        positions=lengths[:, None] - 1,
+        tokens=[1, 2],
+    )
+    projected = project(model, batch, v[None], [1])[:, np.asarray(batch.mask)]
+    texts = {str(i): row for i, row in enumerate(rows)}
+    with tempfile.TemporaryDirectory() as folder:
+        last = {name: [len(text) - 1] for name, text in texts.items()}
+        save_activations(folder, model, texts, last, rows_per_shard=8)
+        (shard,) = read_activations(folder)
+    return {
+        "scores": np.concatenate(scores),
+        "lens": said.logits,
+        "top": said.top_tokens,
+        "slopes": slopes,
+        "projected": projected,
+        "saved": shard.activations["resid_post"],
+    }
+
+
+def run_stream(model: Model, batch: TokenBatch) -> Found:
+    """Step by step, two ways to steer side by side; a part of one model in the other's place."""
+    v = vector(model)
+    ways = [
+        jaxsteer.when(jaxsteer.clamp(v, 1.0, layer=0, preserve_norm=True), v, above=0.0),
+        jaxsteer.noise(3.0, layer=1, coeff=1.0, width=model.config.d_model),
+    ]
+    flipped = replace(model, params=jax.tree.map(lambda x: -x, model.params))
+    hybrid = jaxsteer.graft(model, flipped, ["layers.1.mlp"])
+    steps = jaxsteer.stream(
+        hybrid,
+        batch,
+        max_new_tokens=G,
+        steering=jaxsteer.rows(ways * 4),
+        sampling_params=settings(),
+    )
+    return {"tokens": np.stack(list(steps))}
+
+
 def in_blocks(model: Model, batch: TokenBatch) -> Collectives:
     """Of prompts that run in blocks of four rows at most."""
     request = jaxsteer.make_request(model, batch, max_new_tokens=G)
@@ -255,6 +314,8 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         found["generated"] = run_sweep(model, three(batch), jaxsteer.scope.generated())
         found["queue"] = run_queue(model, batch)
         found["learned"] = run_learned(model, batch)
+        found["reading"] = run_reading(model, batch)
+        found["stream"] = run_stream(model, batch)
         whole, _ = jaxsteer.load(checkpoints / "plain")
         found["packed"] = run_forward(shard_model(pack(whole), mesh), batch)
     else:
@@ -283,6 +344,8 @@ def on_one(checkpoints: Path) -> dict[str, Found]:
         "everywhere": run_sweep(model, batch, jaxsteer.scope.everywhere()),
         "few": run_forward(few, batch),
         "learned": run_learned(model, batch),
+        "reading": run_reading(model, batch),
+        "stream": run_stream(model, batch),
     }
 
 

@@ -93,6 +93,8 @@ def test_the_cases_are_worth_comparing(ran):
     assert len({tuple(row) for row in tokens}) == len(LENGTHS)
     cells = np.load(ran / "one-everywhere.npz")["tokens"]
     assert len({cell.tobytes() for cell in cells}) == 3  # coefficient 0 is the same at both layers
+    streamed = np.load(ran / "one-stream.npz")["tokens"]
+    assert len({tuple(row) for row in streamed.T}) == len(LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,10 @@ def test_a_queue_on_a_mesh_is_the_plain_loop(ran):
     check_same(ran, "2x4", "queue", alone="generate")
 
 
-def test_a_direction_learned_on_a_mesh(ran):
-    check_same(ran, "2x4", "learned")
+@pytest.mark.parametrize("case", ["learned", "reading", "stream"])
+def test_what_else_runs_on_a_mesh(ran, case):
+    """Learned directions; scores, lens, slopes, projections, saved activations; noise."""
+    check_same(ran, "2x4", case)
 
 
 @pytest.mark.parametrize(
