@@ -6,7 +6,6 @@ prompts, random numbers and lengths are the same here.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,10 @@ from experiments.outcome import (
 )
 from experiments.run import Run
 from experiments.settings import Settings
-from experiments.text import encode_prompts
 from jaxsteer.cells import Cell
 from jaxsteer.directions import rescale
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
-from jaxsteer.tokens import bucket
 
 TARGET = "reasoning"
 
@@ -62,35 +59,13 @@ def cell(
 
 def write_texts(run: Run, folder: Path, cells: Sequence[Cell]) -> None:
     """Texts of the reasoning model for every cell and held-out prompt, into `sweep.jsonl`."""
-    settings = run.settings
-    form, problems = settings.prompts.form(TARGET), run.evaluate_prompts
-    model, tokenizer = run.load(TARGET)
-    prompts = encode_prompts(tokenizer, problems, role=TARGET, form=form)
-    steer.write_sweep(
-        folder,
-        model,
-        tokenizer,
-        target=TARGET,
-        cells=cells,
-        prompt_ids=[prompt.id for prompt in problems],
-        prompts=prompts,
-        length=bucket(max(map(len, prompts)), step=16),
-        stops=run.stop_tokens(TARGET),
-        decoding=settings.decoding,
-        form=form,
-    )
+    steer.write_texts(run, folder, TARGET, cells, run.evaluate_prompts)
 
 
 def text_inputs(run: Run) -> dict[str, Any]:
     """What decides the texts beside the cells."""
-    settings = run.settings
-    return {
-        "model": run.model_print(TARGET),
-        "prompts": [asdict(prompt) for prompt in run.evaluate_prompts],
-        "format": settings.prompts.form(TARGET),
-        "decoding": asdict(settings.decoding),
-        "unit": settings.steering.unit,
-    }
+    own = steer.text_inputs(run, TARGET, run.evaluate_prompts)
+    return {**own, "unit": run.settings.steering.unit}
 
 
 def judge(

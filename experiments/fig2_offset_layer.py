@@ -25,13 +25,11 @@ from experiments.outcome import Scores, measured, paired, score, small_pair_gram
 from experiments.run import Run, command
 from experiments.settings import Settings
 from experiments.stages import fingerprint
-from experiments.text import encode_prompts
 from jaxsteer.cells import Cell
 from jaxsteer.directions import rescale
 from jaxsteer.files import write_atomic
 from jaxsteer.interventions import add
 from jaxsteer.jsonl import read_rows
-from jaxsteer.tokens import bucket
 from jaxsteer.vectors import Direction, load_directions
 
 STEM = "figure2"
@@ -107,37 +105,20 @@ def texts(run: Run) -> Path:
     """The folder with `sweep.jsonl`, a row for each cell and prompt."""
     directions = derive.stage(run)
     settings, target = run.settings, "reasoning"
-    form, coeff = settings.prompts.form(target), map_coeff(settings)
+    coeff = map_coeff(settings)
     problems = run.evaluate_prompts[: settings.figure2.prompts]
 
     def work(folder: Path) -> None:
         facts = json.loads((directions / derive.FACTS).read_text())
         cells = make_cells(load_directions(directions / derive.FILE), facts, settings, coeff)
-        model, tokenizer = run.load(target)
-        prompts = encode_prompts(tokenizer, problems, role=target, form=form)
-        steer.write_sweep(
-            folder,
-            model,
-            tokenizer,
-            target=target,
-            cells=cells,
-            prompt_ids=[prompt.id for prompt in problems],
-            prompts=prompts,
-            length=bucket(max(map(len, prompts)), step=16),
-            stops=run.stop_tokens(target),
-            decoding=settings.decoding,
-            form=form,
-        )
+        steer.write_texts(run, folder, target, cells, problems)
 
     inputs = {
-        "model": run.model_print(target),
+        **steer.text_inputs(run, target, problems),
         "directions": fingerprint(directions),
-        "prompts": [asdict(prompt) for prompt in problems],
-        "format": form,
         "figure2": asdict(settings.figure2),
         "coeff": coeff,
         "unit": settings.steering.unit,
-        "decoding": asdict(settings.decoding),
     }
     return run.stage("map", inputs, work)
 

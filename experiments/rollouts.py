@@ -32,7 +32,7 @@ def write_rollouts(
     stops: Sequence[int],
     decoding: Decoding,
     form: str | None = None,
-    base_template: str = "",
+    base_template: str | None = None,
 ) -> None:
     """Generate one trace a prompt and append it to `traces.jsonl`; goes on after a kill.
 

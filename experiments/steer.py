@@ -14,7 +14,7 @@ from experiments.baselines import baseline_cells, baseline_vectors
 from experiments.run import Run, command
 from experiments.settings import Decoding, Steering
 from experiments.stages import fingerprint
-from experiments.text import decode, default_form, encode_prompts
+from experiments.text import Prompt, decode, default_form, encode_prompts
 from jaxsteer.cells import Cell
 from jaxsteer.directions import rescale
 from jaxsteer.interventions import add
@@ -114,6 +114,48 @@ def write_sweep(
     )
 
 
+def write_texts(
+    run: Run, folder: Path, target: str, cells: Sequence[Cell], problems: Sequence[Prompt]
+) -> None:
+    """Texts of one of the run's models for every cell and problem, into `sweep.jsonl`."""
+    settings, tokenizer = run.settings, run.prompt_tokenizer(target)
+    form = settings.prompts.form(target)
+    prompts = encode_prompts(
+        tokenizer,
+        problems,
+        role=target,
+        base_template=settings.prompts.base_template,
+        form=form,
+    )
+    write_sweep(
+        folder,
+        run.load(target)[0],
+        tokenizer,
+        target=target,
+        cells=cells,
+        prompt_ids=[prompt.id for prompt in problems],
+        prompts=prompts,
+        length=bucket(max(map(len, prompts)), step=16),
+        stops=run.stop_tokens(target),
+        decoding=settings.decoding,
+        form=form,
+    )
+
+
+def text_inputs(run: Run, target: str, problems: Sequence[Prompt]) -> dict[str, Any]:
+    """What decides these texts beside the cells, for the inputs of a stage."""
+    prompts = run.settings.prompts
+    form = prompts.form(target)
+    template = {"base_template": prompts.base_template} if form == "continuation" else {}
+    return {
+        "model": run.model_print(target),
+        "prompts": [asdict(prompt) for prompt in problems],
+        "format": form,
+        "decoding": asdict(run.settings.decoding),
+        **template,
+    }
+
+
 def stage(run: Run) -> dict[str, Path]:
     """The folders with `sweep.jsonl`, by target."""
     directions = derive.stage(run)
@@ -123,20 +165,11 @@ def stage(run: Run) -> dict[str, Path]:
 def _target_stage(run: Run, target: str, directions: Path) -> Path:
     settings = run.settings
     layer, site = settings.direction.layer, settings.direction.site
-    form = settings.prompts.form(target)
+    problems = run.prompts_for(target)
 
     def work(folder: Path) -> None:
         facts = json.loads((directions / derive.FACTS).read_text())
         saved = load_directions(directions / derive.FILE)
-        model, _ = run.load(target)
-        tokenizer = run.prompt_tokenizer(target)
-        prompts = encode_prompts(
-            tokenizer,
-            run.prompts_for(target),
-            role=target,
-            base_template=settings.prompts.base_template,
-            form=form,
-        )
         derived = ("base", "reasoning")
         vectors = {source: saved[f"{source}.{layer}.union"].vector for source in derived}
         vectors |= baseline_vectors(saved, layer=layer)
@@ -149,28 +182,13 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
             sources=("base",) if target == "control" else ("base", "reasoning"),
             baselines=target == "reasoning",
         )
-        write_sweep(
-            folder,
-            model,
-            tokenizer,
-            target=target,
-            cells=cells,
-            prompt_ids=[prompt.id for prompt in run.prompts_for(target)],
-            prompts=prompts,
-            length=bucket(max(map(len, prompts)), step=16),
-            stops=run.stop_tokens(target),
-            decoding=settings.decoding,
-            form=form,
-        )
+        write_texts(run, folder, target, cells, problems)
 
     inputs = {
-        "model": run.model_print(target),
+        "base_template": None,  # of a chat format
+        **text_inputs(run, target, problems),
         "directions": fingerprint(directions),
-        "prompts": [asdict(prompt) for prompt in run.prompts_for(target)],
-        "format": form,
-        "base_template": settings.prompts.base_template if form == "continuation" else None,
         "steering": asdict(settings.steering),
-        "decoding": asdict(settings.decoding),
     }
     return run.stage(f"sweep-{target}", inputs, work)
 

@@ -106,7 +106,12 @@ def default_form(role: str) -> str:
 
 
 def render(
-    tokenizer: Any, prompt: str, *, role: str, base_template: str = "", form: str | None = None
+    tokenizer: Any,
+    prompt: str,
+    *,
+    role: str,
+    base_template: str | None = None,
+    form: str | None = None,
 ) -> str:
     """The text before a model's answer: a chat format, or text to go on with.
 
@@ -118,8 +123,14 @@ def render(
         base_template: the text to go on with, the problem's place in it marked `{prompt}`.
         form: "chat" or "continuation" (`experiments.formats`); if not given, the latter for the
             base model, which has never seen a chat format and given one often writes nothing.
+
+    Raises:
+        ValueError: for a continuation without a template that holds the problem, or a tokenizer
+            without a chat template.
     """
     if (form or default_form(role)) == "continuation":
+        if base_template is None or "{prompt}" not in base_template:
+            raise ValueError(f"base_template: got {base_template!r}, expected {{prompt}} in it")
         return (tokenizer.bos_token or "") + base_template.replace("{prompt}", prompt)
     if not tokenizer.chat_template:
         raise ValueError(f"the {role} model's tokenizer has no chat template")
@@ -149,7 +160,7 @@ def encode_prompts(
     prompts: Sequence[Prompt],
     *,
     role: str,
-    base_template: str = "",
+    base_template: str | None = None,
     form: str | None = None,
 ) -> list[list[int]]:
     """Token ids of every prompt as `render` puts it."""

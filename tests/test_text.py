@@ -3,14 +3,16 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hf_folders import byte_tokenizer, write_tokenizer
 from transformers import AutoTokenizer
 
+from experiments import equal_lengths, steer
 from experiments.formats import unseen_tokens
-from experiments.settings import Prompts
+from experiments.settings import Decoding, Prompts
 from experiments.text import (
     Prompt,
     decode,
@@ -124,6 +126,35 @@ def test_either_model_can_have_either_format(words: Any, bytes_: Any) -> None:
     assert text == render(words, PROBLEM, role="base", base_template=TEMPLATE)
     rows = encode_prompts(bytes_, [Prompt("a", "4?")], role="base", form="chat")
     assert bytes_.decode(rows[0]) == "<bos>Q: 4?A:"  # Jinja drops the line's end
+
+
+def test_a_continuation_needs_the_problem_in_its_template(words: Any) -> None:
+    for template in (None, "", "solution :"):
+        with pytest.raises(ValueError, match=r"base_template: got .*, expected {prompt} in it"):
+            render(words, PROBLEM, role="base", base_template=template)
+
+
+def test_every_sweep_of_the_reasoning_model_reads_the_same_prompts(
+    words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is a continuation: Figure 2 and the searches share cells with Figure 3."""
+    written: list[Any] = []
+    monkeypatch.setattr(steer, "write_sweep", lambda *args, **asked: written.append(asked))
+    formats = Prompts(file="", reasoning_format="continuation", base_template=TEMPLATE)
+    run: Any = SimpleNamespace(
+        settings=SimpleNamespace(prompts=formats, decoding=Decoding(max_new_tokens=8)),
+        evaluate_prompts=[Prompt("a", PROBLEM)],
+        prompt_tokenizer=lambda role: words,
+        load=lambda role: (None, words),
+        stop_tokens=lambda role: [2],
+        model_print=lambda role: role,
+    )
+    equal_lengths.write_texts(run, tmp_path, [])
+    text = render(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
+    assert PROBLEM in text
+    assert written[0]["prompts"] == [encode(words, text)]
+    inputs = steer.text_inputs(run, "reasoning", run.evaluate_prompts)
+    assert inputs["base_template"] == TEMPLATE
 
 
 def test_special_tokens_that_the_base_model_has_never_seen(words: Any, bytes_: Any) -> None:
