@@ -1,7 +1,6 @@
 """Directions out of files that other programs wrote: PyTorch's, and the replication's."""
 
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,10 +86,16 @@ def load_pt(
         raise FileNotFoundError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a file of tensors alone: {reason}") from None
-    leaves = dict(_leaves(content, ()))
+    except Exception as error:  # anything may come out of a damaged pickle
+        # Without PyTorch's words, which recommend to load it in the way that runs code.
+        raise ValueError(
+            f"{path}: not a file of tensors alone, or damaged ({type(error).__name__}); no code "
+            "in it was run"
+        ) from None
+    try:
+        leaves = dict(_leaves(content, ()))
+    except RecursionError:
+        raise ValueError(f"{path}: dictionaries in each other without end") from None
     tensors = {keys: leaf for keys, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
     if not tensors:
         raise ValueError(f"{path}: no tensor in it")
@@ -108,9 +113,20 @@ def load_pt(
         own = keys[0] if keys and isinstance(keys[0], int) else layer
         if own is None:
             raise ValueError(f"{path}: direction {name!r}: give its layer, the file does not say")
+        if name in directions:
+            raise ValueError(f"{path}: two tensors would have the name {name!r}")
+        try:
+            if tensor.is_complex():
+                raise TypeError
+            vector = tensor.detach().to(torch.float32).numpy()
+        except (RuntimeError, TypeError):  # sparse, quantised, nested, without any content
+            raise ValueError(
+                f"{path}: direction {name!r}: got a tensor of {tensor.dtype}, {tensor.layout} on "
+                f"{tensor.device}, expected plain real numbers"
+            ) from None
         directions[name] = make_direction(
             path,
-            vector=tensor.to(torch.float32).numpy(),
+            vector=vector,
             layer=own,
             site=site,
             name=name,

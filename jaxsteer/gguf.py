@@ -17,6 +17,7 @@ then the tensors' numbers, each padded to a multiple of 32 bytes.
 
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,12 +26,14 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.files import sha256, write_atomic
-from jaxsteer.vectors import Direction, as_list
+from jaxsteer.header import load_json
+from jaxsteer.vectors import Direction, as_list, make_direction
 
 ARCHITECTURE = "controlvector"
 SITE = "resid_post"
 
 _OURS = "jaxsteer.directions"
+_TENSOR = re.compile(r"direction\.([1-9][0-9]{0,8})")
 _ALIGNMENT = 32
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -110,29 +113,30 @@ def load_gguf(path: str | os.PathLike[str]) -> dict[str, Direction]:
     }
     found = []
     for tensor, vector in tensors.items():
-        layer = tensor.removeprefix("direction.")
-        if not (tensor.startswith("direction.") and layer.isdecimal() and int(layer) > 0):
-            raise ValueError(f"{path}: tensor {tensor!r}: expected direction.N with N from 1")
-        own = about.get(layer, {})
-        try:
-            found.append(
-                Direction(
-                    vector=vector,
-                    layer=int(layer),
-                    site=SITE,
-                    name=own.get("name", tensor),
-                    provenance=own.get("provenance", source),
-                )
+        named = _TENSOR.fullmatch(tensor)
+        if not named:
+            raise ValueError(f"{path}: tensor {tensor!r:.80}: expected direction.N with N from 1")
+        own = about.get(named[1], {})
+        found.append(
+            make_direction(
+                path,
+                vector=vector,
+                layer=int(named[1]),
+                site=SITE,
+                name=own.get("name", tensor),
+                provenance=own.get("provenance", source),
             )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    items = as_list(sorted(found, key=lambda item: item.layer))
+        )
+    try:
+        items = as_list(sorted(found, key=lambda item: item.layer))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return {item.name: item for item in items}
 
 
 def _ours(pairs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return names and provenance by layer where jaxsteer wrote the file, else nothing."""
-    about = json.loads(str(pairs.get(_OURS, "{}")))
+    about = load_json(str(pairs.get(_OURS, "{}")))
     if not isinstance(about, dict) or not all(isinstance(item, dict) for item in about.values()):
         raise ValueError(f"{_OURS}: expected an object by layer")
     return about

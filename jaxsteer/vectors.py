@@ -45,9 +45,18 @@ class Direction:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or self.name == "__metadata__":
             raise ValueError(f"name: expected a non-empty text, found {self.name!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.name):
+            raise ValueError(f"name: expected text that UTF-8 can hold, found {self.name!r}")
         # The copy is float32 from here on, so a value too large for it shows up as infinite.
-        with np.errstate(over="ignore"):
-            vector = np.array(self.vector, dtype=np.float32)
+        try:
+            if np.iscomplexobj(self.vector):
+                raise TypeError
+            with np.errstate(over="ignore"):
+                vector = np.array(self.vector, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"direction {self.name!r}: expected real numbers, found {self.vector!r:.80}"
+            ) from None
         if vector.ndim != 1 or not vector.size:
             raise ValueError(f"direction {self.name!r}: expected shape [D], found {vector.shape}")
         if not np.isfinite(vector).all():
@@ -163,6 +172,8 @@ def as_list(directions: Mapping[str, Direction] | Iterable[Direction]) -> list[D
 
     Raises ValueError otherwise.
     """
+    if not isinstance(directions, Iterable):
+        raise ValueError(f"directions: got a {type(directions).__name__}, expected several")
     items = list(directions.values() if isinstance(directions, Mapping) else directions)
     if not items:
         raise ValueError("directions: there is none")
@@ -200,7 +211,7 @@ def make_direction(path: str | os.PathLike[str], **fields: Any) -> Direction:
 
 def _as_layer(layer: Any, name: str) -> int:
     try:
-        index = operator.index(layer)
+        index = -1 if isinstance(layer, bool) else operator.index(layer)
     except TypeError:
         index = -1
     if index < 0:

@@ -19,6 +19,10 @@ def number(key, value):
     return text(key) + struct.pack("<II", 4, value)
 
 
+def about(value):
+    return text(b"jaxsteer.directions") + struct.pack("<I", 8) + text(value.encode())
+
+
 def foreign(tensors, *, architecture=b"controlvector", version=3, kind=0, rank=1, extra=b""):
     """Bytes of a control vector as another program would write it, tensors in the order given."""
     pairs = text(b"general.architecture") + struct.pack("<I", 8) + text(architecture)
@@ -109,7 +113,13 @@ ONE = [(b"direction.2", [1.0, 2.0])]
         (foreign([(b"direction.0", [1.0])]), "'direction.0': expected direction.N with N from 1"),
         (foreign([(b"other", [1.0])]), "'other': expected direction.N"),
         (foreign([(b"direction.2", [float("nan")])]), "direction 'direction.2': 1 of 1 numbers"),
-        (foreign([]), "there is none"),
+        (foreign([(b"direction.01", [1.0])]), "'direction.01': expected direction.N with N from 1"),
+        (foreign([("direction.٣".encode(), [1.0])]), "expected direction.N with N from 1"),
+        (foreign([(b"direction." + b"9" * 5000, [1.0])]), r"v.gguf: tensor 'direction.999"),
+        (foreign([]), "v.gguf: directions: there is none"),
+        (foreign([*ONE, (b"direction.3", [1.0])]), "v.gguf: direction 'direction.3': expected w"),
+        (foreign(ONE, extra=about("[" * 100_000)), "v.gguf: .*nested too deep"),
+        (foreign(ONE, extra=about('{"2": {}, "2": {}}')), "v.gguf: .*given twice: '2'"),
         (foreign(ONE, extra=number(b"general.alignment", 0)), "general.alignment: 0"),
         (foreign(ONE, extra=text(b"a") + struct.pack("<IIQ", 9, 9, 1) * 5000), "array of arrays"),
         (foreign(ONE, extra=number(b"jaxsteer.directions", 7)), "expected an object by layer"),

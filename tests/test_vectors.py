@@ -1,5 +1,6 @@
 import builtins
 import json
+import pickle
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from jaxsteer.vectors import (
     load_directions,
     save_directions,
 )
+
+CIRCLE = {}
+CIRCLE[1] = CIRCLE
 
 
 def direction(name="base.union", vector=(3.0, -4.0), **changes):
@@ -84,6 +88,10 @@ def test_a_direction_is_a_read_only_float32_copy():
         ({"provenance": [1]}, r"direction 'v': provenance: got \[1\]"),
         ({"provenance": {"x": np.nan}}, "direction 'v': provenance"),
         ({"name": ""}, "name: expected a non-empty text"),
+        ({"name": "\ud800"}, "name: expected text that UTF-8 can hold"),
+        ({"layer": True}, "direction 'v': layer: expected 0 or more, found True"),
+        ({"vector": np.array([1j])}, "direction 'v': expected real numbers, found array"),
+        ({"vector": np.array(["a"])}, "direction 'v': expected real numbers, found array"),
     ],
 )
 def test_bad_fields_are_refused_with_the_name(changes, message):
@@ -95,6 +103,7 @@ def test_bad_fields_are_refused_with_the_name(changes, message):
     ("items", "message"),
     [
         ([], "there is none"),
+        (direction("v"), "directions: got a Direction, expected several"),
         ([direction("v"), direction("v")], "the name 'v' is used more than once"),
         ([direction("v"), direction("w", [1.0])], "direction 'w': expected width 2, found 1"),
     ],
@@ -213,12 +222,36 @@ def test_pt_files_run_no_code(tmp_path, capsys):
         ({"v": torch.ones(2)}, "direction 'v': give its layer"),
         ({"note": "x"}, "no tensor in it"),
         ({3: torch.ones(2, 2)}, r"direction '3': expected shape \[D\], found \(2, 2\)"),
+        ({True: torch.ones(2)}, "direction 'True': layer: expected 0 or more, found True"),
+        ({1: {"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}}, "two tensors .* name '1.a.b'"),
+        ({1: torch.ones(2).to_sparse()}, "direction '1': got a tensor of torch.float32, torch.sp"),
+        ({1: torch.ones(2, device="meta")}, "on meta, expected plain real numbers"),
+        ({1: torch.ones(2, dtype=torch.complex64)}, "got a tensor of torch.complex64"),
+        (CIRCLE, "in each other without"),
     ],
 )
 def test_bad_pt_files(tmp_path, content, message):
     torch.save(content, tmp_path / "v.pt")
     with pytest.raises(ValueError, match=message):
         load_pt(tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x80\x02h\x05.", b"PK\3\4 cut", pickle.dumps({"a": 1})]
+)
+def test_damaged_pt_files(tmp_path, content):
+    """Whatever comes out of PyTorch's reader; its own words recommend the way that runs code."""
+    (tmp_path / "v.pt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"v\.pt: not a file of tensors alone, or damaged"
+    ) as error:
+        load_pt(tmp_path / "v.pt", layer=1)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_trained_parameter_is_a_tensor(tmp_path):
+    torch.save(torch.nn.Parameter(torch.ones(2)), tmp_path / "v.pt")
+    assert load_pt(tmp_path / "v.pt", layer=1)["v"].vector.tolist() == [1.0, 1.0]
 
 
 def test_pt_without_torch_says_what_to_install(tmp_path, monkeypatch):
