@@ -1,16 +1,18 @@
 """Two accelerators against one: the same tokens and logits, and the time of a decode step.
 
     python -m experiments.benchmarks.two_gpus
+    python -m experiments.benchmarks.two_gpus --only step --minutes 2
 
-Prints a JSON line a case; exit code 1 if a check fails. On meshes (1, 2) and (2, 1), against the
-first device:
+Prints a JSON line a case, with the seconds since the start; exit code 1 if a check fails. When the
+minutes are over, no further case is begun, and the exit code is 3. On meshes (1, 2) and (2, 1),
+against the first device:
 
     attention   the kernel of this machine in bf16 on a mesh, of a decode step: rows with one cursor
                 and with a cursor each, and cells of a sweep whose rows are split, or which are
     float32     prefill's logits, and the tokens of `generate` and of a sweep: to 1e-5, and equal
     bfloat16    prefill's logits: no further from those in float32 on one device than 1.5 times what
                 bf16 on one device is; how many greedy tokens are equal is printed, not judged
-    step        milliseconds of a decode step with `--preset`, packed, in bf16
+    step        milliseconds of a decode step with `--preset`, packed, in bf16; its floor
 """
 
 import argparse
@@ -33,7 +35,9 @@ from experiments.benchmarks.decode import PRESETS, limited
 from jaxsteer import compile_cache
 from jaxsteer.attention import default_attention, xla_attention
 from jaxsteer.cells import grid
+from jaxsteer.chips import this_machine
 from jaxsteer.config import LlamaConfig
+from jaxsteer.floor import step_seconds
 from jaxsteer.generate import generate
 from jaxsteer.interventions import add
 from jaxsteer.model import Model, forward, init
@@ -44,6 +48,7 @@ from jaxsteer.sharding import make_mesh, shard_model, spread_rows
 from jaxsteer.sweep import sweep
 from jaxsteer.tokens import TokenBatch, left_pad
 
+PARTS = ("attention", "models", "step")
 MESHES = {"1x2": (1, 2), "2x1": (2, 1)}
 _FLOAT32 = 1e-5  # relative, of logits
 _ATTENTION = 1e-2  # relative, of one kernel in bf16 against the same kernel
@@ -175,6 +180,7 @@ def step_cases(
     config: LlamaConfig, cases: list[list[int]], *, repeats: int
 ) -> Iterator[dict[str, Any]]:
     """Milliseconds of a decode step on one device and on both meshes."""
+    chip = this_machine().chip.machine
     alone: dict[int, float] = {}
     for name, mesh in {"one": None, **meshes()}.items():
         model = pack(init(config, dtype=jnp.bfloat16), donate=True)
@@ -185,6 +191,9 @@ def step_cases(
                 continue  # every device would do all of it
             asked = {"rows": rows, "prompt": prompt, "steps": steps}
             found = _time_step(model, **asked, repeats=repeats)
+            sizes = {"rows": rows, "tokens": prompt + steps / 2, **(mesh.shape if mesh else {})}
+            floor = 1e3 * step_seconds(model, chip, **sizes)
+            found |= {"floor_ms": floor, "of_floor": found["step_ms"] / floor}
             speedup = alone.setdefault(rows, found["step_ms"]) / found["step_ms"]
             yield {"case": "step", "mesh": name, **asked, **found, "speedup": speedup}
         del model
@@ -233,7 +242,10 @@ def main(argv: list[str] | None = None) -> int:
         "--case", nargs="+", metavar="ROWS,PROMPT,STEPS", default=["1,512,128", "160,512,128"]
     )
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--minutes", type=float, default=10, help="begin no case after that")
     args = parser.parse_args(argv)
+    started = time.monotonic()
     compile_cache.turn_off()
     if jax.device_count() < 2:
         print(f"found {jax.device_count()} device, expected two", file=sys.stderr)
@@ -243,11 +255,20 @@ def main(argv: list[str] | None = None) -> int:
     cases = [[int(number) for number in case.split(",")] for case in args.case]
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__}), flush=True)
+    parts = {
+        "attention": lambda: attention_cases(preset),
+        "models": lambda: model_cases(small(preset)),
+        "step": lambda: step_cases(preset, cases, repeats=args.repeats),
+    }
     right = True
-    checked = itertools.chain(attention_cases(preset), model_cases(small(preset)))
-    for found in itertools.chain(checked, step_cases(preset, cases, repeats=args.repeats)):
+    for found in itertools.chain.from_iterable(parts[name]() for name in args.only):
         right &= found.get("ok", True)
-        print(_line(found), flush=True)
+        seconds = time.monotonic() - started
+        print(_line(found | {"seconds": seconds}), flush=True)
+        if seconds > 60 * args.minutes:
+            print(_line({"case": "stopped", "seconds": seconds, "ok": right}), flush=True)
+            return 3 if right else 1
+    print(_line({"case": "done", "seconds": time.monotonic() - started, "ok": right}), flush=True)
     return 0 if right else 1
 
 
