@@ -1,11 +1,14 @@
 """Products in full float32, and the small model and prompts that most tests share."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+import torch
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
 
@@ -13,10 +16,13 @@ from jaxsteer import compile_cache
 from jaxsteer.model import Model
 from jaxsteer.tokens import TokenBatch, left_pad
 
+QUICK = "jax_disable_most_optimizations"
+
 
 def pytest_configure() -> None:
+    gpu = Path("/dev/nvidiactl").exists()
     # libtpu is there to compile with, and need not look for a TPU first, in every process.
-    if find_spec("libtpu") and not Path("/dev/nvidiactl").exists():
+    if find_spec("libtpu") and not gpu:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     # Tests neither read nor leave programs in the user's folder; nor do processes they start.
@@ -24,6 +30,28 @@ def pytest_configure() -> None:
     compile_cache.turn_off()
     # Tolerances of the tests are those of float32; some backends multiply in less by default.
     jax.config.update("jax_default_matmul_precision", "highest")
+    # Threads that wait for each other's tiny products spin, and take the time of other processes.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+    # Compiling is most of the work, and half of it if little is optimised. All files are optimised
+    # with JAX_DISABLE_MOST_OPTIMIZATIONS=0, and those marked `optimised` always.
+    if not gpu:
+        quick = os.environ.setdefault(QUICK.upper(), "1")  # for processes that tests start, too
+        jax.config.update(QUICK, quick == "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files marked `optimised` compile as users do: how sums are rounded depends on it."""
+    quick = jax.config.values[QUICK]
+    if not quick or request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.clear_caches()  # of what other files compiled
+    jax.config.update(QUICK, False)
+    yield
+    jax.config.update(QUICK, quick)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +82,19 @@ def batch(prompts: list[list[int]]) -> TokenBatch:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One run of the whole pipeline on a tiny pair, for all tests to read and to copy."""
     return finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process, and so do all files that read `finished`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    files = Path(__file__).parent.glob("test_*.py")
+    readers = {file.name for file in files if "finished.out" in file.read_text()}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "finished" if Path(file).name in readers else file
+
+    return Scheduling(config, log)

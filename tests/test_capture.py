@@ -10,6 +10,8 @@ from oracle import SMALL, random_model, random_rows, relative_error, run, steps
 from jaxsteer.capture import Capture
 from jaxsteer.sites import SITES
 
+pytestmark = pytest.mark.optimised
+
 L, D = SMALL.n_layers, SMALL.d_model
 SAME = 1e-5  # float32 sums in another order; relative to the largest value
 

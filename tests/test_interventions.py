@@ -28,6 +28,8 @@ from jaxsteer.scope import broadcast_rows
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering, check_steering
 
+pytestmark = pytest.mark.optimised
+
 T = 6
 EVERYWHERE = {"layer": 0, "scope": scope.everywhere()}
 SAME = 1e-6  # float32 in another order; relative to the largest value

@@ -26,6 +26,8 @@ from jaxsteer.model import Model, bind, forward, init, rope_frequencies
 from jaxsteer.sites import SITES
 from jaxsteer.tokens import TokenBatch, left_pad
 
+pytestmark = pytest.mark.optimised
+
 # float32 has 1.2e-7; the two libraries add up in other orders, layer after layer, and an angle
 # at position 2,100 is itself only good to 1e-4. Observed: at most 1e-5.
 PARITY = 1e-4

@@ -20,6 +20,8 @@ from jaxsteer.steering import Steering
 from jaxsteer.sweep import sweep
 from jaxsteer.tokens import left_pad
 
+pytestmark = pytest.mark.optimised
+
 G = 4
 EVERY = {"layer": 1, "coeff": 2.0, "width": D, "scope": scope.everywhere()}
 SAME = 1e-5  # float32 sums in another order; relative to the largest value

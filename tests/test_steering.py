@@ -31,6 +31,8 @@ from jaxsteer.scope import Scope
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering
 
+pytestmark = pytest.mark.optimised
+
 EVERY_SITE = Capture(sites=SITES)
 SAME = 1e-5  # float32 sums in another order; relative to the largest value
 NEW = np.array(random_rows([5] * B, SMALL.vocab_size, seed=1))  # tokens decoded after the prompts
