@@ -120,10 +120,11 @@ def check_traces(traces: Sequence[Trace], *, labels: Sequence[str], offsets: Seq
             raise ValueError(
                 f"traces[{i}]: got {len(trace.starts)} sentences and {len(trace.labels)} labels"
             )
-        outside = [start for start in trace.starts if not 0 <= start < len(trace.tokens)]
+        # At the very end start sentences of which no token is left (`annotate.token_spans`).
+        outside = [start for start in trace.starts if not 0 <= start <= len(trace.tokens)]
         if outside:
             raise ValueError(
-                f"traces[{i}].starts: got {outside[0]}, expected 0 to {len(trace.tokens) - 1}"
+                f"traces[{i}].starts: got {outside[0]}, expected 0 to {len(trace.tokens)}"
             )
         unknown = sorted(set(trace.labels) - set(labels))
         if unknown:

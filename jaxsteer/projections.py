@@ -18,7 +18,7 @@ from jaxsteer.activations import equal_rows
 from jaxsteer.capture import Capture
 from jaxsteer.model import Model, forward
 from jaxsteer.sharding import spread_rows
-from jaxsteer.sites import site_index, site_width
+from jaxsteer.sites import SITES, site_index, site_width
 from jaxsteer.tokens import TokenBatch, bucket, check_batch, left_pad
 
 _DRAWS_AT_ONCE = 1 << 22  # numbers of one chunk of resamples
@@ -50,8 +50,8 @@ def project(
             that does not fit the model.
     """
     vectors, at = np.asarray(directions, np.float32), np.asarray(layers)
+    site = SITES[site_index(site)]
     width, n_layers = site_width(site, model.config), model.config.n_layers
-    site_index(site)
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
         raise ValueError(f"directions: got shape {vectors.shape}, expected [R, {width}]")
     if not np.isfinite(vectors).all():

@@ -10,16 +10,6 @@ import math
 import numpy as np
 
 
-def constant(factor: float = 1.0) -> np.ndarray:
-    """The same factor at every token.
-
-    >>> constant(0.5).tolist()
-    [0.5]
-    """
-    _check_factor("factor", factor)
-    return np.array([factor], np.float32)
-
-
 def linear_decay(steps: int, *, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     """From `start` at the first generated token in a straight line to `end`, `steps` later.
 

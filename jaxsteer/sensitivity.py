@@ -114,22 +114,6 @@ def _slopes(
     return jax.lax.map(of_layer, (layers, directions))
 
 
-def mean_log_probability(
-    model: Model,
-    batch: TokenBatch,
-    *,
-    prompt_length: ArrayLike,
-    positions: ArrayLike,
-    tokens: ArrayLike,
-    steering: Steering,
-) -> np.ndarray:
-    """What `sensitivity` differentiates: mean log-probability `[B]` of the set, under steering."""
-    B = batch.tokens.shape[0]
-    rows = (batch, jnp.asarray(positions), jnp.broadcast_to(jnp.asarray(prompt_length), (B,)))
-    placed = spread_rows(rows, model)
-    return hosts.gather(_compiled_score(model, *placed, jnp.asarray(tokens), steering))
-
-
 def _score(
     model: Model,
     batch: TokenBatch,
@@ -138,6 +122,7 @@ def _score(
     tokens: jax.Array,
     steering: Steering,
 ) -> jax.Array:
+    """What is differentiated: mean log-probability `[B]` of the set, under steering."""
     last = model.config.n_layers - 1
     # Only the chosen positions are unembedded: logits of all would be B · T · V numbers.
     capture = Capture(layers=(last,), positions=jnp.maximum(positions, 0))
@@ -153,10 +138,3 @@ def _score(
     chosen = logsumexp(logits[..., tokens], axis=-1) - logsumexp(logits, axis=-1)
     there = positions >= 0
     return jnp.sum(jnp.where(there, chosen, 0.0), axis=1) / jnp.maximum(there.sum(axis=1), 1)
-
-
-_compiled_score = jax.jit(
-    lambda model, batch, positions, prompt_length, tokens, steering: _score(
-        model, batch, positions, prompt_length, tokens, steering
-    )
-)

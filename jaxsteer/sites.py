@@ -45,4 +45,5 @@ def parse_hook_name(name: str) -> tuple[int, str]:
 
 def site_width(site: str, config: LlamaConfig) -> int:
     """Width of the stream at `site`: N · H at `head_out`, D elsewhere."""
-    return config.n_heads * config.head_dim if site == "head_out" else config.d_model
+    heads = SITES[site_index(site)] == "head_out"
+    return config.n_heads * config.head_dim if heads else config.d_model

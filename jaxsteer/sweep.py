@@ -220,8 +220,6 @@ def sweep(
     parts, _ = mesh_parts(model)
 
     def by_calculation(C: int, B: int) -> bool:
-        if rows_per_chunk is not None:
-            return rows_per_chunk >= C * B
         needed = sweep_bytes(
             model,
             cells=C,
@@ -249,7 +247,8 @@ def _chunks(
     while todo:
         C, B = shape
         p_index = sorted({p for _, p in todo})[:B]
-        c_index = sorted({c for c, p in todo if p in p_index})[:C]
+        here = set(p_index)
+        c_index = sorted({c for c, p in todo if p in here})[:C]
         try:
             # A chunk with less to do repeats its last cell or prompt up to the common shape.
             tokens, logprobs, length = run(_filled(c_index, C), _filled(p_index, B))

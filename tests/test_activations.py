@@ -155,8 +155,8 @@ def test_input_that_does_not_fit(small, traces):
         moments(labels=LABELS[:2])
     with pytest.raises(ValueError, match=r"traces\[1\]: got 4 sentences and 0 labels"):
         moments([traces[0], replace(traces[1], labels=[])])
-    with pytest.raises(ValueError, match=r"traces\[0\]\.starts: got 2, expected 0 to 1"):
-        moments([Trace([1, 2], 1, [1, 2], ["other"] * 2)])
+    with pytest.raises(ValueError, match=r"traces\[0\]\.starts: got 3, expected 0 to 2"):
+        moments([Trace([1, 2], 1, [1, 3], ["other"] * 2)])
     with pytest.raises(ValueError, match=r"prompts\[1\]: got 14 tokens, expected at most 10"):
         moments(length=10)
     with pytest.raises(ValueError, match="got id 61, expected 0 to 60"):

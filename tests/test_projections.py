@@ -45,6 +45,13 @@ def test_layers_and_directions_are_data(small, batch, vectors, stream):
     np.testing.assert_allclose(found[1][mask], expected[mask], rtol=1e-4, atol=1e-5)
 
 
+def test_sites_have_transformer_lens_names(small, batch, vectors):
+    found = project(small, batch, vectors, LAYERS, site="hook_resid_post")
+    np.testing.assert_array_equal(found, project(small, batch, vectors, LAYERS))
+    wide = np.ones((1, SMALL.n_heads * SMALL.head_dim))
+    assert project(small, batch, wide, [0], site="z").shape == (1, *batch.tokens.shape)
+
+
 def test_texts_come_back_whole_and_in_order_whatever_the_batches(small, vectors):
     texts = random_rows((5, 64, 17, 30, 2), SMALL.vocab_size, seed=1)
     found = list(project_texts(small, texts, vectors, LAYERS, rows=2))

@@ -10,7 +10,7 @@ from oracle import SHALLOW, random_rows, run
 
 from jaxsteer.interventions import add
 from jaxsteer.model import forward
-from jaxsteer.sensitivity import _slopes, mean_log_probability, sensitivity
+from jaxsteer.sensitivity import _score, _slopes, sensitivity
 from jaxsteer.tokens import left_pad
 
 L, D = SHALLOW.n_layers, SHALLOW.d_model
@@ -19,6 +19,9 @@ LENGTHS, PROMPT = (7, 12, 9), np.array([2, 5, 3])
 POSITIONS = np.array([[3, 5, -1], [6, 11, 8], [-1, -1, -1]])
 TOKENS = [4, 17, 40]
 N_DIRECTIONS = 2
+
+PLACES = jnp.array(POSITIONS), jnp.array(PROMPT), jnp.array(TOKENS)
+mean_log_probability = jax.jit(_score)  # what is differentiated
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +52,8 @@ def test_it_is_the_slope_of_the_steered_log_probability(shallow, texts, directio
     step = 2e-3
 
     def at(layer: int, which: int, coeff: float) -> np.ndarray:
-        return mean_log_probability(
-            shallow,
-            texts,
-            prompt_length=PROMPT,
-            positions=POSITIONS,
-            tokens=TOKENS,
-            steering=add(directions[layer, which], layer=layer, coeff=coeff),
-        )
+        steering = add(directions[layer, which], layer=layer, coeff=coeff)
+        return np.asarray(mean_log_probability(shallow, texts, *PLACES, steering))
 
     expected = np.array(
         [
@@ -146,12 +143,6 @@ def test_without_steering_they_are_the_models_own(shallow, texts):
         own = logp[row, SLOTS - LENGTHS[row] :]
         values = [jax.nn.logsumexp(own[p][jnp.array(TOKENS)]) for p in places if p >= 0]
         expected.append(np.mean(values) if values else 0.0)
-    found = mean_log_probability(
-        shallow,
-        texts,
-        prompt_length=PROMPT,
-        positions=POSITIONS,
-        tokens=TOKENS,
-        steering=add(np.zeros(D), layer=0, coeff=1.0),
-    )
+    steering = add(np.zeros(D), layer=0, coeff=1.0)
+    found = mean_log_probability(shallow, texts, *PLACES, steering)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
