@@ -20,7 +20,7 @@ from jaxsteer import hosts
 EXIT_CODE = 128 + signal.SIGTERM
 _AGAIN = 0.01  # seconds until `Stopped` is raised again where it was swallowed
 
-_deferring, _asked = threading.Event(), threading.Event()
+_deferring, _asked, _raised = (threading.Event() for _ in range(3))
 
 
 class Stopped(SystemExit):
@@ -61,8 +61,9 @@ def at_once(
 ) -> Iterator[None]:
     """For commands: SIGTERM raises `Stopped` wherever the process is, unless it is `deferred`.
 
-    It prints `message` to stderr. On many hosts it waits for the next `stop_if_asked` everywhere,
-    so that they stop together.
+    It prints `message` to stderr. Whatever comes out after the signal is taken for it: code in C
+    that calls Python makes other errors of what is raised inside. On many hosts the signal waits
+    for the next `stop_if_asked` everywhere, so that they stop together.
     """
     if hosts.several():
         with deferred():
@@ -72,15 +73,18 @@ def at_once(
     if before != signal.SIG_DFL:
         yield
         return
+    _raised.clear()
     try:
         with _not_swallowed():
             signal.signal(signal.SIGTERM, _at_once)
             yield
-    except Stopped as stopped:
-        if not stopped.message:
-            stopped.message = message
-            _say(message)
-        raise
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.message:
+            raise  # it has been said
+        if not _raised.is_set():
+            raise
+        _say(message)
+        raise Stopped(message) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -111,6 +115,7 @@ def _note(*_: object) -> None:
 
 def _at_once(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    _raised.set()
     raise Stopped("")  # `at_once` has the words
 
 

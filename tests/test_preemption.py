@@ -73,6 +73,25 @@ def test_a_command_stops_anywhere_and_says_so(capsys):
     assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from here\n"
 
 
+def test_a_signal_in_code_that_makes_another_error_of_it_is_still_a_signal(capsys):
+    """As C does that calls Python: JAX's walk through a tree of modules, TensorStore's futures."""
+
+    def work() -> None:
+        with at_once():
+            try:
+                terminate()
+            except SystemExit as error:
+                raise RuntimeError(f"while flattening: {error!r}") from error
+
+    assert guarded(work) == EXIT_CODE
+    assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from here\n"
+
+
+def test_an_error_without_a_signal_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="of its own"), at_once():
+        raise RuntimeError("of its own")
+
+
 def test_a_signal_in_a_callback_that_drops_exceptions_is_not_lost(capsys):
     """As JAX's own in the garbage collector, where a third of the signals at a start came."""
     dropped = []
