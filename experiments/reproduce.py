@@ -26,7 +26,7 @@ from experiments.run import Run, guarded, open_run, stage_parser
 from experiments.seeds import pairs_in, write_seeds
 from experiments.stages import locked
 from jaxsteer import hosts
-from weights.command import say_once
+from weights.command import end, say_once
 
 
 def reproduce(run: Run) -> None:
@@ -80,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         with together(args) as mesh:
             _work(args, mesh)
 
-    return guarded(work)
+    code = guarded(work)
+    if argv is None:
+        end(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from jaxsteer.files import sha256
 from jaxsteer.memory import room_for_another
 from jaxsteer.model import Model
 from jaxsteer.packing import arrange
-from weights.command import say_once
+from weights.command import end, say_once
 from weights.convert import convert
 
 DEFAULT_SETTINGS = Path(__file__).parent / "configs" / "small.toml"
@@ -219,4 +219,7 @@ def command(
             with locked(run.out):
                 work(run)
 
-    return guarded(stage)
+    code = guarded(stage)
+    if argv is None:
+        end(code)
+    return code

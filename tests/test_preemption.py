@@ -6,6 +6,8 @@ Many processes, and the exit code: `test_hosts`.
 import gc
 import itertools
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,8 @@ from jaxsteer.jsonl import read_rows
 from jaxsteer.preemption import EXIT_CODE, Stopped, at_once, deferred, stop_if_asked
 from jaxsteer.sweep import CellResult
 from jaxsteer.sweep_file import sweep_to_file
+
+ROOT = Path(__file__).parent.parent
 
 
 def terminate() -> None:
@@ -222,3 +226,17 @@ def test_the_activation_pass_stops_behind_a_batch(shallow, monkeypatch, capsys):
         activation_moments(shallow, traces, labels=["a"], offsets=[0], rows=2, length=4)
     assert "4 of 6 traces were read, and are read anew" in capsys.readouterr().err
     assert preemption.EXIT_CODE == 143
+
+
+@pytest.mark.parametrize("code", [1, 130, EXIT_CODE])
+def test_an_interrupted_command_is_not_taken_apart(code: int):
+    """A thread of XLA that is still at work then would end it with a fault: seen in a soak."""
+    script = (
+        "import atexit; from weights.command import end; print('said');"
+        f"atexit.register(lambda: print('taken apart')); end({code})"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code
+    assert ended.stdout == ("said\ntaken apart\n" if code == 1 else "said\n")

@@ -5,11 +5,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
-from jaxsteer import preemption
+from jaxsteer import hosts, preemption
 
 
 def run(main: Callable[[], int]) -> None:
@@ -21,6 +21,22 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except preemption.Stopped:  # which has said so
+        code = preemption.EXIT_CODE
+    end(code)
+
+
+def end(code: int) -> NoReturn:
+    """End this process; one that was interrupted at once, without taking it apart.
+
+    By then everything is in its place, but threads of XLA may still be at work, and one that finds
+    its memory gone ends the process with a fault in place of the code. Of many hosts the first one
+    has to outlast the others, as it does at a usual end.
+    """
+    if code in (130, preemption.EXIT_CODE) and not hosts.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

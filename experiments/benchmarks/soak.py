@@ -118,7 +118,7 @@ def run_lanes(
     def place(lane: int, work: Path) -> Place:
         return Place(
             cores=cores[lane],
-            variables={"JAX_PLATFORMS": "cpu"},
+            variables={"JAX_PLATFORMS": "cpu", "PYTHONFAULTHANDLER": "1"},
             said=work / "said.txt",
             stop=lambda: stop() or failed.is_set(),
         )
