@@ -327,6 +327,8 @@ def main(argv: list[str] | None = None) -> int:
         found = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
         if args.compile and topology.shape is None:
             raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
+        if args.compile:
+            jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
         for line in lines(found, sweep=args.sweep, compiled=args.compile):
             print(line, flush=True)
     except (ValueError, ImportError, FileNotFoundError) as error:
