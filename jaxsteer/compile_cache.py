@@ -25,8 +25,12 @@ import warnings
 from pathlib import Path
 
 import jax
-from jax._src.compilation_cache import decompress_executable
 from jax.experimental.compilation_cache import compilation_cache
+
+try:
+    from jax._src.compilation_cache import decompress_executable
+except ImportError:  # it is not public: where JAX has moved it, half-written programs stay
+    decompress_executable = None  # type: ignore[assignment]
 
 VARIABLE = "JAXSTEER_COMPILE_CACHE"
 
@@ -92,6 +96,8 @@ def _remove_half_written(own: Path) -> None:
     JAX does not write them in one step, does not replace what is there, and would say so at each
     start. One that another process is just writing may go, too: it is compiled once more.
     """
+    if decompress_executable is None:
+        return
     stamp = own / ".checked"
     with contextlib.suppress(OSError):  # a folder that is read-only, or cleared meanwhile
         checked = stamp.stat().st_mtime_ns if stamp.exists() else 0

@@ -1,5 +1,6 @@
 """jaxsteer.compile_cache: programs are found again, and only where nobody else could put them."""
 
+import importlib
 import os
 import stat
 import subprocess
@@ -79,6 +80,22 @@ def test_a_program_that_is_half_written_is_compiled_again_once(
     assert hits
     assert {file for file in own.glob("*-cache") if file.stat().st_size > size} == set(programs)
     assert not [str(one.message) for one in recwarn if "cache" in str(one.message)]
+
+
+def test_without_jax_private_function_programs_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax._src.compilation_cache", None)
+    monkeypatch.setattr(compile_cache, "_set", lambda folder: None)
+    try:
+        found = importlib.reload(compile_cache)
+        file = found.use(tmp_path) / "one-cache"
+        file.write_bytes(b"half")
+        found.use(tmp_path)
+        assert file.exists()
+    finally:
+        monkeypatch.undo()
+        importlib.reload(compile_cache)
 
 
 def test_programs_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
