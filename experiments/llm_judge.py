@@ -87,10 +87,10 @@ def llm_judge(
             read_key(judge)
             agree(estimate(left, judge, cached=len(requests) - len(left)))
             known |= _ask_all(left, judge, cache)
-    return {
-        id: [label for request in requests if request.trace == id for label in known[request.key]]
-        for id in traces
-    }
+    names: Names = {id: [] for id in traces}
+    for request in requests:  # a trace's are in order
+        names[request.trace] += known[request.key]
+    return names
 
 
 def plan(traces: Traces, judge: Judge) -> list[Request]:

@@ -40,7 +40,7 @@ from jaxsteer.labels import OTHER
 from jaxsteer.model import Model
 from jaxsteer.tokens import bucket
 from weights.convert import convert
-from weights.small_grammar import KINDS
+from weights.small_grammar import KINDS, SLOTS
 from weights.small_parser import parse_sentence
 from weights.small_problems import prompts
 
@@ -202,8 +202,6 @@ def natural_rates(
         kinds: of every sentence of each row.
         rows: the traces. A last sentence that was cut off counts as none.
     """
-    from weights.small_grammar import SLOTS
-
     hedges = {p for slot in SLOTS.values() for p in slot.hedges}
     confident = {p for slot in SLOTS.values() for p in slot.confident}
     counts = {"hedged": [0, 0], "confident": [0, 0]}
