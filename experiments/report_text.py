@@ -130,8 +130,8 @@ def _judging(table: Sequence[CellOutcome], settings: Settings) -> list[str]:
         "committed run of that time. The rule now asks whether an increase of a tenth of the "
         "reasoning model's gain is excluded in every cell (exact bounds, a text as the unit, "
         f"{rules.BASE_ERROR:.0%} error over all cells together), and says so where the texts are "
-        "too few to tell. It was written before the present run, whose texts are sampled with "
-        "another seed than those that the earlier rule failed on.",
+        "too few to tell. It was written before the run in `experiments/results/small`, whose "
+        "texts are sampled with another seed than those that the earlier rule failed on.",
     ]
 
 
