@@ -135,8 +135,11 @@ def _check_types(model: Any, batch: Any, sampling_params: Any, stop_strings: Any
 def _each_row(steering: Steering, rows: int) -> Steering:
     """The same steering with a row axis of `rows` in all of its arrays."""
 
-    def widen(x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        return x if x.shape[0] == rows else np.broadcast_to(np.asarray(x), (rows, *x.shape[1:]))
+    def widen(x: jax.Array) -> jax.Array:
+        if x.shape[0] == rows:
+            return x
+        # By numpy, which compiles nothing.
+        return jnp.asarray(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
 
     return jax.tree.map(widen, steering)
 

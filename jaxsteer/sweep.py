@@ -23,7 +23,7 @@ from jaxsteer.cells import Cell, check_cells, reaches_prompt, stack_cells
 from jaxsteer.generate import DecodeState, Loop, Step, decode_step, prefill, unfinished
 from jaxsteer.memory import has_room, is_out_of_memory, sweep_bytes, usable_bytes
 from jaxsteer.model import Model
-from jaxsteer.request import Request, make_request
+from jaxsteer.request import Request, check_think_tokens, make_request
 from jaxsteer.sampling import Sampler, choose_sampler
 from jaxsteer.sharding import parts as mesh_parts
 from jaxsteer.sharding import spread_rows
@@ -184,10 +184,11 @@ def sweep(
         raise ValueError("steering: got one for all cells, expected it in each cell")
     # What is asked for is checked against the cells' scopes, too.
     every = [one for cell in cells for one in as_tuple(cell.steering)]
-    request = make_request(model, batch, max_new_tokens=max_new_tokens, steering=every, **asked)
+    check_think_tokens(asked.get("think_tokens"), every, model.config)
+    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
     steering = stack_cells(cells, model.config)
     # On the host, where taking parts compiles nothing.
-    rows, steering = hosts.gather(((batch, replace(request, steering=())), steering))
+    rows, steering = hosts.gather(((batch, request), steering))
     steer_prompt = any(np.any(reaches_prompt(one, rows[0])) for one in steering)
     options = {
         "steer_prompt": steer_prompt,
