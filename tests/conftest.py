@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import pytest
-import torch
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
 
@@ -30,9 +29,8 @@ def pytest_configure() -> None:
     compile_cache.turn_off()
     # Tolerances of the tests are those of float32; some backends multiply in less by default.
     jax.config.update("jax_default_matmul_precision", "highest")
-    # Threads that wait for each other's tiny products spin, and take the time of other processes.
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+    # PyTorch's threads wait for each other by spinning, which takes the time of other processes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Compiling is most of the work, and half of it if little is optimised. All files are optimised
     # with JAX_DISABLE_MOST_OPTIMIZATIONS=0, and those marked `optimised` always.
     if not gpu:

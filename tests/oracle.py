@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
 
 from jaxsteer.cache import empty_cache
 from jaxsteer.capture import Capture
@@ -72,11 +71,14 @@ def alone(x, row: int):
     return jax.tree.map(lambda leaf: leaf[row : row + 1], x)
 
 
-def torch_twin(model: Model, hf_config: dict | None = None) -> transformers.PreTrainedModel:
+def torch_twin(model: Model, hf_config: dict | None = None) -> Any:
     """transformers' model of the same config and weights, in float32.
 
     Its config is made of `hf_config`, the fields of a config.json, or else of the model's own.
     """
+    import torch  # here, because the imports take seconds, in every process that tests start, too
+    import transformers
+
     fields = copy.deepcopy(hf_config or model.config.to_hf())  # they write into its dicts
     fields |= {"eos_token_id": None, "pad_token_id": 0}
     config = transformers.AutoConfig.for_model(**fields)
@@ -96,6 +98,8 @@ def torch_sites(twin, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.nda
 
     (`hidden_states` would not do: its last entry is behind the final norm.)
     """
+    import torch
+
     seen: dict[str, list[np.ndarray]] = {site: [] for site in SITES}
 
     def keep(site, x):
