@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxsteer import aot
+from jaxsteer import aot, compile_cache
 from jaxsteer.attention import cudnn_attention, xla_attention
 from jaxsteer.chips import HERE, TOPOLOGIES, Chip, Topology, find
 from jaxsteer.config import PRESETS, LlamaConfig
@@ -329,6 +329,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
         if args.compile:
             jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
+            compile_cache.turn_off()  # programs for what is not here cannot be read back
         for line in lines(found, sweep=args.sweep, compiled=args.compile):
             print(line, flush=True)
     except (ValueError, ImportError, FileNotFoundError) as error:
