@@ -119,7 +119,7 @@ def _tokenizer(role: str, source: Path) -> Any:
     from transformers import AutoTokenizer  # here, because the import takes a second
 
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # anything may come out of a foreign tokenizer's files
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(

@@ -192,7 +192,7 @@ def load_tokenizer(path: Path) -> Any:
 
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return AutoTokenizer.from_pretrained(str(path))
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
 def check(

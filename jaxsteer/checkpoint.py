@@ -187,11 +187,11 @@ def load_tokenizer(path: PathLike) -> Any:
     from transformers import AutoTokenizer  # here, because the import takes a second
 
     if not is_remote(path):
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     with tempfile.TemporaryDirectory() as here:
         for file in folder.iterdir():
             (Path(here) / file.name).write_bytes(file.read_bytes())
-        return AutoTokenizer.from_pretrained(here)
+        return AutoTokenizer.from_pretrained(here, trust_remote_code=False)
 
 
 def read_manifest(path: PathLike) -> Manifest:

@@ -35,7 +35,7 @@ def named_ends(files: Iterable[Path], tokenizer: Any = None, *, vocab_size: int)
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         if not found and name in by_name:
-            found = _named_in(by_name[name], vocab_size)
+            found = ends_in(by_name[name], vocab_size)
     own = getattr(tokenizer, "eos_token_id", None)
     found = sorted({*found, *([] if own is None else [own])})
     if not found:
@@ -43,7 +43,12 @@ def named_ends(files: Iterable[Path], tokenizer: Any = None, *, vocab_size: int)
     return found
 
 
-def _named_in(file: Path, vocab_size: int) -> list[int]:
+def ends_in(file: Path, vocab_size: int) -> list[int]:
+    """The end-of-sequence ids that one file of a model names; maybe none.
+
+    Raises:
+        ValueError: it is no JSON, or names what is no id of the model.
+    """
     try:
         data = load_json(file.read_bytes())
     except ValueError as error:

@@ -473,7 +473,7 @@ def test_tokenizer_that_transformers_rebuilds_as_another_kind(src, monkeypatch):
         tokenizer_object=rebuilt, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
     wrong.name_or_path = str(src)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_: wrong)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: wrong)
     message = refused(src, "the tokenizer cannot be trusted")
     assert "came back as 'Wait,letmecheckthatagain.'" in message
     assert "ids differ from those of tokenizer.json" in message

@@ -254,6 +254,40 @@ def test_pickles_are_not_opened(
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_beside_a_tokenizer_is_not_run(
+    src: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the user asked whether it should be, as transformers would."""
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    names = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (src / "tokenizer_config.json").write_text(json.dumps(names))
+    (src / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    assert "needs code that comes with it, which is not run" in refused(capsys, src)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{oops", "generation_config.json: not JSON"),
+        ('{"eos_token_id": "two"}', "eos_token_id: got 'two', expected ids of 0 to 289"),
+        ('{"eos_token_id": [2, 290]}', "eos_token_id: got 290, expected ids of 0 to 289"),
+    ],
+)
+def test_a_generation_config_that_cannot_be(
+    src: Path, text: str, message: str, capsys: Any
+) -> None:
+    (src / "generation_config.json").write_text(text)
+    assert message in refused(capsys, src)
+
+
+def test_a_target_that_cannot_be(src: Path, capsys: Any) -> None:
+    said = says(capsys, convert_main, src, src / "config.json" / "dst")
+    assert f"{src / 'config.json'} is a file, expected a folder" in said
+    said = says(capsys, convert_main, src, "")
+    assert "destination: got an empty text, expected a directory to write" in said
+
+
 def test_urls_are_not_repeated(tmp_path: Path, capsys: Any) -> None:
     said = says(capsys, convert_main, "https://me:hf_secret@hub.co/a/b", tmp_path / "dst")
     assert "got a URL, expected a folder or a hub id" in said

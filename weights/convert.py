@@ -22,11 +22,12 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxsteer import checkpoint
+from jaxsteer.end_tokens import ends_in
 from jaxsteer.newdir import check_free
 from jaxsteer.paths import ParamPath, dotted
 from jaxsteer.timing import timed
 from weights import command, hf
-from weights.folder import CONFIGS, Folder, n_bytes, open_folder
+from weights.folder import CONFIGS, GENERATION, Folder, n_bytes, open_folder
 from weights.source import Source, find_source
 from weights.stream import tensors_as_ours
 from weights.tokenizer_check import check_tokenizer
@@ -63,9 +64,14 @@ def convert(
         ValueError: anything in `src` that cannot be used; see `open_folder`, `check_tokenizer`.
         OSError: the disk has not enough room.
     """
+    if not str(dst):
+        raise ValueError("destination: got an empty text, expected a directory to write")
     check_free(dst, marker=checkpoint.MANIFEST, overwrite=overwrite)
     source = find_source(src, revision=revision)
     folder = open_folder(source.folder)
+    for file in folder.companions:
+        if file.name == GENERATION:
+            ends_in(file, folder.config.vocab_size)
     target = _target_dtype(folder, dtype)
     _check_room(Path(dst), n_bytes(folder.config, target))
     if folder.config.tie_embeddings and hf.HEAD in folder.headers:
@@ -140,9 +146,11 @@ def _prove_tokenizer(folder: Folder) -> None:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder.path))
+        loaded = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False)
     except Exception as error:  # anything may come out of a foreign tokenizer's files
         reason = f"{type(error).__name__}: {str(error)[:300]}"
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            reason = "it needs code that comes with it, which is not run"
         raise ValueError(f"{folder.path}: the tokenizer does not load: {reason}") from None
     try:
         check_tokenizer(loaded, folder.config, folder.config_json)
@@ -165,6 +173,8 @@ def _check_room(dst: Path, needed: int) -> None:
     parent = dst.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise FileExistsError(f"{dst}: {parent} is a file, expected a folder")
     free = shutil.disk_usage(parent).free
     if free < needed * 1.01:
         raise OSError(f"{dst}: needs {needed:,} bytes, {parent} has {free:,} free")

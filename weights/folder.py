@@ -18,7 +18,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What is carried along beside the weights, byte for byte: AutoTokenizer reads these.
-CONFIGS = ("config.json", "generation_config.json")
+GENERATION = "generation_config.json"
+CONFIGS = ("config.json", GENERATION)
 COMPANIONS = (
     *CONFIGS,
     "tokenizer.json",

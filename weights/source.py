@@ -22,12 +22,20 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Source:
 
     Raises:
         FileNotFoundError: no such folder, and no hub id either.
-        ValueError: a URL, or the hub has no such model, or does not give it to this user.
+        ValueError: a URL, a revision of a folder, or the hub has no such model, does not give it
+            to this user, or cannot be reached.
     """
+    if not str(source):
+        raise ValueError("source: got an empty text, expected a folder or a hub id like owner/name")
     if "://" in str(source):  # not repeated in the message: a URL can hold a password
         raise ValueError("source: got a URL, expected a folder or a hub id like owner/name")
     folder = Path(source)
     if folder.exists():
+        if revision is not None:
+            raise ValueError(
+                f"revision: got {revision!r} for the folder {source}, expected none: only a model "
+                "of the hub has revisions"
+            )
         return Source(folder, folder.resolve().name, None)
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id like owner/name")
@@ -36,7 +44,13 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Source:
 
 def _download(repo: str, revision: str | None) -> Source:
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     page = f"https://huggingface.co/{repo}"
     try:
@@ -53,9 +67,25 @@ def _download(repo: str, revision: str | None) -> Source:
             f"{repo}: no such folder here, and no such model on the hub (or a private one; log "
             f"in with: hf auth login). See {page}"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except RevisionNotFoundError:
+        raise ValueError(
+            f"{repo}: revision: got {revision!r}, which the hub does not have. See {page}"
+        ) from None
+    except HFValidationError as error:  # about the name alone
+        raise ValueError(f"{repo}: no such folder here, and no hub id: {error}") from None
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"{repo}: no such folder here, and the hub could not be asked: no network, "
+            f"HF_HUB_OFFLINE is set, or the hub itself has an error. See {page}"
+        ) from None
+    except Exception as error:  # of whichever HTTP library the hub's client stands on
         # Without the error itself: its text can hold a signed address, or the request's headers.
-        raise ValueError(f"{repo}: download failed: {type(error).__name__}; see {page}") from None
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        kind = type(error).__name__ + (f" {status}" if isinstance(status, int) else "")
+        raise ValueError(
+            f"{repo}: download failed: {kind}. Files that are complete are kept: the same command "
+            f"goes on from here. See {page}"
+        ) from None
     # Snapshots live in a folder named after the commit.
     path = Path(folder)
     return Source(path, repo, path.name if path.parent.name == "snapshots" else revision)

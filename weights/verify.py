@@ -161,13 +161,14 @@ def _torch_model(folder: Folder, dtype: str, layers: int, compute: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(folder.path))
+    config = AutoConfig.from_pretrained(str(folder.path), trust_remote_code=False)
     config.num_hidden_layers = layers
     model = AutoModelForCausalLM.from_pretrained(
         str(folder.path),
         config=config,
         dtype=getattr(torch, compute),
         attn_implementation="eager",
+        trust_remote_code=False,
     )
     for parameter in model.parameters():  # not the rotary frequencies, which stay float32
         parameter.data = parameter.data.to(getattr(torch, dtype)).to(getattr(torch, compute))
