@@ -19,7 +19,7 @@ from experiments.stages import locked, run_stage
 from experiments.text import Prompt, load_prompts
 from jaxsteer import checkpoint, hosts, preemption
 from jaxsteer.end_tokens import end_tokens
-from jaxsteer.files import sha256
+from jaxsteer.files import is_remote, sha256
 from jaxsteer.memory import room_for_another
 from jaxsteer.model import Model
 from jaxsteer.packing import arrange
@@ -176,12 +176,21 @@ def _checked(out: Path, settings: Settings, *, full: bool) -> Run:
 def stage_parser(module: str, summary: str) -> argparse.ArgumentParser:
     """The options that all stages share."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{module}", description=summary)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the run's results")
+    parser.add_argument("--out", type=_folder, required=True, help="folder for the run's results")
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
     )
     machines.add_options(parser)
     return parser
+
+
+def _folder(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected a folder on a disk, on several hosts one that they share: a run "
+            "is locked, and appended to"
+        )
+    return Path(text)
 
 
 def guarded(work: Callable[[], object]) -> int:

@@ -10,6 +10,7 @@ from experiments.judge_settings import Judge
 from experiments.settings_checks import BASELINES, problems_of
 from experiments.toml_sections import read_section
 from jaxsteer.annotate import KEYWORDS
+from jaxsteer.files import is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +203,8 @@ def load_settings(path: str | Path) -> Settings:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     problems: list[str] = []
     settings = read_section(Settings, raw, "", problems)
+    if settings is not None:
+        problems += _in_stores(settings)
     if problems or settings is None:
         raise ValueError(f"{path}:\n  " + "\n  ".join(problems))
     settings = _resolve(settings, path.resolve().parent)
@@ -209,6 +212,17 @@ def load_settings(path: str | Path) -> Settings:
     if problems:
         raise ValueError(f"{path}:\n  " + "\n  ".join(problems))
     return settings
+
+
+def _in_stores(settings: Settings) -> list[str]:
+    """A line for each model in an object store: a run reads them from a disk."""
+    models = {name: getattr(settings.models, name) for name in ("base", "reasoning", "control")}
+    return [
+        f"models.{name}: got {value}, expected a path on a disk: copy it there first "
+        "(gcloud storage cp --recursive)"
+        for name, value in models.items()
+        if value is not None and is_remote(value)
+    ]
 
 
 def _resolve(settings: Settings, folder: Path) -> Settings:

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from experiments import reproduce
 from experiments.benchmarks import two_gpus
 from experiments.machines import _address, add_options, together
 from experiments.run import guarded
@@ -51,6 +52,12 @@ def test_what_cannot_be_is_said_in_a_line(capsys, argv, said):
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert said in err
+
+
+def test_a_run_is_on_a_disk(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["--out", "gs://bucket/run"])
+    assert "got gs://bucket/run, expected a folder on a disk" in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_command_in_good_order(capsys):

@@ -60,6 +60,12 @@ def test_numbers_get_their_kind(file: Path) -> None:
     assert all(type(c) is float for c in settings.steering.coeffs)
 
 
+def test_models_in_a_store_are_to_be_copied_first(file: Path) -> None:
+    said = message(file, models={"base": "gs://bucket/base", "control": "gs://bucket/control"})
+    for role in ("base", "control"):
+        assert f"models.{role}: got gs://bucket/{role}, expected a path on a disk: copy it" in said
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.toml: no such settings file"):
         load_settings(tmp_path / "none.toml")
