@@ -25,23 +25,22 @@ def new_directory(
     check_free(target, marker=marker, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.building")
-    old = target.with_name(f".{target.name}.old")
+    old = target.with_name(f".{target.name}.old")  # whole, whenever it is there
     lock = -1
     try:
         lock = _lock(building, target)
-        if old.exists() and not target.exists():
-            os.rename(old, target)  # killed between the two renames below
+        if _settle(old, target):  # killed between the two renames below
             check_free(target, marker=marker, overwrite=overwrite)
         _clear(building)
         yield building
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
             os.rename(target, old)
         os.rename(building, target)
-        shutil.rmtree(old, ignore_errors=True)
+        _settle(old, target)
     except BaseException:
         if lock != -1:  # or it is another process's
             shutil.rmtree(building, ignore_errors=True)
+            _settle(old, target)
         raise
     finally:
         if lock != -1:
@@ -60,6 +59,23 @@ def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = F
             f"{target}: exists and holds no {marker}, so it is not overwritten; "
             "remove it yourself or choose another name"
         )
+
+
+def _settle(old: Path, target: Path) -> bool:
+    """Put what was to be replaced back if nothing has taken its name, else remove it.
+
+    Whether it was put back. What is being removed has another name: a kill leaves a part of it.
+    """
+    removing = target.with_name(f".{target.name}.removing")
+    shutil.rmtree(removing, ignore_errors=True)
+    if not old.exists():
+        return False
+    if not target.exists():
+        os.rename(old, target)
+        return True
+    os.rename(old, removing)
+    shutil.rmtree(removing, ignore_errors=True)
+    return False
 
 
 def _lock(building: Path, target: Path) -> int:

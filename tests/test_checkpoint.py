@@ -1,6 +1,7 @@
 """jaxsteer.checkpoint: what is saved comes back, and what is broken says so."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,34 @@ def test_killed_between_its_two_renames(saved, config):
         checkpoint.save(saved, make(config, seed=2))
     assert listing(saved.parent) == ["m"]
     assert same(checkpoint.load(saved)[0].params, make(config).params)
+
+
+@pytest.mark.parametrize("moment", ["between the renames", "behind them"])
+def test_stopped_while_it_takes_another_ones_place(saved, config, monkeypatch, moment):
+    last, rename = ".m.old" if moment == "between the renames" else "m", os.rename
+
+    def stop(source, target):
+        rename(source, target)
+        if Path(target).name == last:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(saved, make(config, seed=2), overwrite=True)
+    assert listing(saved.parent) == ["m"]
+    seed = 1 if moment == "between the renames" else 2
+    assert same(checkpoint.load(saved)[0].params, make(config, seed=seed).params)
+
+
+def test_what_a_kill_left_of_a_replaced_checkpoint_is_never_put_back(saved, config):
+    removing = saved.with_name(f".{saved.name}.removing")
+    shutil.copytree(saved, removing)
+    (removing / "jaxsteer.json").unlink()
+    shutil.rmtree(saved)
+    checkpoint.save(saved, make(config, seed=2))
+    assert listing(saved.parent) == ["m"]
+    assert same(checkpoint.load(saved)[0].params, make(config, seed=2).params)
 
 
 def test_two_writers_one_wins_and_the_other_says_so(tmp_path, config):

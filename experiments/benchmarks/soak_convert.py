@@ -66,6 +66,7 @@ def _convert_job(
     work.mkdir()
     target, building = work / "dst", work / ".dst.building"
     left = [0]  # when it was last changed, where an earlier kill left it
+    remains = [False]  # whether an earlier kill came while the old one was removed
 
     def changed() -> int:
         try:
@@ -77,10 +78,11 @@ def _convert_job(
         return changed() not in (0, left[0])
 
     def prepare(attempt: int) -> None:
-        shutil.rmtree(target, ignore_errors=True)
+        for name in ("dst", ".dst.old"):  # or the next one would put it back
+            shutil.rmtree(work / name, ignore_errors=True)
         if attempt % 2:
             shutil.copytree(old, target)
-        left[0] = changed()
+        left[0], remains[0] = changed(), (work / ".dst.removing").exists()
 
     def check(attempt: int, ended: Ended) -> str:
         names = {path.name for path in work.iterdir()}
@@ -95,6 +97,10 @@ def _convert_job(
         if attempt % 2 and "dst" not in names and ".dst.old" in names:
             found = work / ".dst.old"  # killed between two renames; the next run puts it back
             allowed = {".dst.old", ".dst.building"}
+        if ended.code < 0 and attempt % 2 and found == target:
+            allowed |= {".dst.old", ".dst.removing"}  # killed while it removed the old one
+        if remains[0] and ended.code != 0:
+            allowed.add(".dst.removing")
         if not names <= allowed:
             raise Lost(f"left behind: {sorted(names - allowed)}")
         if any(sha256(file) != one for file, one in hashes.items()):
