@@ -36,10 +36,12 @@ def locked(out: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        FileExistsError: if another process works in it.
+        FileExistsError: if another process works in it, or it is a file.
     """
 
     def hold() -> None:
+        if out.is_file():
+            raise FileExistsError(f"{out}: is a file, expected a folder for the run")
         out.mkdir(parents=True, exist_ok=True)
         busy = f"{out}: another process is working in this folder"
         held.enter_context(jsonl.locked(out / ".lock", busy=busy))

@@ -27,7 +27,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     left out.
 
     Raises:
-        ValueError: naming the line, if another one is not JSON.
+        ValueError: naming the line, if another one is no JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -48,7 +48,7 @@ def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     own.
 
     Raises:
-        ValueError: naming the line, if another one is not JSON.
+        ValueError: naming the line, if another one is no JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -65,14 +65,17 @@ def parse_rows(path: os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
     """Rows from the whole lines of a file's content.
 
     Raises:
-        ValueError: naming the line, if one is not JSON.
+        ValueError: naming the line, if one is no JSON object.
     """
     rows = []
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: got {row!r:.80}, expected an object")
+        rows.append(row)
     return rows
 
 

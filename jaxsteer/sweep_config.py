@@ -88,7 +88,9 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
                 "made with; choose another file"
             ) from None
         except ValueError:
-            raise ValueError(f"{beside}: damaged; choose another file for this sweep") from None
+            there = None
+        if not isinstance(there, dict) or not isinstance(there.get("cells", {}), dict):
+            raise ValueError(f"{beside}: damaged; choose another file for this sweep")
         config = {**config, "cells": there.get("cells", {}) | config["cells"]}
         known = {key: config["cells"][key] for key in there.get("cells", {})}
         found = list(differences(there, {**config, "cells": known}))

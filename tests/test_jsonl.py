@@ -54,13 +54,23 @@ def test_reading_changes_no_file(tmp_path: Path, cut: int, found: int) -> None:
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", [b'{"i": ', b"", b'{"i": "\xff"}'])
-def test_damage_elsewhere_is_refused(tmp_path: Path, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"i": ', "not JSON"),
+        (b"", "not JSON"),
+        (b'{"i": "\xff"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", r"got \[1\], expected an object"),
+        (b"null", "got None, expected an object"),
+    ],
+)
+def test_damage_elsewhere_is_refused(tmp_path: Path, line: bytes, problem: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"i": 0}\n' + line + b'\n{"i": 2}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: {problem}"):
         read_rows(file)
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: {problem}"):
         recover_rows(file)
     assert file.read_bytes().endswith(b'{"i": 2}\n')  # and nothing is removed
 

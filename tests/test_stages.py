@@ -206,3 +206,11 @@ def test_fingerprint_names_what_a_stage_wrote(tmp_path: Path) -> None:
     first = fingerprint(run_stage(tmp_path / "a", "labels", {"i": 0}, writes("one")))
     assert first == fingerprint(run_stage(tmp_path / "b", "labels", {"i": 1}, writes("one")))
     assert first != fingerprint(run_stage(tmp_path / "c", "labels", {"i": 0}, writes("two")))
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    message = "run: is a file, expected a folder for the run"
+    with pytest.raises(FileExistsError, match=message), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"

@@ -164,9 +164,10 @@ def test_weights_are_told_apart_by_their_places(shallow):
 
 
 def test_rows_without_a_configuration_are_refused(shallow, batch, begun):
-    config_path(begun).write_text("{")
-    with pytest.raises(ValueError, match=r"rows.jsonl.config.json: damaged"):
-        sweep_to_file(begun, shallow, batch, CELLS, **OPTIONS)
+    for text in ("{", "[]", '{"cells": []}'):
+        config_path(begun).write_text(text)
+        with pytest.raises(ValueError, match=r"rows.jsonl.config.json: damaged"):
+            sweep_to_file(begun, shallow, batch, CELLS, **OPTIONS)
     config_path(begun).unlink()
     with pytest.raises(ValueError, match=r"has 7 rows, but rows.jsonl.config.json is missing"):
         sweep_to_file(begun, shallow, batch, CELLS, **OPTIONS)
