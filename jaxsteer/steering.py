@@ -14,8 +14,8 @@ in float32 and rounded once:
 
 s is the row's coefficient times its schedule at the token's position, inside the row's scope;
 outside of it x goes through untouched. None of this is compiled in: the rows of a batch may differ
-in all of it, and other values never recompile. What no row uses is None and costs nothing; only
-the first row that uses a kind of operation, a site or `preserve_norm` asks for another program.
+in all of it, and other values never recompile. What no row uses is None and costs nothing; its
+first use (of a kind of operation, a site, `preserve_norm`) asks for another program.
 
 `interventions` makes these; here is what they are and how they are applied.
 """
@@ -38,16 +38,7 @@ from jaxsteer.sites import SITES, site_width
 NO_LAYER = -1
 EVERY_LAYER = -2
 
-_OPTIONAL = (
-    "basis",
-    "erase",
-    "along",
-    "noise",
-    "seed",
-    "preserve_norm",
-    "condition",
-    "threshold",
-)
+_OPTIONAL = ("basis", "erase", "along", "noise", "seed", "preserve_norm", "condition", "threshold")
 
 # Products in full float32, on hardware that would make less of them.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -140,11 +131,8 @@ def apply(
     """
     if site not in steering.sites:
         return x
-    if steering.vector.shape[-1] != x.shape[-1]:
-        raise ValueError(
-            f"steering.vector: got width {steering.vector.shape[-1]}, expected {x.shape[-1]} at "
-            f"{site}"
-        )
+    if (width := steering.vector.shape[-1]) != x.shape[-1]:
+        raise ValueError(f"steering.vector: got width {width}, expected {x.shape[-1]} at {site}")
     wide = x.astype(jnp.float32)
     s = strengths.amount[..., None]  # [B, T, 1]
     change = steering.vector[:, None]
