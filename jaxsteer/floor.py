@@ -11,8 +11,8 @@ of the two counts; parts cannot overlap, so they add up.
                  chips that share the weights each sends 2 · (t - 1) / t of it
 
 The embedding is looked up, not read. Activations, norms, rotations, the choice of the token and how
-long a message takes to arrive are left out: a floor may be too low, never too high. On dozens of
-chips, where all else takes a millisecond, the messages are most of what is missing.
+long a message takes to arrive are left out: a floor may be too low, never too high. The
+latter counts for more the more chips share the work.
 """
 
 import math
