@@ -1,6 +1,7 @@
 """Whatever the input: headers, configs, tokenizers' texts, and files that were tampered with."""
 
 import contextlib
+import itertools
 import json
 import random
 import struct
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from jaxsteer.cells import check_cells, grid
 from jaxsteer.config import LlamaConfig
 from jaxsteer.header import parse_header
+from jaxsteer.steering import Steering
 from jaxsteer.vectors import Direction, load_directions, save_directions
 from weights.tokenizer_check import check_tokenizer, text_problems
 
@@ -166,6 +169,42 @@ def test_directions_come_back_as_they_were(items: list[tuple[Any, ...]]) -> None
         again = found[one.name]
         assert again.vector.tobytes() == one.vector.tobytes()
         assert (again.layer, again.provenance) == (one.layer, one.provenance)
+
+
+TWO_LAYERS = replace(LlamaConfig.tiny(), n_layers=2)
+
+
+@given(
+    st.lists(names, min_size=0, max_size=2, unique=True),
+    st.sampled_from([TWO_LAYERS.d_model, TWO_LAYERS.d_model - 1]),
+    st.lists(st.integers(0, 1) | st.integers(-(2**40), 2**40), max_size=2, unique=True),
+    st.lists(st.floats(width=32), max_size=2, unique=True),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_grid_is_every_combination_or_refused(
+    vectors: list[str], width: int, layers: list[int], coeffs: list[float]
+) -> None:
+    fits = (
+        bool(vectors and layers and coeffs)
+        and width == TWO_LAYERS.d_model
+        and all(0 <= layer < 2 for layer in layers)
+        and bool(np.isfinite(coeffs).all())
+    )
+    try:
+        rows = {name: np.full(width, i + 1.0) for i, name in enumerate(vectors)}
+        cells = grid(rows, layers=layers, coeffs=coeffs)
+        check_cells(cells, TWO_LAYERS)
+    except ValueError:
+        assert not fits
+        return
+    assert fits
+    wanted = list(itertools.product(vectors, layers, coeffs))
+    assert [tuple(cell.labels.values()) for cell in cells] == wanted
+    for cell, (name, layer, coeff) in zip(cells, wanted, strict=True):
+        assert isinstance(cell.steering, Steering)
+        np.testing.assert_array_equal(np.ravel(cell.steering.vector), rows[name])
+        assert np.ravel(cell.steering.coeff) == np.float32(coeff)
+        assert [one for one in np.ravel(cell.steering.layer) if one >= 0] == [layer]
 
 
 def test_the_corpus_says_no_more_than_value_error(tmp_path: Path) -> None:
