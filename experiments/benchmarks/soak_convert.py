@@ -126,7 +126,7 @@ def _convert_job(
         prepare,
         check,
         seconds=lambda: 1.05 * seconds,
-        aim=lambda _: Aim("the first file", begun, 0.25 * seconds),
+        aim=lambda _: Aim("the first file", begun, 0.1 * seconds),
         stage=lambda _: "writing" if begun("") else "reading, or done",
     )
 
