@@ -1,7 +1,6 @@
 """Products in full float32, and the small model and prompts that most tests share."""
 
 import os
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def optimised(request: pytest.FixtureRequest) -> Iterator[None]:
+def optimised(request: pytest.FixtureRequest) -> None:
     """Files marked `optimised` compile as users do: how sums are rounded depends on it."""
-    quick = jax.config.values[QUICK]
-    if not quick or request.node.get_closest_marker("optimised") is None:
-        yield
-        return
-    jax.clear_caches()  # of what other files compiled
-    jax.config.update(QUICK, False)
-    yield
-    jax.config.update(QUICK, quick)
-    jax.clear_caches()
+    marked = request.node.get_closest_marker("optimised") is not None
+    quick = os.environ.get(QUICK.upper()) == "1" and not marked
+    if jax.config.values[QUICK] != quick:
+        jax.clear_caches()  # of what other files compiled
+        jax.config.update(QUICK, quick)
 
 
 @pytest.fixture(scope="session")
@@ -84,15 +79,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process, and so do all files that read `finished`."""
+    """A file's tests stay in one process; files that are `optimised` or read `finished`, too."""
     from xdist.scheduler import LoadFileScheduling
-
-    files = Path(__file__).parent.glob("test_*.py")
-    readers = {file.name for file in files if "finished.out" in file.read_text()}
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "finished" if Path(file).name in readers else file
+            text = (config.rootpath / file).read_text()
+            return next((word for word in ("mark.optimised", "finished.out") if word in text), file)
 
     return Scheduling(config, log)
