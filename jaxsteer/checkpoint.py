@@ -166,14 +166,21 @@ def load(
     """
     if sharding is not None and mesh is not None:
         raise ValueError("load: got both sharding and mesh, expected at most one")
+    if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
+        found = type(mesh).__name__
+        raise ValueError(f"mesh: got {found}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
     folder = absolute(path)  # Orbax takes no other
     if mesh is not None:
         sharding = params_sharding(read_manifest(folder).config, mesh)
     check_together(folder, read_manifest(folder).files)
     manifest = _open(folder)
-    wanted = jnp.dtype(dtype or manifest.dtype)
-    if wanted.name not in DTYPES:
-        raise ValueError(f"dtype: got {wanted.name}, expected {' or '.join(DTYPES)}")
+    try:
+        wanted = jnp.dtype(dtype or manifest.dtype)
+    except TypeError:
+        wanted = None
+    if wanted is None or wanted.name not in DTYPES:
+        found = wanted.name if wanted else repr(dtype)
+        raise ValueError(f"dtype: got {found}, expected {' or '.join(DTYPES)}")
     params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
     model = from_params(params, manifest.config)
     return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
@@ -211,7 +218,8 @@ def read_manifest(path: PathLike) -> Manifest:
                 f"{folder}: is a Hugging Face folder, expected a converted one; "
                 f"convert it first: python -m weights.convert {folder} DST"
             )
-        raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST})")
+        inside = "; one lies in its folder checkpoint" if (folder / "checkpoint").is_dir() else ""
+        raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST}{inside})")
     try:
         data = load_json(file.read_bytes())
         if data["format"] != FORMAT:

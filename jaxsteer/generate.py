@@ -158,6 +158,11 @@ def append(
     # A row's own count, not `step`: rows may have started at different times (`refill`).
     position = state.length
     token = sampler(logits, keys(request.sampling, position), request.sampling)
+    if token.shape != position.shape or not jnp.issubdtype(token.dtype, jnp.integer):
+        raise ValueError(
+            f"sampler: gave {token.dtype} {list(token.shape)}, expected an integer for each of the "
+            f"rows, {list(position.shape)}"
+        )
     token = jnp.where(state.done, 0, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
@@ -240,7 +245,8 @@ def generate(
 ) -> Generation:
     """Generate up to `max_new_tokens` for every row of `batch`, in one compiled program.
 
-    Other values of anything but `max_new_tokens`, `sampler`, `step` and `loop` never recompile.
+    Other values of anything but `max_new_tokens`, `sampler`, `step` and `loop` do not recompile;
+    the first use of a kind of operation or site does, and the first temperature above 0.
 
     Args:
         model: the weights.

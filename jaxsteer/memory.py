@@ -110,9 +110,9 @@ def sweep_bytes(
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
     each = prompts * here // data  # on a device, in each cell
     copied = prompts * here
-    if model.attention is tpu_attention:
+    if model.attention is tpu_attention and each > 16:
         # Its compiler lays a slot's prompts side by side, in eights, and makes the copies first.
-        each = -(-each // 8) * 8 if each > 8 else each
+        each = -(-each // 8) * 8
         copied = cells * prompts
     rows = cells * each * data // here
     program = program_bytes(model, rows=rows, prompt_rows=prompts * here, **asked)

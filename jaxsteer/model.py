@@ -326,7 +326,15 @@ def forward(
         last_only: unembed the last position only.
         remat: under `jax.grad`, keep each block's input alone and run the block again on the way
             back: a third more work, and memory for the stream instead of all activations.
+
+    Raises:
+        ValueError: for tokens of another shape, a capture that the model does not have, or a
+            steering that is known while tracing and does not fit or could steer nothing. Ids of
+            tokens are not checked.
     """
+    if getattr(tokens, "ndim", None) != 2:
+        found = getattr(tokens, "shape", type(tokens).__name__)
+        raise ValueError(f"tokens: got {found}, expected int32 [B, T] (of a batch: its tokens)")
     B, T = tokens.shape
     config = model.config
     if capture is not None:
@@ -345,6 +353,9 @@ def forward(
     context = Context(angle, valid, start, cache, model.attention)
 
     steerings = steers.as_tuple(steering)
+    for one in steerings:
+        all_prompt = T if prompt_length is None and cache is None else None
+        steers.check_known(one, config, rows=B, prompt_length=all_prompt)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1)
     strengths = [steers.strength(s, position, prompt_length, thinking, row) for s in steerings]

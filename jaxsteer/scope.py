@@ -71,6 +71,14 @@ class Scope:
         ]
         return found[0] | found[1]
 
+    def only_behind(self, prompt_length: int) -> bool:
+        """Whether it covers no position of a prompt of that length, but would without a prompt."""
+        with jax.ensure_compile_time_eval():  # also where a program is being traced
+            lengths = jnp.full(len(self.bounds), prompt_length)
+            position = jnp.broadcast_to(jnp.arange(prompt_length), (len(lengths), prompt_length))
+            covered = jnp.any(self.may_cover(position, lengths))
+            return not covered and bool(jnp.any(self.may_cover(position, 0 * lengths)))
+
 
 def _one_window(start: int, start_at_end: bool, stop: int, stop_at_end: bool) -> Scope:
     return Scope(

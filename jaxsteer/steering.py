@@ -221,6 +221,25 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
     _check_sites(steering, config)
 
 
+def check_known(
+    steering: Steering, config: LlamaConfig, *, rows: int, prompt_length: int | None
+) -> None:
+    """`check_steering` for what is not traced; `prompt_length` where all of a pass is prompt.
+
+    Raises:
+        ValueError: as `check_steering`, and if all of it is prompt and the scope begins behind.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steering)):
+        return
+    check_steering(steering, config, rows=rows)
+    if prompt_length is not None and steering.scope.only_behind(prompt_length):
+        raise ValueError(
+            f"prompt_length: got None, so that all {prompt_length} tokens are prompt, and the "
+            "scope of steering begins behind the prompt; expected int32 [B] (zeros, to steer all "
+            "tokens), or a scope like jaxsteer.scope.everywhere()"
+        )
+
+
 def _check_layers(layers: np.ndarray, config: LlamaConfig) -> None:
     known = (layers >= 0) & (layers < config.n_layers)
     wrong = np.unique(layers[~known & (layers != NO_LAYER) & (layers != EVERY_LAYER)])

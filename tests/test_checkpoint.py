@@ -244,6 +244,18 @@ def test_what_a_kill_left_of_a_replaced_checkpoint_is_never_put_back(saved, conf
     assert same(checkpoint.load(saved)[0].params, make(config, seed=2).params)
 
 
+def test_arguments_of_load_that_cannot_be(saved):
+    with pytest.raises(ValueError, match=r"mesh: got int, expected a jax\.sharding\.Mesh"):
+        checkpoint.load(saved, mesh=8)
+    with pytest.raises(ValueError, match="dtype: got 'foo', expected float32 or bfloat16"):
+        checkpoint.load(saved, dtype="foo")
+    run = saved.with_name("run")
+    run.mkdir()
+    saved.rename(run / "checkpoint")
+    with pytest.raises(ValueError, match="one lies in its folder checkpoint"):
+        checkpoint.load(run)
+
+
 def test_two_writers_one_wins_and_the_other_says_so(tmp_path, config):
     with new_directory(tmp_path / "m", marker="x") as folder:
         (folder / "x").write_text("first")

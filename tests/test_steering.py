@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from jaxsteer.model import forward
 from jaxsteer.scope import Scope
 from jaxsteer.sites import SITES
 from jaxsteer.steering import Steering
+from jaxsteer.tokens import left_pad
 
 pytestmark = pytest.mark.optimised
 
@@ -322,3 +324,29 @@ def test_interventions_are_applied_in_the_order_given(small, batch):
     # At two layers both act.
     two, one = stream(zero(large), zero(back), later), stream(zero(large), zero(back), zero(later))
     np.testing.assert_array_equal(two[2][real], (one[2] + vector)[real])
+
+
+def test_forward_does_not_steer_nothing_in_silence(small):
+    batch = left_pad([[1, 2, 3], [4, 5]], length=4)
+    behind = add(np.ones(small.config.d_model), layer=0, coeff=50.0)  # scope: generated
+    with pytest.raises(ValueError, match=r"prompt_length: got None, so that all 4 tokens are"):
+        forward(small, batch.tokens, mask=batch.mask, steering=behind)
+    with pytest.raises(ValueError, match="prompt_length: got None"):  # a constant of the program
+        jax.jit(lambda m: forward(m, batch.tokens, steering=behind).logits)(small)
+    options = {"mask": batch.mask, "prompt_length": jnp.zeros(2, jnp.int32)}
+    steered = forward(small, batch.tokens, steering=behind, **options).logits
+    everywhere = replace(behind, scope=scope.everywhere())
+    expected = forward(small, batch.tokens, mask=batch.mask, steering=everywhere).logits
+    real = np.asarray(batch.mask)
+    np.testing.assert_array_equal(steered[real], expected[real])
+
+
+def test_forward_names_what_does_not_fit(small):
+    tokens = jnp.ones((1, 4), jnp.int32)
+    wrong = add(np.ones(small.config.d_model), layer=99, coeff=1.0, scope=scope.everywhere())
+    with pytest.raises(ValueError, match=r"layer: got 99"):
+        forward(small, tokens, steering=wrong)
+    with pytest.raises(ValueError, match=r"tokens: got \(4,\), expected int32 \[B, T\]"):
+        forward(small, tokens[0])
+    with pytest.raises(ValueError, match=r"tokens: got TokenBatch, expected"):
+        forward(small, left_pad([[1, 2]]))
