@@ -64,7 +64,8 @@ def say_once() -> None:
     Orbax and TensorStore report an error of their threads three times: in the log, through the
     threads' hook, and by raising it. Only the last is kept, and the command says it in one line.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for log in ("absl", "asyncio"):  # asyncio tells of every array that was not written
+        logging.getLogger(log).setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None  # the thread's result raises it again
     sys.unraisablehook = _without_echo
 
