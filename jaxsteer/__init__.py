@@ -27,7 +27,7 @@ from jaxsteer.generate import (
 from jaxsteer.graft import graft
 from jaxsteer.interventions import ablate, add, amplify, clamp, head_vector, noise, replace, when
 from jaxsteer.model import Model, forward, init
-from jaxsteer.packing import arrange, heads_first, pack, unpack
+from jaxsteer.packing import arrange, pack, unpack
 from jaxsteer.refill import generate_queue
 from jaxsteer.request import Request, make_request
 from jaxsteer.sampling import greedy, sample, sampling
@@ -76,7 +76,6 @@ __all__ = [
     "greedy",
     "grid",
     "head_vector",
-    "heads_first",
     "hosts",
     "init",
     "left_pad",

@@ -1,5 +1,6 @@
 """Directories that appear when they are complete, or not at all."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -62,7 +63,7 @@ def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = F
 
 
 def _settle(old: Path, target: Path) -> bool:
-    """Put what was to be replaced back if nothing has taken its name, else remove it.
+    """Put what was to be replaced back if nothing has taken its name, else remove it if possible.
 
     Whether it was put back. What is being removed has another name: a kill leaves a part of it.
     """
@@ -73,8 +74,9 @@ def _settle(old: Path, target: Path) -> bool:
     if not target.exists():
         os.rename(old, target)
         return True
-    os.rename(old, removing)
-    shutil.rmtree(removing, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the new one is complete; the next writer tries again
+        os.rename(old, removing)
+        shutil.rmtree(removing, ignore_errors=True)
     return False
 
 

@@ -234,6 +234,22 @@ def test_stopped_while_it_takes_another_ones_place(saved, config, monkeypatch, m
     assert same(checkpoint.load(saved)[0].params, make(config, seed=seed).params)
 
 
+def test_an_old_one_that_cannot_be_removed_does_not_spoil_the_new_one(saved, config, monkeypatch):
+    rename = os.rename
+
+    def refuse(source, target):
+        if Path(target).name == ".m.removing":
+            raise PermissionError(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    checkpoint.save(saved, make(config, seed=2), overwrite=True)
+    assert same(checkpoint.load(saved)[0].params, make(config, seed=2).params)
+    monkeypatch.undo()
+    checkpoint.save(saved, make(config, seed=3), overwrite=True)
+    assert listing(saved.parent) == ["m"]
+
+
 def test_what_a_kill_left_of_a_replaced_checkpoint_is_never_put_back(saved, config):
     removing = saved.with_name(f".{saved.name}.removing")
     shutil.copytree(saved, removing)
