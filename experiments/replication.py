@@ -24,11 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxsteer.annotate import keyword_labels, split_sentences, token_spans
-from jaxsteer.foreign_vectors import load_replication
-from jaxsteer.metrics import keyword_counts, keyword_rate, mean_se, repetition
-from jaxsteer.vectors import cosine
-from weights.meta_tokenizer import R1_NAMED, meta_tokenizer
+from jaxsteer.analysis import (
+    keyword_counts,
+    keyword_labels,
+    keyword_rate,
+    mean_se,
+    repetition,
+    split_sentences,
+    token_spans,
+)
+from jaxsteer.directions import cosine, load_replication
+from jaxsteer.huggingface import R1_NAMED, meta_tokenizer
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
 CELL = ("target", "source", "magnitude")

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import jax
 
-from experiments import report
-from experiments.figures import left_out
-from experiments.machines import together
-from experiments.run import Run, guarded, open_run, stage_parser
-from experiments.seeds import pairs_in, write_seeds
-from experiments.stages import locked
-from jaxsteer import hosts
-from weights.command import end, say_once
+from experiments.claims.seeds import pairs_in, write_seeds
+from experiments.pipeline.machines import together
+from experiments.pipeline.run import Run, guarded, open_run, stage_parser
+from experiments.pipeline.stages import locked
+from experiments.report import stage as report
+from experiments.report.figure_list import left_out
+from jaxsteer.runtime import end, hosts, say_once
 
 
 def reproduce(run: Run) -> None:

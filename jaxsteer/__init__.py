@@ -8,40 +8,62 @@
 Read `model`, `steering` and `generate` first, in this order.
 """
 
-from jaxsteer import compile_cache, hosts, preemption, schedules, scope
-from jaxsteer.capture import Capture
-from jaxsteer.cells import Cell, grid
-from jaxsteer.checkpoint import load, save
+from jaxsteer.analysis import graft, score, token_logprobs
+from jaxsteer.checkpoints import end_tokens, load, save
 from jaxsteer.config import LlamaConfig
-from jaxsteer.end_tokens import end_tokens
-from jaxsteer.generate import (
+from jaxsteer.decoding import (
     DecodeState,
+    Request,
+    StopStrings,
     append,
     decode_step,
     generate,
+    generate_queue,
+    greedy,
+    make_request,
     prefill,
     run,
+    sample,
+    sampling,
+    stop_strings,
     stream,
+    think_tokens,
+    token_bytes,
     unfinished,
 )
-from jaxsteer.graft import graft
-from jaxsteer.interventions import ablate, add, amplify, clamp, head_vector, noise, replace, when
-from jaxsteer.model import Model, forward, init
-from jaxsteer.packing import arrange, pack, unpack
-from jaxsteer.refill import generate_queue
-from jaxsteer.request import Request, make_request
-from jaxsteer.sampling import greedy, sample, sampling
-from jaxsteer.score import score, token_logprobs
-from jaxsteer.sharding import make_mesh, shard_batch, shard_model
-from jaxsteer.sites import SITES
-from jaxsteer.steering import Steering, rows, stack
-from jaxsteer.stop_strings import StopStrings, stop_strings
-from jaxsteer.sweep import sweep
-from jaxsteer.sweep_file import sweep_to_file
-from jaxsteer.thinking import think_tokens
-from jaxsteer.token_text import token_bytes
-from jaxsteer.tokens import TokenBatch, left_pad
-from jaxsteer.vectors import Direction, cosine, load_directions, save_directions
+from jaxsteer.directions import Direction, cosine, load_directions, save_directions
+from jaxsteer.llama import (
+    Model,
+    TokenBatch,
+    arrange,
+    forward,
+    init,
+    left_pad,
+    make_mesh,
+    pack,
+    shard_batch,
+    shard_model,
+    unpack,
+)
+from jaxsteer.runtime import compile_cache, hosts, preemption
+from jaxsteer.steering import (
+    SITES,
+    Capture,
+    Steering,
+    ablate,
+    add,
+    amplify,
+    clamp,
+    head_vector,
+    noise,
+    replace,
+    rows,
+    schedules,
+    scope,
+    stack,
+    when,
+)
+from jaxsteer.sweeps import Cell, grid, sweep, sweep_to_file
 
 __version__ = "0.1.0"
 

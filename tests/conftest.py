@@ -10,9 +10,9 @@ import pytest
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
 
-from jaxsteer import compile_cache
-from jaxsteer.model import Model
-from jaxsteer.tokens import TokenBatch, left_pad
+from jaxsteer.llama.model import Model
+from jaxsteer.llama.tokens import TokenBatch, left_pad
+from jaxsteer.runtime import compile_cache
 
 QUICK = "jax_disable_most_optimizations"
 

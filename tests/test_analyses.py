@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pipeline_helpers import Finished
 
-from experiments import sensitivity
-from experiments.run import Run, open_run
-from jaxsteer.annotate import split_sentences
-from jaxsteer.jsonl import read_rows
-from jaxsteer.sensitivity import _slopes
+from experiments.pipeline.run import Run, open_run
+from experiments.searches import sensitivity
+from jaxsteer.analysis.derivatives import _slopes
+from jaxsteer.analysis.sentences import split_sentences
+from jaxsteer.files.jsonl import read_rows
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:

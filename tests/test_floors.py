@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 BELOW = {
     "jaxsteer": {"jaxsteer"},
     "weights": {"jaxsteer", "weights"},
@@ -39,8 +39,8 @@ def test_imports_go_down_only(floor: str) -> None:
 def test_pytorch_is_for_tests_and_comparisons_only() -> None:
     # Imported when asked for: to compare with, and to read `.pt` vectors.
     allowed = {
-        "weights/verify.py",
-        "jaxsteer/foreign_vectors.py",
+        "jaxsteer/models/verification.py",
+        "jaxsteer/directions/foreign_files.py",
         "experiments/benchmarks/cpu.py",
         "experiments/benchmarks/sweep_transformers.py",
     }

@@ -19,14 +19,14 @@ import pytest
 from hf_folders import edit_json, write_folder
 from safetensors.numpy import save_file
 
-from jaxsteer import checkpoint
-from jaxsteer.jsonl import append_rows, read_rows, recover_rows
-from jaxsteer.vectors import Direction, load_directions, save_directions
-from weights.convert import main as convert_main
-from weights.export import main as export_main
-from weights.verify import main as verify_main
+from jaxsteer.checkpoints import checkpoint
+from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
+from jaxsteer.files.jsonl import append_rows, read_rows, recover_rows
+from jaxsteer.models.conversion import main as convert_main
+from jaxsteer.models.exporting import main as export_main
+from jaxsteer.models.verification import main as verify_main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 WEIGHTS = "model.safetensors"
 NORM = "model.norm.weight"
 
@@ -141,7 +141,7 @@ def test_a_header_that_is_longer_than_anything(src: Path, capsys: Any) -> None:
 def test_a_file_that_becomes_shorter_while_it_is_read(
     src: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from weights import convert as module
+    from jaxsteer.models import conversion as module
 
     opened = module.open_folder
 

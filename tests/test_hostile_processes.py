@@ -13,12 +13,12 @@ import pytest
 from hf_folders import write_folder
 from huggingface_hub.errors import HfHubHTTPError
 
-from jaxsteer import checkpoint
-from weights.convert import convert, main
-from weights.export import main as export_main
-from weights.verify import main as verify_main
+from jaxsteer.checkpoints import checkpoint
+from jaxsteer.models.conversion import convert, main
+from jaxsteer.models.exporting import main as export_main
+from jaxsteer.models.verification import main as verify_main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SECRET = "hf_planted0123456789abcdefPLANTED"
 
 

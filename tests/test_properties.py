@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jaxsteer.cells import check_cells, grid
-from jaxsteer.config import LlamaConfig
-from jaxsteer.header import parse_header
-from jaxsteer.steering import Steering
-from jaxsteer.vectors import Direction, load_directions, save_directions
-from weights.tokenizer_check import check_tokenizer, text_problems
+from jaxsteer.config.shape import LlamaConfig
+from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
+from jaxsteer.files.safetensors_header import parse_header
+from jaxsteer.huggingface.tokenizer_check import check_tokenizer, text_problems
+from jaxsteer.steering.steering import Steering
+from jaxsteer.sweeps.cells import check_cells, grid
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 arrays = st.builds(

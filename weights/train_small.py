@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from weights.small_corpus import Corpus, corpus, matched_hazard, statistics
-from weights.small_folder import write_curves, write_json, write_model
-from weights.small_text import BASE, CONTROL, REASONING, TextSettings, documents
-from weights.small_tokenizer import vocabulary
-from weights.small_training import (
+from weights.small_language.corpus import Corpus, corpus, matched_hazard, statistics
+from weights.small_language.folder import write_curves, write_json, write_model
+from weights.small_language.text import BASE, CONTROL, REASONING, TextSettings, documents
+from weights.small_language.tokenizer import vocabulary
+from weights.small_language.training import (
     Phase,
     Texts,
     Tree,

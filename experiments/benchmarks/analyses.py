@@ -22,12 +22,10 @@ import numpy as np
 from experiments.benchmarks.capture import make_traces
 from experiments.benchmarks.decode import PRESETS
 from experiments.benchmarks.machine import peak_bytes
-from experiments.sensitivity import Text, slopes
+from experiments.searches.sensitivity import Text, slopes
+from jaxsteer.analysis import lens, project_texts
 from jaxsteer.config import LlamaConfig
-from jaxsteer.lens import lens
-from jaxsteer.model import init
-from jaxsteer.packing import pack
-from jaxsteer.projections import project_texts
+from jaxsteer.llama import init, pack
 
 DIRECTIONS = 44  # of Figure 6: two sources with 5 folds and all traces, and 32 random ones
 COLUMNS = 8  # of the sensitivity: seven offsets and the window

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxsteer.attention import cudnn_attention, xla_attention
+from jaxsteer.llama import cudnn_attention, xla_attention
 
 TOLERANCE = 1e-2  # bf16 has 8 bits of precision: 4e-3 for a number, some of them for a sum
 

@@ -21,19 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import derive
 from experiments.benchmarks.decode import PRESETS
 from experiments.benchmarks.machine import peak_bytes
-from jaxsteer import compile_cache
-from jaxsteer.activations import Trace, event_positions
-from jaxsteer.capture import Capture
+from experiments.stages import derive
+from jaxsteer.analysis import LABELS
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import prefill_operations
-from jaxsteer.labels import LABELS
-from jaxsteer.machine import matrix_rate, seconds
-from jaxsteer.model import Model, forward, init
-from jaxsteer.packing import pack
-from jaxsteer.tokens import left_pad
+from jaxsteer.directions import Trace, event_positions
+from jaxsteer.llama import Model, forward, init, left_pad, pack
+from jaxsteer.planning import prefill_operations
+from jaxsteer.runtime import compile_cache, matrix_rate, seconds
+from jaxsteer.steering import Capture
 
 OFFSETS = range(-30, 5)
 SENTENCE = 24  # tokens

@@ -24,15 +24,13 @@ import numpy as np
 import torch
 import transformers
 
-from jaxsteer import checkpoint
-from jaxsteer.floor import Machine, decode_seconds, prefill_operations
-from jaxsteer.generate import generate
-from jaxsteer.interventions import add
-from jaxsteer.machine import matrix_rate
-from jaxsteer.model import Model
-from jaxsteer.scope import from_last_prompt_token
-from jaxsteer.tokens import left_pad
-from weights.convert import convert
+from jaxsteer.checkpoints import checkpoint
+from jaxsteer.decoding import generate
+from jaxsteer.llama import Model, left_pad
+from jaxsteer.models import convert
+from jaxsteer.planning import Machine, decode_seconds, prefill_operations
+from jaxsteer.runtime import matrix_rate
+from jaxsteer.steering import add, from_last_prompt_token
 
 SMALL = Path(__file__).parents[2] / "weights" / "small" / "reasoning"
 LAYER, COEFF = 4, 4.0  # of the small pair: half-way up, strong enough to change tokens

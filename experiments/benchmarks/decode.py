@@ -23,17 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.machine import Compilations, peak_bytes
-from jaxsteer import compile_cache
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import Machine, decode_seconds, prefill_operations
-from jaxsteer.generate import Request, make_request, run
-from jaxsteer.interventions import add, noise
-from jaxsteer.machine import matrix_rate, read_bandwidth
-from jaxsteer.model import Model, init
-from jaxsteer.packing import pack
-from jaxsteer.sampling import Sampler, choose_sampler, sampling
-from jaxsteer.tokens import TokenBatch, left_pad
+from jaxsteer.decoding import Request, Sampler, choose_sampler, make_request, run, sampling
+from jaxsteer.llama import Model, TokenBatch, init, left_pad, pack
+from jaxsteer.planning import Machine, decode_seconds, prefill_operations
+from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
+from jaxsteer.steering import add, noise
 
 PRESETS = (*PUBLISHED, "tiny")
 CASES = {"tiny": ("2,16,8", "4,16,8")}

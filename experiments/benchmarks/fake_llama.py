@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from weights import hf
-from weights.folder import INDEX, SINGLE
-from weights.small_folder import write_json
-from weights.small_tokenizer import BOS, EOS, PAD, SPECIAL, save_tokenizer, vocabulary
+from jaxsteer.huggingface import INDEX, SINGLE
+from jaxsteer.huggingface import tensor_names as hf
+from weights.small_language.folder import write_json
+from weights.small_language.tokenizer import BOS, EOS, PAD, SPECIAL, save_tokenizer, vocabulary
 
 _POOL = 1 << 24
 _STRIP = 1 << 22  # numbers written at a time

@@ -27,17 +27,15 @@ import numpy as np
 
 from experiments.benchmarks.disk import forget, sequential_speed, used
 from experiments.benchmarks.fake_llama import write_fake_llama
-from jaxsteer import checkpoint
+from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config import LlamaConfig, RopeScaling
-from jaxsteer.jsonl import append_rows, recover_rows
-from jaxsteer.timing import seconds_by_part
-from weights import hf
-from weights.command import without_accelerator, without_torch
-from weights.convert import convert
-from weights.folder import n_bytes, open_folder
-from weights.small_problems import prompts_file
-from weights.small_tokenizer import vocabulary
-from weights.verify import different_tensors, layer_errors
+from jaxsteer.files import append_rows, recover_rows
+from jaxsteer.huggingface import n_bytes, open_folder
+from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.models import convert, different_tensors, layer_errors
+from jaxsteer.runtime import seconds_by_part, without_accelerator, without_torch
+from weights.small_language.problems import prompts_file
+from weights.small_language.tokenizer import vocabulary
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("base", "reasoning")

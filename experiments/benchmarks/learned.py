@@ -21,14 +21,11 @@ import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
 from experiments.benchmarks.machine import peak_bytes
-from jaxsteer import compile_cache
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import prefill_operations
-from jaxsteer.learned import learn_directions, step_bytes
-from jaxsteer.machine import matrix_rate
-from jaxsteer.model import Model, init
-from jaxsteer.packing import pack
-from jaxsteer.targets import Targets, make_targets
+from jaxsteer.directions import Targets, learn_directions, make_targets, step_bytes
+from jaxsteer.llama import Model, init, pack
+from jaxsteer.planning import prefill_operations
+from jaxsteer.runtime import compile_cache, matrix_rate
 
 SENTENCE, EVERY = 24, 400  # tokens of a target, and one in so many
 

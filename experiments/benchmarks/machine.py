@@ -1,4 +1,4 @@
-"""What a run took of the machine: memory, and programs compiled; see also `jaxsteer.machine`."""
+"""What a run took of the machine: memory, and programs compiled; see also `runtime.rates`."""
 
 import jax
 

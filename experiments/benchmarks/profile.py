@@ -25,11 +25,8 @@ import numpy as np
 
 from experiments.benchmarks.decode import PRESETS, limited
 from jaxsteer.config import LlamaConfig
-from jaxsteer.model import init
-from jaxsteer.packing import pack
-from jaxsteer.request import make_request
-from jaxsteer.sampling import greedy
-from jaxsteer.tokens import left_pad
+from jaxsteer.decoding import greedy, make_request
+from jaxsteer.llama import init, left_pad, pack
 
 
 def traced(work: Callable[[], Any]) -> tuple[Counter[str], Counter[str]]:

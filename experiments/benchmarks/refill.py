@@ -21,11 +21,17 @@ import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
 from jaxsteer.config import LlamaConfig
-from jaxsteer.generate import Request, make_request, run
-from jaxsteer.model import Model, init
-from jaxsteer.refill import Occupancy, generate_queue, pool_sizes
-from jaxsteer.sampling import sample, sampling
-from jaxsteer.tokens import TokenBatch, left_pad
+from jaxsteer.decoding import (
+    Occupancy,
+    Request,
+    generate_queue,
+    make_request,
+    pool_sizes,
+    run,
+    sample,
+    sampling,
+)
+from jaxsteer.llama import Model, TokenBatch, init, left_pad
 
 _LENGTHS = Path(__file__).with_name("trace_lengths.json")
 

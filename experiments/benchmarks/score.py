@@ -20,13 +20,11 @@ import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
 from experiments.benchmarks.machine import peak_bytes
-from jaxsteer import compile_cache
+from jaxsteer.analysis import rows_that_score, score
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import prefill_operations
-from jaxsteer.machine import matrix_rate
-from jaxsteer.model import init
-from jaxsteer.packing import pack
-from jaxsteer.score import rows_that_score, score
+from jaxsteer.llama import init, pack
+from jaxsteer.planning import prefill_operations
+from jaxsteer.runtime import compile_cache, matrix_rate
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from typing import Any
 from experiments.benchmarks.soak_convert import convert_jobs
 from experiments.benchmarks.soak_kill import Job, Lost, Place, run_and_kill, run_unharmed
 from experiments.benchmarks.soak_pipeline import keep_programs, reproduce_jobs, sweep_jobs
-from weights.command import without_accelerator
+from jaxsteer.runtime import without_accelerator
 
 JOBS = {"convert": convert_jobs, "sweep": sweep_jobs, "reproduce": reproduce_jobs}
 SIGNALS = (signal.SIGTERM, signal.SIGKILL)

@@ -12,13 +12,12 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.soak_kill import Aim, Ended, Job, Lost, Place, run_unharmed
-from jaxsteer import checkpoint
+from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import sha256
-from jaxsteer.model import abstract_params
-from jaxsteer.paths import dotted
-from weights.small_folder import write_model
-from weights.small_tokenizer import vocabulary
+from jaxsteer.llama import abstract_params, dotted
+from weights.small_language.folder import write_model
+from weights.small_language.tokenizer import vocabulary
 
 # About 40 MB, so that there is a while to be killed in.
 CONFIG = replace(

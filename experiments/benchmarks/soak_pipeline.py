@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.benchmarks.soak_kill import ROOT, Aim, Ended, Job, Lost, Place, run_unharmed
-from experiments.run import DEFAULT_SETTINGS
-from jaxsteer import preemption
+from experiments.pipeline.run import DEFAULT_SETTINGS
 from jaxsteer.files import sha256
+from jaxsteer.runtime import preemption
 
 # What the small pair's settings are cut down to: as many stages and chunks in less time.
 SMALLER = {

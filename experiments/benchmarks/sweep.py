@@ -16,7 +16,6 @@ Each engine runs in a process of its own, so that neither holds memory that the 
 """
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -35,24 +34,16 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.machine import Compilations, peak_bytes
 from experiments.benchmarks.sweep_work import Work, make_work
-from jaxsteer import compile_cache
-from jaxsteer.cells import Cell, stack_cells
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import Machine, decode_seconds
-from jaxsteer.generate import run
-from jaxsteer.interventions import add
-from jaxsteer.machine import matrix_rate, read_bandwidth
-from jaxsteer.model import Model, init
-from jaxsteer.packing import pack
-from jaxsteer.request import Request, make_request
-from jaxsteer.sampling import greedy
-from jaxsteer.steering import as_tuple
+from jaxsteer.decoding import Request, greedy, make_request, run
+from jaxsteer.llama import Model, TokenBatch, init, pack
+from jaxsteer.planning import Machine, decode_seconds
+from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
+from jaxsteer.steering import add, as_tuple
 from jaxsteer.steering import rows as as_rows
-from jaxsteer.sweep_file import sweep_to_file
-from jaxsteer.tokens import TokenBatch
-
-sweeping = importlib.import_module("jaxsteer.sweep")  # `jaxsteer.sweep` is the function
+from jaxsteer.sweeps import Cell, stack_cells, sweep_to_file
+from jaxsteer.sweeps import chunks as sweeping
 
 FIGURE_3 = {"cells": 16, "prompts": 20, "prompt_length": 128, "new_tokens": 1500}
 PRESETS = dict.fromkeys(PUBLISHED, FIGURE_3) | {
@@ -134,7 +125,7 @@ def time_figure(
 ) -> Iterator[dict[str, Any]]:
     """The whole sweep into a file, from prompts to rows, compilation included."""
     batch, cells = cells_of(work)
-    compilations, loops = Compilations(), sweeping._run_cells._cache_size()
+    compilations, loops = Compilations(), sweeping._run_cells._cache_size()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         path = sweep_to_file(
@@ -158,7 +149,7 @@ def time_figure(
         "new_tokens": work.new_tokens,
         "seconds": seconds,
         **_told(compilations),  # with all the small programs around the loop
-        "loops_compiled": sweeping._run_cells._cache_size() - loops,
+        "loops_compiled": sweeping._run_cells._cache_size() - loops,  # type: ignore[attr-defined]
         "tokens_per_s": tokens / seconds,
         "floor_s": floor,  # of decoding all rows at once
         "ratio": seconds / floor,

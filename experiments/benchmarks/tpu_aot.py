@@ -33,11 +33,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: no TPU 
 import jax
 
 from experiments.benchmarks import hlo
-from jaxsteer import aot, compile_cache
-from jaxsteer.chips import find
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import write_atomic
-from jaxsteer.plan import SWEEPS, Plan, Work, footprint, plan
+from jaxsteer.planning import SWEEPS, Plan, Work, find, footprint, plan
+from jaxsteer.planning import tpu_programs as aot
+from jaxsteer.runtime import compile_cache
 
 TOPOLOGIES = {
     "v5e-8": "llama31_8b",

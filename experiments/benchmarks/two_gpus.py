@@ -32,21 +32,25 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks.decode import PRESETS, limited
-from jaxsteer import compile_cache
-from jaxsteer.attention import default_attention, xla_attention
-from jaxsteer.cells import grid
-from jaxsteer.chips import this_machine
 from jaxsteer.config import LlamaConfig
-from jaxsteer.floor import step_seconds
-from jaxsteer.generate import generate
-from jaxsteer.interventions import add
-from jaxsteer.model import Model, forward, init
-from jaxsteer.packing import pack
-from jaxsteer.request import make_request
-from jaxsteer.sampling import greedy
-from jaxsteer.sharding import make_mesh, shard_model, spread_rows
-from jaxsteer.sweep import sweep
-from jaxsteer.tokens import TokenBatch, left_pad
+from jaxsteer.decoding import generate, greedy, make_request
+from jaxsteer.llama import (
+    Model,
+    TokenBatch,
+    default_attention,
+    forward,
+    init,
+    left_pad,
+    make_mesh,
+    pack,
+    shard_model,
+    spread_rows,
+    xla_attention,
+)
+from jaxsteer.planning import step_seconds, this_machine
+from jaxsteer.runtime import compile_cache
+from jaxsteer.steering import add
+from jaxsteer.sweeps import grid, sweep
 
 PARTS = ("attention", "models", "step")
 MESHES = {"1x2": (1, 2), "2x1": (2, 1)}

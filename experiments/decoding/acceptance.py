@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsteer import Request
-from jaxsteer.cache import write
-from jaxsteer.generate import DecodeState
+from jaxsteer.decoding import DecodeState
+from jaxsteer.llama import write
 
 
 def chances(logits: jax.Array, temperature: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.decoding.pair import load_pair
-from experiments.run import Run, command
+from experiments.pipeline.run import Run, command
 from jaxsteer import Model, TokenBatch, generate, sampling
 
 

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from experiments.decoding.pair import Models, Prompts, load_pair, read_prompts
-from experiments.run import Run, command
+from experiments.pipeline.run import Run, command
 from jaxsteer import Request, decode_step, forward, prefill
-from jaxsteer.generate import DecodeState, unfinished
-from jaxsteer.sampling import Sampler, Sampling, greedy
+from jaxsteer.decoding import DecodeState, Sampler, Sampling, greedy, unfinished
 
 
 def against(base: jax.Array, alpha: ArrayLike, beta: ArrayLike, sampler: Sampler) -> Sampler:

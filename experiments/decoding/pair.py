@@ -7,15 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import derive
-from experiments.run import Run
-from experiments.text import decode, encode_prompts
+from experiments.pipeline.run import Run
+from experiments.pipeline.text import decode, encode_prompts
+from experiments.stages import derive
 from jaxsteer import Model, Request, TokenBatch, left_pad, load_directions, make_request, sampling
-from jaxsteer.cache import KVCache
+from jaxsteer.decoding import DecodeState
 from jaxsteer.directions import rescale
-from jaxsteer.generate import DecodeState
-from jaxsteer.prompts import run_prompts
-from jaxsteer.tokens import bucket
+from jaxsteer.llama import KVCache, bucket, run_prompts
 
 Models = tuple[Model, Model]  # the reasoning model, and the base model that it was made from
 Prompts = tuple[TokenBatch, TokenBatch]  # the same problems in each one's format

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from experiments.decoding.pair import load_direction, load_pair
-from experiments.run import Run, command
+from experiments.pipeline.run import Run, command
 from jaxsteer import Capture, Model, Request, TokenBatch, add, decode_step, forward, prefill
-from jaxsteer.generate import DecodeState, unfinished
-from jaxsteer.sampling import Sampler, sample
+from jaxsteer.decoding import DecodeState, Sampler, sample, unfinished
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "max_new_tokens", "sampler"))

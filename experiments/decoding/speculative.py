@@ -18,10 +18,9 @@ import jax.numpy as jnp
 
 from experiments.decoding.acceptance import accept, chances, draw, extend
 from experiments.decoding.pair import Models, Prompts, load_pair, read_prompts
-from experiments.run import Run, command
+from experiments.pipeline.run import Run, command
 from jaxsteer import Request, forward, prefill
-from jaxsteer.generate import DecodeState
-from jaxsteer.sampling import keys, sample
+from jaxsteer.decoding import DecodeState, keys, sample
 
 
 @functools.partial(jax.jit, static_argnames=("k", "max_new_tokens"))

@@ -1,0 +1,266 @@
+"""Figure 2 and Appendix B.1: the steering effect by the layer and offset of the direction.
+
+    python -m experiments.fig2_offset_layer --out runs/small
+
+The base-derived direction read at one offset and layer is added at that layer to the reasoning
+model, at one coefficient, on the first prompts of the evaluation split: these have neither made the
+direction nor chosen the steered layer. Beside it each layer's direction of the settings' window.
+All cells run in one compiled program; two stages, the texts (`map`) and what they show (`figure2`).
+"""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.figures import fig2_drawing, frame
+from experiments.pipeline.run import Run, command
+from experiments.pipeline.settings import Settings
+from experiments.pipeline.stages import fingerprint
+from experiments.stages import derive, steer
+from experiments.stages.outcome import Scores, measured, paired, score, small_pair_grammar
+from jaxsteer.directions import Direction, load_directions, rescale
+from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.steering import add
+from jaxsteer.sweeps import Cell
+
+STEM = "figure2"
+WINDOW = "window"  # the offset of a direction that is the mean over the settings' window
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One cell of the map, over its prompts."""
+
+    layer: int
+    offset: int | None  # None is the window
+    gain: float  # of backtracking per sentence over unsteered, by prompt
+    se: float
+    low: float
+    high: float
+    p_value: float
+    rate: float
+    coherence: float
+    coherent: bool  # within the margin of unsteered
+    n: int  # prompts with a sentence in both texts
+    n_empty: int
+
+
+def layers_of(settings: Settings, n_layers: int) -> list[int]:
+    """Every so many layers, the steered one among them.
+
+    >>> from types import SimpleNamespace as N
+    >>> layers_of(N(direction=N(layer=10), figure2=N(layer_stride=4)), 16)
+    [2, 6, 10, 14]
+    """
+    stride = settings.figure2.layer_stride
+    return list(range(settings.direction.layer % stride, n_layers, stride))
+
+
+def make_cells(
+    saved: dict[str, Direction], facts: dict[str, Any], settings: Settings, coeff: float
+) -> list[Cell]:
+    """Unsteered, each layer × offset that has a direction, and each layer's window.
+
+    Labels are `source` ("none" or "base"), `layer`, `offset`, `coeff` and `length`.
+    """
+    norms = facts["residual_norm"]["reasoning"]
+    site, unit = settings.direction.site, settings.steering.unit
+    zero = np.zeros_like(next(iter(saved.values())).vector)
+    labels: dict[str, Any] = {
+        "source": "none",
+        "layer": None,
+        "offset": None,
+        "coeff": 0.0,
+        "length": 0.0,
+    }
+    cells = [Cell(labels, add(zero, layer=0, coeff=0.0, site=site))]
+    named = [*((f"offset.{o}", o) for o in settings.figure2.offsets), ("union", WINDOW)]
+    for layer in layers_of(settings, len(norms)):
+        for name, offset in named:
+            one = saved.get(f"base.{layer}.{name}")
+            if one is None:  # no backtracking sentence has a token there
+                continue
+            vector = rescale(one.vector, norms[layer]) if unit == "residual" else one.vector
+            labels = {
+                "source": "base",
+                "layer": layer,
+                "offset": offset,
+                "coeff": coeff,
+                "length": abs(coeff) * float(np.linalg.norm(vector)),
+            }
+            cells.append(Cell(labels, add(vector, layer=layer, coeff=coeff, site=site)))
+    return cells
+
+
+def texts(run: Run) -> Path:
+    """The folder with `sweep.jsonl`, a row for each cell and prompt."""
+    directions = derive.stage(run)
+    settings, target = run.settings, "reasoning"
+    coeff = map_coeff(settings)
+    problems = run.evaluate_prompts[: settings.figure2.prompts]
+
+    def work(folder: Path) -> None:
+        facts = json.loads((directions / derive.FACTS).read_text())
+        cells = make_cells(load_directions(directions / derive.FILE), facts, settings, coeff)
+        steer.write_texts(run, folder, target, cells, problems)
+
+    inputs = {
+        **steer.text_inputs(run, target, problems),
+        "directions": fingerprint(directions),
+        "figure2": asdict(settings.figure2),
+        "coeff": coeff,
+        "unit": settings.steering.unit,
+    }
+    return run.stage("map", inputs, work)
+
+
+def map_coeff(settings: Settings) -> float:
+    """The coefficient of the map: its own setting, or the baselines' first, or the smallest."""
+    steering = settings.steering
+    others = [*steering.baseline_coeffs, *sorted(c for c in steering.coeffs if c > 0)]
+    chosen = settings.figure2.coeff or next(iter(others), None)
+    if chosen is None:
+        raise ValueError("figure2.coeff: missing, and steering.coeffs has no positive one")
+    return chosen
+
+
+def spots(
+    rows: Sequence[dict[str, Any]], settings: Settings
+) -> tuple[list[Spot], dict[tuple[int, int], list[float]]]:
+    """Every cell's outcome; and by layer and offset the gains of the prompts, NaN where unknown."""
+    grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
+    found: dict[tuple[Any, Any], dict[str, Scores]] = {}
+    for row in rows:
+        one = score(row, keywords=settings.labels.keywords, grammar=grammar)
+        found.setdefault((row["layer"], row["offset"]), {})[row["prompt"]] = one
+    plain = found.pop((None, None))
+    floor = _coherence(list(plain.values())) - settings.report.margin
+    done, gains = [], {}
+    for (layer, offset), by_prompt in found.items():
+        texts_here = [by_prompt[prompt] for prompt in plain]
+        shares = [text.share for text in texts_here]
+        change = paired(shares, [text.share for text in plain.values()])
+        rate = measured([t.backtracking for t in texts_here], [t.sentences for t in texts_here])
+        coherence = _coherence(texts_here)
+        done.append(
+            Spot(
+                layer=layer,
+                offset=None if offset == WINDOW else offset,
+                gain=change.diff,
+                se=change.se,
+                low=change.low,
+                high=change.high,
+                p_value=change.p_value,
+                rate=rate.mean,
+                coherence=coherence,
+                coherent=coherence >= floor,
+                n=change.n,
+                n_empty=change.n_empty,
+            )
+        )
+        if offset != WINDOW:
+            gains[layer, offset] = np.subtract(shares, [t.share for t in plain.values()]).tolist()
+    return done, gains
+
+
+def _coherence(found: Sequence[Scores]) -> float:
+    whole = sum(text.coherence_of for text in found)
+    return sum(text.coherent for text in found) / whole if whole else math.nan
+
+
+def optimum(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -> dict[str, Any]:
+    """The best coherent cell, and whether offsets before the sentence beat those from 0 on.
+
+    The best cell on either side is chosen on every second prompt and measured on the others, and
+    the other way round, so that the choice among many cells lends it no luck. `gain` is that of
+    the best before the sentence, `difference` its lead over the best from offset 0 on; each with
+    `value`, `low`, `high` and `n`.
+    """
+    able = [s for s in found if s.coherent and s.offset is not None and s.n]
+    if not able:
+        return {"layer": None, "offset": 0, "cells": 0, "gain": None, "difference": None}
+    best = max(able, key=lambda s: s.gain)
+    sides = [[s for s in able if (s.offset or 0) < 0], [s for s in able if (s.offset or 0) >= 0]]
+    prompts = len(gains[best.layer, best.offset or 0])
+    before, after = (
+        _crossed([gains[s.layer, s.offset or 0] for s in side], prompts) for side in sides
+    )
+    return {
+        "layer": best.layer,
+        "offset": best.offset,
+        "cells": len(able),
+        "gain": _interval(before),
+        "difference": _interval(before - after),
+    }
+
+
+def _crossed(cells: Sequence[Sequence[float]], prompts: int) -> np.ndarray:
+    """The gain of each prompt in the cell that the prompts of the other half choose."""
+    table = np.array(cells, dtype=np.float64).reshape(len(cells), prompts)
+    crossed = np.full(prompts, math.nan)
+    for half in (0, 1):
+        chooser = table[:, half::2]
+        told = np.array([not np.isnan(row).all() for row in chooser], dtype=bool)
+        if told.any():
+            means = np.nanmean(np.where(told[:, None], chooser, -1.0), axis=1)
+            crossed[1 - half :: 2] = table[int(np.argmax(means)), 1 - half :: 2]
+    return crossed
+
+
+def _interval(values: np.ndarray) -> dict[str, Any]:
+    one = measured(values.tolist())
+    return {"value": one.mean, "low": one.low, "high": one.high, "n": one.n}
+
+
+def to_csv(found: Sequence[Spot]) -> str:
+    """A line a cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(Spot.__annotations__), lineterminator="\n")
+    writer.writeheader()
+    for spot in found:
+        writer.writerow({**asdict(spot), "offset": WINDOW if spot.offset is None else spot.offset})
+    return text.getvalue()
+
+
+def stage(run: Run) -> Path:
+    """The folder with `figure2.{png,svg,csv,json}`."""
+    source, settings = texts(run), run.settings
+
+    def work(folder: Path) -> None:
+        found, gains = spots(read_rows(source / steer.FILE), settings)
+        best = optimum(found, gains)
+        write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
+        numbers = {
+            "coeff": map_coeff(settings),
+            "unit": settings.steering.unit,
+            "prompts": f"the first {settings.figure2.prompts} of {settings.prompts.evaluate_split}",
+            "optimum": best,
+            "cells": [asdict(spot) for spot in found],
+        }
+        write_json(folder / f"{STEM}.json", numbers)
+        fig2_drawing.draw(
+            found,
+            folder,
+            window=settings.direction.offsets,
+            title=f"{frame.axis_name(settings.steering.unit)}: {map_coeff(settings):g}",
+        )
+
+    inputs = {
+        "map": fingerprint(source),
+        "report": asdict(settings.report),
+        "keywords": settings.labels.keywords,
+        "window": settings.direction.offsets,
+    }
+    return run.stage(STEM, inputs, work)
+
+
+if __name__ == "__main__":
+    sys.exit(command("fig2_offset_layer", "Figure 2: effect by layer and offset.", stage))

@@ -1,0 +1,260 @@
+"""Figure 5: what the directions say to the unembedding (Section 4, C6).
+
+The lens is `analysis.logit_lens`: the direction at root mean square 1, times the final norm's scale,
+times the unembedding ("normed"); without the norm's scale beside it ("plain"). Ranks count from 0.
+The keywords are all tokens that spell one by themselves, in any case, with or without white space.
+
+Writes `figure5.{png,svg,csv,json}`. In the JSON:
+
+    directions   by name (`base.4.union`) and model, at the steered layer: `keywords`, each with
+                 token, rank and logit; `top`, the highest tokens with their logits; `vocab_size`;
+                 and the same under `plain`
+    layers       by name and model for every layer: the best rank of a keyword, and which it is
+    random       by model: the best rank of a keyword in random directions, median and 95% between,
+                 and for each direction the share of random ones with as good a rank or a better one
+    sizes        by model: vocabulary, keyword tokens, random directions
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.figures import frame
+from experiments.figures.frame import BLUE, GREY, ORANGE, plt
+from experiments.pipeline.run import Run, command
+from experiments.pipeline.stages import fingerprint
+from experiments.stages import derive
+from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
+from jaxsteer.decoding import token_bytes
+from jaxsteer.directions import load_directions, random_directions
+from jaxsteer.files import write_atomic, write_json
+from jaxsteer.llama import Model
+
+STEM = "figure5"
+ROLES = ("base", "reasoning")
+TOP = 10
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one model's lens makes of all directions; the last ones of each `Lens` are random."""
+
+    names: list[str]  # of the directions that are not random
+    keywords: dict[int, str]  # text by token
+    vocab_size: int
+    texts: dict[int, str]  # of the top tokens
+    lenses: dict[str, Lens]  # by kind
+
+
+def look(
+    model: Model,
+    tokenizer: Any,
+    named: dict[str, NDArray[np.float32]],
+    drawn: NDArray[np.float32],
+    *,
+    keywords: Sequence[str],
+) -> Seen:
+    """Both lenses of one model on the named directions and on the random ones `[R, D]`."""
+    found = keyword_tokens(tokenizer, keywords)
+    vectors = np.concatenate([np.stack([*named.values()]), drawn])
+    lenses = {kind: lens(model, vectors, [*found], kind=kind, top=TOP) for kind in LENSES}
+    pieces = token_bytes(tokenizer)
+    wanted = {int(i) for one in lenses.values() for i in one.top_tokens[: len(named)].flat}
+    texts = {  # a vocabulary may be padded beyond the tokenizer's
+        i: pieces[i].decode(errors="replace") if i < len(pieces) else f"<{i}>" for i in wanted
+    }
+    return Seen([*named], found, model.config.vocab_size, texts, lenses)
+
+
+def numbers(seen: dict[str, Seen], *, layer: int) -> dict[str, Any]:
+    """The JSON, as the module says."""
+    names = next(iter(seen.values())).names
+    here = [name for name in names if name.split(".")[1] == str(layer)]
+    return {
+        "layer": layer,
+        "directions": {
+            name: {role: _one(one, names.index(name)) for role, one in seen.items()}
+            for name in here
+        },
+        "layers": {
+            name: {role: _best(one, names.index(name)) for role, one in seen.items()}
+            for name in names
+        },
+        "random": {role: _random(one, here) for role, one in seen.items()},
+        "sizes": {
+            role: {
+                "vocab_size": one.vocab_size,
+                "keyword_tokens": len(one.keywords),
+                "random_directions": len(one.lenses["normed"].ranks) - len(one.names),
+            }
+            for role, one in seen.items()
+        },
+    }
+
+
+def _one(seen: Seen, row: int) -> dict[str, Any]:
+    normed, plain = (_by_kind(seen, kind, row) for kind in LENSES)
+    return {**normed, "vocab_size": seen.vocab_size, "plain": plain}
+
+
+def _by_kind(seen: Seen, kind: str, row: int) -> dict[str, Any]:
+    one = seen.lenses[kind]
+    words = zip(seen.keywords.values(), one.ranks[row], one.logits[row], strict=True)
+    highest = zip(one.top_tokens[row], one.top_logits[row], strict=True)
+    return {
+        "keywords": [
+            {"token": text, "rank": int(rank), "logit": float(logit)} for text, rank, logit in words
+        ],
+        "top": [[seen.texts[int(i)], float(logit)] for i, logit in highest],
+    }
+
+
+def _best(seen: Seen, row: int) -> dict[str, Any]:
+    ranks = seen.lenses["normed"].ranks[row]
+    at = int(np.argmin(ranks))
+    return {"rank": int(ranks[at]), "token": [*seen.keywords.values()][at]}
+
+
+def _random(seen: Seen, here: Sequence[str]) -> dict[str, Any]:
+    best = seen.lenses["normed"].ranks.min(axis=1)
+    drawn = best[len(seen.names) :]
+    low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    shares = {name: float(np.mean(drawn <= best[seen.names.index(name)])) for name in here}
+    return {
+        "median": float(median),
+        "low": float(low),
+        "high": float(high),
+        "n": len(drawn),
+        "as_good": shares,
+    }
+
+
+def to_csv(seen: dict[str, Seen]) -> str:
+    """A row for each model, lens, direction (the random ones, too) and keyword token."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["model", "lens", "direction", "token", "id", "rank", "logit", "vocab_size"])
+    for role, one in seen.items():
+        for kind, found in one.lenses.items():
+            n_random = len(found.ranks) - len(one.names)
+            names = [*one.names, *(f"random-{i}" for i in range(n_random))]
+            for name, ranks, logits in zip(names, found.ranks, found.logits, strict=True):
+                words = zip(one.keywords.items(), ranks, logits, strict=True)
+                for (i, text), rank, logit in words:
+                    row = [role, kind, name, text, i, rank, f"{logit:.6g}", one.vocab_size]
+                    table.writerow(row)
+    return out.getvalue()
+
+
+def draw(found: dict[str, Any], folder: Path) -> list[Path]:
+    """The top tokens at the steered layer, and the best rank of a keyword by layer."""
+    figure = plt.figure(figsize=(11, 7.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.25, 1])
+    top = above.subplots(1, 4)
+    panels = [(name, role) for role in ROLES[::-1] for name in found["directions"]]
+    for axis, (name, role) in zip(top, panels, strict=True):
+        _top_tokens(axis, found["directions"][name][role], name, role)
+    axes = below.subplots(1, 2)
+    for axis, role in zip(axes, ROLES[::-1], strict=True):
+        _ranks(axis, found, role)
+    handles, labels = axes[0].get_legend_handles_labels()
+    below.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    above.suptitle(
+        f"What the directions of layer {found['layer']} say through the logit lens: the highest "
+        "tokens, keywords in orange; below, the rank of the keywords from 1",
+        fontsize=10,
+    )
+    return frame.save(figure, folder, STEM)
+
+
+def _top_tokens(axis: plt.Axes, one: dict[str, Any], name: str, role: str) -> None:
+    spelled = {word["token"] for word in one["keywords"]}
+    texts = [text for text, _ in one["top"]][::-1]
+    logits = [logit for _, logit in one["top"]][::-1]
+    colours = [ORANGE if text in spelled else BLUE for text in texts]
+    axis.barh(range(len(texts)), logits, color=colours, height=0.68, alpha=0.85)
+    axis.set_yticks(range(len(texts)), [_shown(text) for text in texts], parse_math=False)
+    best = sorted(one["keywords"], key=lambda word: word["rank"])[:3]
+    words = ", ".join(f"{word['token'].strip()} {word['rank'] + 1}" for word in best)
+    axis.set_xlabel(f"logit\n{words} of {one['vocab_size']}")
+    source = name.split(".")[0]
+    axis.set_title(f"{source}-derived,\nlens of the {frame.TARGETS[role]}", fontsize=9.5)
+    frame.tidy(axis)
+    axis.grid(visible=False, axis="y")
+
+
+def _shown(text: str) -> str:
+    """A token as it can be read: without the space before it, and on one line."""
+    return text.strip(" ").encode("unicode_escape").decode() if text.strip() else repr(text)
+
+
+def _ranks(axis: plt.Axes, found: dict[str, Any], role: str) -> None:
+    for source in ROLES:
+        label, colour, marker = frame.style(source)
+        points = {
+            int(name.split(".")[1]): by_model[role]["rank"] + 1
+            for name, by_model in found["layers"].items()
+            if name.startswith(f"{source}.")
+        }
+        axis.plot([*points], [*points.values()], color=colour, marker=marker, ms=4, label=label)
+    random, size = found["random"][role], found["sizes"][role]["vocab_size"]
+    axis.axhspan(random["low"] + 1, random["high"] + 1, color=GREY, alpha=0.2, lw=0)
+    axis.axhline(random["median"] + 1, color=GREY, lw=1, label="random directions: median and 95%")
+    axis.axhspan(0.5, TOP + 0.5, color=ORANGE, alpha=0.12, lw=0, label=f"first {TOP} tokens")
+    axis.axvline(found["layer"], color="0.6", lw=0.8, ls=":")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_ylim(size, 0.8)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("best rank of a keyword, from 1")
+    axis.set_title(
+        f"lens of the {frame.TARGETS[role]} ({found['sizes'][role]['keyword_tokens']} keyword "
+        f"tokens among {size})",
+        fontsize=9,
+    )
+    frame.tidy(axis)
+    axis.set_xticks(sorted(points), minor=True)
+
+
+def stage(run: Run) -> Path:
+    """The folder with figure 5."""
+    directions, settings = derive.stage(run), run.settings
+
+    def work(folder: Path) -> None:
+        saved = load_directions(directions / derive.FILE)
+        unions = {name: one.vector for name, one in saved.items() if _is_union(name)}
+        seen = {}
+        for role in ROLES:
+            model, tokenizer = run.load(role)
+            drawn = random_directions(settings.analyses.random_directions, model.config.d_model)
+            seen[role] = look(model, tokenizer, unions, drawn, keywords=settings.labels.keywords)
+        found = numbers(seen, layer=settings.direction.layer)
+        write_atomic(folder / f"{STEM}.csv", to_csv(seen).encode())
+        write_json(folder / f"{STEM}.json", found)
+        draw(found, folder)
+
+    inputs = {
+        "models": {role: run.model_print(role) for role in ROLES},
+        "directions": fingerprint(directions),
+        "direction": asdict(settings.direction),
+        "keywords": settings.labels.keywords,
+        "random_directions": settings.analyses.random_directions,
+    }
+    return run.stage("figure5", inputs, work)
+
+
+def _is_union(name: str) -> bool:
+    """Whether it is the backtracking direction of a layer: `base.4.union`."""
+    parts = name.split(".")
+    return len(parts) == 3 and parts[0] in ROLES and parts[2] == "union"
+
+
+if __name__ == "__main__":
+    sys.exit(command("fig5_logit_lens", "Figure 5: the logit lens of the directions.", stage))

@@ -1,0 +1,6 @@
+"""Which fine-tuned parts the direction needs: hybrids of the two models.
+
+Stages in; the parts that a search found, and the judgement of their text, out.
+
+Uses `claims`, `figures`, `pipeline`, `stages`.
+"""

@@ -1,0 +1,6 @@
+"""Directions found otherwise: learned, several, and how much each direction moves the keywords.
+
+Stages in; directions, figures and their numbers out.
+
+Uses `figures`, `pipeline`, `stages`.
+"""

@@ -1,0 +1,209 @@
+"""Projections of a model's stream on directions, and how well they tell events from the rest.
+
+Only scalars leave the device: a pass over a batch brings back one number for each direction and
+token. The statistics are over texts, which are the independent units: tokens and sentences of one
+text go together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxsteer.directions import equal_rows
+from jaxsteer.llama import Model, TokenBatch, bucket, check_batch, forward, left_pad, spread_rows
+from jaxsteer.runtime import hosts
+from jaxsteer.steering import SITES, Capture, site_index, site_width
+
+_DRAWS_AT_ONCE = 1 << 22  # numbers of one chunk of resamples
+
+
+def project(
+    model: Model,
+    batch: TokenBatch,
+    directions: ArrayLike,
+    layers: ArrayLike,
+    *,
+    site: str = "resid_post",
+) -> np.ndarray:
+    """Products of the unsteered stream with directions, float32 `[R, B, T]`; NaN on padding.
+
+    Directions and layers are data: other values of the same shapes run the same program. (Only how
+    far the pass goes is compiled in: to the deepest layer asked for.) The products are made in
+    float32, and directions are used as they are, at their own length.
+
+    Args:
+        model: the model, also one on a mesh.
+        batch: token rows, left-padded.
+        directions: `[R, D]`.
+        layers: int `[R]`, the layer at which each direction is read, counted from 0.
+        site: one of `SITES`, the same for all.
+
+    Raises:
+        ValueError: for directions or layers that do not fit the model or each other, or a batch
+            that does not fit the model.
+    """
+    vectors, at = np.asarray(directions, np.float32), np.asarray(layers)
+    site = SITES[site_index(site)]
+    width, n_layers = site_width(site, model.config), model.config.n_layers
+    if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
+        raise ValueError(f"directions: got shape {vectors.shape}, expected [R, {width}]")
+    if not np.isfinite(vectors).all():
+        raise ValueError("directions: got NaN or infinity, expected finite numbers in float32")
+    if at.shape != (len(vectors),) or not np.issubdtype(at.dtype, np.integer):
+        raise ValueError(f"layers: got {at.dtype} {at.shape}, expected integers ({len(vectors)},)")
+    if at.min() < 0 or at.max() >= n_layers:
+        raise ValueError(f"layers: got {at.min()} to {at.max()}, expected 0 to {n_layers - 1}")
+    check_batch(batch, model.config)
+    placed = spread_rows(batch, model)
+    last = int(at.max())
+    found = _project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site, last)
+    return hosts.gather(found)
+
+
+def _projections(
+    model: Model, batch: TokenBatch, directions: jax.Array, layers: jax.Array, site: str, last: int
+) -> jax.Array:
+    capture = Capture(sites=(site,), layers=tuple(range(last + 1)), directions=directions)
+    # What comes behind the last layer is not used, so the compiler leaves it out.
+    found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
+    own = found[layers, jnp.arange(len(layers))]  # [R, B, T]
+    return jnp.where(batch.mask, own, jnp.nan)
+
+
+_project = jax.jit(_projections, static_argnames=("site", "last"))
+
+
+def project_texts(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    directions: ArrayLike,
+    layers: ArrayLike,
+    *,
+    site: str = "resid_post",
+    rows: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Projections of each text in turn, float32 `[R, tokens of the text]`, in batches of one shape.
+
+    `rows` texts run at a time; if not given, as many as make at most 32,768 tokens on a device.
+    """
+    length = bucket(max(map(len, texts), default=1))
+    rows = equal_rows(model, len(texts), length) if rows is None else rows
+    for first in range(0, len(texts), rows):
+        some = texts[first : first + rows]
+        filled = [*some, *[texts[0][:1]] * (rows - len(some))]
+        found = project(model, left_pad(filled, length=length), directions, layers, site=site)
+        for row, text in enumerate(some):
+            yield found[:, row, length - len(text) :]
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """Area under the ROC curve with its interval over texts, and what it rests on."""
+
+    mean: float  # NaN unless there are events and others
+    low: float
+    high: float
+    n_events: int
+    n_other: int
+    n_texts: int
+
+
+def auroc(
+    scores: ArrayLike,
+    events: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Auroc:
+    """The chance that an event scores above another item, ties counting half.
+
+    The interval is a percentile bootstrap that draws whole texts with replacement, so that the
+    items of one text, which are alike, do not make it narrower. Resamples without an event or
+    without another item have no value and are left out; with no resamples the interval is NaN.
+
+    >>> found = auroc([1.0, 2.0, 2.0, 3.0], [False, False, True, True])
+    >>> found.mean, found.n_events, found.n_other
+    (0.875, 2, 2)
+
+    Args:
+        scores: `[N]`, one for each item.
+        events: bool `[N]`.
+        groups: `[N]`, the text of each item; by default each item is its own.
+        level: the interval's coverage.
+        n_resamples: how often the texts are drawn.
+        seed: of the numpy generator.
+
+    Raises:
+        ValueError: for lengths that differ, or scores that are NaN.
+    """
+    values, positive = np.asarray(scores, np.float64), np.asarray(events, bool)
+    names = np.arange(len(values)) if groups is None else np.asarray(groups)
+    if values.ndim != 1 or values.shape != positive.shape or values.shape != names.shape:
+        raise ValueError(
+            f"scores, events and groups: got shapes {values.shape}, {positive.shape} and "
+            f"{names.shape}, expected one [N]"
+        )
+    if np.isnan(values).any():
+        raise ValueError("scores: got NaN, expected numbers (leave such items out)")
+    texts, text = np.unique(names, return_inverse=True)
+    n_events = int(positive.sum())
+    counts = (n_events, len(values) - n_events, len(texts))
+    if not n_events or n_events == len(values):
+        return Auroc(float("nan"), float("nan"), float("nan"), *counts)
+    order = np.argsort(values, kind="stable")
+    ordered = _Ordered(values[order], positive[order], text[order])
+    mean = ordered.area(np.ones((1, len(texts))))[0]
+    random, drawn = np.random.default_rng(seed), []
+    size = max(1, _DRAWS_AT_ONCE // len(values))
+    for done in range(0, n_resamples, size):
+        times = random.multinomial(
+            len(texts), np.full(len(texts), 1 / len(texts)), size=min(size, n_resamples - done)
+        )
+        drawn.append(ordered.area(times))
+    low = high = float("nan")
+    if drawn:
+        low, high = np.nanquantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
+    return Auroc(float(mean), float(low), float(high), *counts)
+
+
+class _Ordered:
+    """Items in the order of their scores, to be weighed by how often their texts were drawn."""
+
+    def __init__(self, values: NDArray, positive: NDArray, text: NDArray):
+        self.positive, self.text = positive, text
+        # First and last item of each run of equal scores.
+        self.first = np.searchsorted(values, values, side="left")
+        self.last = np.searchsorted(values, values, side="right")
+
+    def area(self, times: NDArray) -> NDArray[np.float64]:
+        """The AUROC of each resample; `times` `[S, texts]` says how often each text is in it."""
+        weight = times[:, self.text].astype(np.float64)  # [S, N]
+        below = np.zeros((len(times), weight.shape[1] + 1))
+        np.cumsum(np.where(self.positive, 0.0, weight), axis=1, out=below[:, 1:])
+        events = weight[:, self.positive]
+        first, last = self.first[self.positive], self.last[self.positive]
+        wins = np.sum(events * (below[:, first] + below[:, last]), axis=1) / 2
+        pairs = events.sum(axis=1) * below[:, -1]
+        with np.errstate(invalid="ignore"):
+            return np.where(pairs > 0, wins / pairs, np.nan)
+
+
+def excess_kurtosis(values: ArrayLike) -> float:
+    """Fourth standardised moment less 3: near 0 for what is always there by degrees.
+
+    Large where a direction is silent most of the time and loud at few tokens. NaN for no values or
+    equal ones.
+
+    >>> excess_kurtosis([0.0] * 99 + [1.0]) > 90
+    True
+    """
+    x = np.asarray(values, np.float64)
+    centred = x - x.mean() if x.size else x
+    variance = float(np.mean(centred**2)) if x.size else 0.0
+    return float(np.mean(centred**4)) / variance**2 - 3 if variance > 0 else float("nan")

@@ -1,0 +1,180 @@
+"""How likely a model finds given texts: log-probabilities of their tokens, one pass a batch.
+
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
+    for prompt, found in zip(prompts, score(model, texts)):
+        print(np.exp(-found[len(prompt):].mean()))      # perplexity of the answer
+
+Logits over the whole vocabulary are never held for whole texts: they are made for some tokens at a
+time and reduced to one number each.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxsteer.decoding import prompt_token_bytes, usable_bytes
+from jaxsteer.llama import (
+    BLOCK_TOKENS,
+    Model,
+    TokenBatch,
+    bind,
+    bucket,
+    check_batch,
+    count_blocks,
+    forward,
+    left_pad,
+    parts,
+    spread_rows,
+)
+from jaxsteer.runtime import hosts
+from jaxsteer.steering import Capture, Steering, as_tuple, check_steering
+
+# Logits that are made at once, of float32: 1 GiB. Products are at their full rate far below it.
+BLOCK_LOGITS = 2**28
+
+
+def token_logprobs(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    steering: Steering | Sequence[Steering] | None = None,
+    prompt_length: jax.Array | None = None,
+    thinking: jax.Array | None = None,
+    row: jax.Array | None = None,
+    block_logits: int = BLOCK_LOGITS,
+) -> jax.Array:
+    """Log-probability of each token given those before it, float32 `[B, T]`; pure.
+
+    0 on padding and on each row's first token, which nothing comes before. The arguments are those
+    of `forward`; as there, `prompt_length` anchors the scopes of `steering`. At most `block_logits`
+    logits of each device's rows are held at a time, or those of one token a row.
+    """
+    B, T = batch.tokens.shape
+    out = forward(
+        model,
+        batch.tokens,
+        mask=batch.mask,
+        steering=steering,
+        prompt_length=prompt_length,
+        thinking=thinking,
+        row=row,
+        capture=Capture(layers=(model.config.n_layers - 1,)),
+    )
+    # The stream behind the last block; the logits of all tokens are not used and so not computed.
+    stream = out.captured["resid_post"][0]
+    data, _ = parts(model)
+    here = B // data if B % data == 0 else B
+    n = count_blocks(T, here, limit=max(here, block_logits // model.config.vocab_size))
+    target = jnp.roll(batch.tokens, -1, axis=1)  # the last column's is nobody's
+
+    def one_block(j: jax.Array) -> jax.Array:
+        x, wanted = (
+            jax.lax.dynamic_slice_in_dim(a, j * (T // n), T // n, axis=1) for a in (stream, target)
+        )
+        logits = bind(model).unembed(x)
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    blocks = jax.lax.map(one_block, jnp.arange(n))  # [n, B, T / n]
+    following = jnp.moveaxis(blocks, 0, 1).reshape(B, T)
+    own = jnp.roll(following, 1, axis=1)
+    known = batch.mask & jnp.roll(batch.mask, 1, axis=1) & (jnp.arange(T) > 0)
+    return jnp.where(known, own, 0.0)
+
+
+_token_logprobs = jax.jit(token_logprobs, static_argnames="block_logits")
+
+
+def score(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    *,
+    steering: Steering | Sequence[Steering] | None = None,
+    prompt_lengths: Sequence[int] | None = None,
+    length: int | None = None,
+    rows_per_batch: int | None = None,
+    progress: str | None = None,
+) -> list[np.ndarray]:
+    """Log-probabilities of each text's tokens, float32 `[tokens]`; the first token has 0.
+
+    Args:
+        model: the weights.
+        texts: token ids, a prompt and what follows it, say.
+        steering: one intervention or several for every text, of one row each; none if not given.
+        prompt_lengths: how many tokens of each text are prompt, which the scopes of `steering` ask
+            for: what is steered by default is what comes behind.
+        length: what texts are padded to, for several calls to share a compiled program; by default
+            what the longest takes.
+        rows_per_batch: texts that run at once, by default what fits the device. They run in the
+            order of their lengths, in batches of that length, half or a quarter of it.
+        progress: what a progress bar says; none if not given.
+
+    Raises:
+        ValueError: before anything runs, for texts or steering that do not fit the model, or a
+            steering without `prompt_lengths`.
+    """
+    steerings = as_tuple(steering)
+    prompts = _prompt_lengths(prompt_lengths, steerings, len(texts), model)
+    if rows_per_batch is not None and rows_per_batch < 1:
+        raise ValueError(f"rows_per_batch: got {rows_per_batch}, expected at least 1")
+    longest = max(map(len, texts), default=0)
+    length = bucket(longest, step=16) if length is None else length
+    whole = left_pad(texts, length=length)
+    check_batch(whole, model.config)
+    rows = min(len(texts), rows_per_batch or rows_that_score(model, length=length))
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
+    for first in tqdm(
+        range(0, len(texts), rows), desc=progress, unit="batch", disable=progress is None
+    ):
+        # The last batch repeats its last text up to the common shape.
+        index = order[np.minimum(np.arange(first, first + rows), len(texts) - 1)]
+        batch = _columns(whole, index, _width(len(texts[index[-1]]), length))
+        rows_of = (batch, jnp.asarray(prompts[index]), jnp.asarray(index))
+        batch, prompt, who = spread_rows(rows_of, model)
+        scored = _token_logprobs(model, batch, steering=steerings, prompt_length=prompt, row=who)
+        for i, row in zip(index, hosts.gather(scored), strict=True):
+            found[i] = row[len(row) - len(texts[i]) :]
+    return found
+
+
+def _prompt_lengths(
+    given: Sequence[int] | None, steerings: Sequence[Steering], count: int, model: Model
+) -> np.ndarray:
+    """How many tokens of each text are prompt, int32 `[texts]`; none if nobody asks."""
+    for one in steerings:
+        check_steering(one, model.config, rows=1)
+    if steerings and given is None:
+        raise ValueError("prompt_lengths: got None, expected as many as texts, to steer by")
+    lengths = np.zeros(count, np.int32) if given is None else np.asarray(given, np.int32)
+    if lengths.shape != (count,):
+        raise ValueError(f"prompt_lengths: got {len(lengths)}, expected one of each text")
+    return lengths
+
+
+def _width(longest: int, length: int) -> int:
+    """Half or a quarter of the common length for a batch that fits there, so few programs do."""
+    widths = [bucket(-(-length // share), step=16) for share in (4, 2)]
+    return next((width for width in widths if longest <= width < length), length)
+
+
+def _columns(batch: TokenBatch, index: np.ndarray, width: int) -> TokenBatch:
+    """Some rows of a batch, the last `width` columns."""
+    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+    return TokenBatch(jnp.asarray(tokens[index, -width:]), jnp.asarray(mask[index, -width:]))
+
+
+def rows_that_score(model: Model, *, length: int) -> int:
+    """Texts of `length` tokens that `score` runs at once: what fits, and no more than pays.
+
+    At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that).
+    """
+    data, tensor = parts(model)
+    config = model.config
+    logits = 3 * 4 * min(BLOCK_LOGITS, length * config.vocab_size) // tensor
+    token = prompt_token_bytes(model, prompt_length=length)
+    fitting = (usable_bytes(model) - logits) // (length * token)
+    return data * max(1, min(fitting, BLOCK_TOKENS // length))

@@ -1,0 +1,18 @@
+"""Models on disk: an Orbax checkpoint with config, tokenizer and provenance inside.
+
+`save` writes a model, `load` reads it straight into its places on the devices.
+
+Uses `runtime`, `files`, `config`, `llama`.
+"""
+
+from jaxsteer.checkpoints.checkpoint import load, read_manifest, save
+from jaxsteer.checkpoints.text_ends import end_tokens, ends_in, named_ends
+
+__all__ = [
+    "end_tokens",
+    "ends_in",
+    "load",
+    "named_ends",
+    "read_manifest",
+    "save",
+]

@@ -1,0 +1,335 @@
+"""Models on disk: an Orbax checkpoint with the config, the tokenizer and its provenance inside.
+
+DIR/jaxsteer.json   format, config, dtype, provenance; size and CRC-32 of every other file
+DIR/params/         the weights, an Orbax checkpoint of the tree that `Model.params` is
+DIR/huggingface/    tokenizer files and Hugging Face configs, byte for byte as they came
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1
+
+from jaxsteer.checkpoints.writer import Leaves, write_params
+from jaxsteer.config import LlamaConfig
+from jaxsteer.files import (
+    absolute,
+    as_path,
+    check_files,
+    check_together,
+    checksums,
+    is_remote,
+    load_json,
+    new_directory,
+    write_atomic,
+)
+from jaxsteer.llama import (
+    Model,
+    ParamPath,
+    abstract_params,
+    dotted,
+    flatten,
+    from_params,
+    nest,
+    params_sharding,
+    shard_model,
+    unpack,
+)
+from jaxsteer.runtime import hosts, timed
+
+MANIFEST = "jaxsteer.json"
+FORMAT = 1
+DTYPES = ("float32", "bfloat16")
+_PARAMS = "params"
+_HUGGINGFACE = "huggingface"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `jaxsteer.json` says about a checkpoint."""
+
+    config: LlamaConfig
+    dtype: str
+    provenance: dict[str, Any]
+    files: dict[str, list[int]]  # by name in the directory: size in bytes, CRC-32
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        data = {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "dtype": self.dtype,
+            "provenance": self.provenance,
+            "files": self.files,
+        }
+        return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
+def save(
+    path: PathLike,
+    model: Model,
+    *,
+    files: Iterable[PathLike] = (),
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model to a new directory, which appears when it is complete.
+
+    Args:
+        path: the directory.
+        model: the model; a packed one is written as the separate one it was made of.
+        files: tokenizer files and Hugging Face configs to carry along.
+        provenance: where the weights came from, JSON-ready.
+        overwrite: replace a checkpoint that is already there.
+
+    Raises:
+        FileExistsError: `path` exists (without `overwrite`, or it is no checkpoint).
+        ValueError: on many hosts, where one process alone may write, or for an object store.
+    """
+    write(
+        path,
+        model.config,
+        flatten(unpack(model).params),  # checkpoints have separate projections
+        dtype=model.dtype.name,
+        files=files,
+        provenance=provenance,
+        overwrite=overwrite,
+    )
+
+
+def write(
+    path: PathLike,
+    config: LlamaConfig,
+    leaves: Leaves,
+    *,
+    dtype: str,
+    files: Iterable[PathLike] = (),
+    provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """`save` for weights that come one at a time and never stand in memory together.
+
+    `provenance` may be a function, which is called when the weights are written.
+
+    Raises:
+        ValueError: naming the first leaf that the config has no place for, of another shape or
+            dtype, or all that did not come.
+        FileExistsError, ValueError: as `save`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, expected {' or '.join(DTYPES)}")
+    if is_remote(path):
+        raise ValueError(
+            f"{path}: got an object store, expected a local directory: it appears whole, and can "
+            "be copied to the store then (gcloud storage cp --recursive)"
+        )
+    if hosts.several():  # Orbax would wait for all of them to write the same
+        raise ValueError(
+            f"{path}: checkpoints are written by one process that works alone: convert models "
+            "(python -m weights.convert SRC DST) before many hosts load them"
+        )
+    with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
+        write_params(folder / _PARAMS, _checked(leaves, config, dtype))
+        (folder / _HUGGINGFACE).mkdir()
+        for file in map(Path, files):
+            shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
+        about = provenance() if callable(provenance) else provenance
+        with timed("checkpoint/checksums"):
+            files_there = checksums(folder)
+        manifest = Manifest(config, dtype, dict(about or {}), files_there)
+        write_atomic(folder / MANIFEST, manifest.to_json())
+
+
+def load(
+    path: PathLike,
+    *,
+    dtype: Any = None,
+    sharding: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Model, Any]:
+    """Read a model and its tokenizer.
+
+    Args:
+        path: a directory that `python -m weights.convert` or `save` wrote; also a copy of it in an
+            object store, as `gs://bucket/r1-distill-llama-8b`, whose files are checked by their
+            sizes only.
+        dtype: cast the weights to it on the way in (`"float32"`, `"bfloat16"`); as stored if
+            not given.
+        sharding: where the weights go: one `jax.sharding.Sharding` for all, or a tree of them
+            shaped like `Model.params`; the first device if not given.
+        mesh: split the model over it, as `sharding` says; each device reads its part only.
+
+    Returns:
+        The model, and its tokenizer from `transformers` (None if none was saved with it).
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is no checkpoint, files in it are missing or damaged (all named), or the
+            model cannot be split over the mesh.
+    """
+    if sharding is not None and mesh is not None:
+        raise ValueError("load: got both sharding and mesh, expected at most one")
+    if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
+        found = type(mesh).__name__
+        raise ValueError(f"mesh: got {found}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
+    folder = absolute(path)  # Orbax takes no other
+    if mesh is not None:
+        sharding = params_sharding(read_manifest(folder).config, mesh)
+    check_together(folder, read_manifest(folder).files)
+    manifest = _open(folder)
+    try:
+        wanted = jnp.dtype(dtype or manifest.dtype)
+    except TypeError:
+        wanted = None
+    if wanted is None or wanted.name not in DTYPES:
+        found = wanted.name if wanted else repr(dtype)
+        raise ValueError(f"dtype: got {found}, expected {' or '.join(DTYPES)}")
+    params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
+    model = from_params(params, manifest.config)
+    return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
+
+
+def load_tokenizer(path: PathLike) -> Any:
+    """The tokenizer inside a checkpoint, or None if there is none."""
+    folder = as_path(path) / _HUGGINGFACE
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return None
+    from transformers import AutoTokenizer  # here, because the import takes a second
+
+    if not is_remote(path):
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    with tempfile.TemporaryDirectory() as here:
+        for file in folder.iterdir():
+            (Path(here) / file.name).write_bytes(file.read_bytes())
+        return AutoTokenizer.from_pretrained(here, trust_remote_code=False)
+
+
+def read_manifest(path: PathLike) -> Manifest:
+    """Config, dtype and provenance of a checkpoint, without its weights.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is no checkpoint of this format.
+    """
+    folder = absolute(path)  # Orbax takes no other
+    file = folder / MANIFEST
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such directory")
+    if not file.is_file():
+        if (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder}: is a Hugging Face folder, expected a converted one; "
+                f"convert it first: python -m weights.convert {folder} DST"
+            )
+        inside = "; one lies in its folder checkpoint" if (folder / "checkpoint").is_dir() else ""
+        raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST}{inside})")
+    try:
+        data = load_json(file.read_bytes())
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
+        config = LlamaConfig.from_dict(data["config"])
+        if data["dtype"] not in DTYPES or not isinstance(data["provenance"], dict):
+            raise ValueError(f"dtype {data['dtype']!r} or a provenance that is no object")
+        files = {str(name): [int(size), int(crc)] for name, (size, crc) in data["files"].items()}
+        return Manifest(config, data["dtype"], data["provenance"], files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged or of another version: {error}") from None
+
+
+def read_leaves(
+    path: PathLike, *, layers: int | None = None
+) -> Iterator[tuple[ParamPath, np.ndarray]]:
+    """The weights as stored, a layer at a time, so that a large model fits a small memory.
+
+    With `layers` only those of the first so many, and what belongs to no layer.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    folder = absolute(path)  # Orbax takes no other
+    check_files(folder, read_manifest(folder).files)
+    manifest = _open(folder)
+    cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    expected = flatten(abstract_params(manifest.config, jnp.dtype(manifest.dtype)))
+    groups: dict[ParamPath, list[tuple[ParamPath, Any]]] = {}
+    for leaf_path, leaf in expected:
+        if layers is None or leaf_path[0] != "layers" or int(leaf_path[1]) < layers:
+            groups.setdefault(leaf_path[:2], []).append((leaf_path, leaf))
+    for group in groups.values():
+        for leaf_path, x in flatten(_restore(folder, nest(group), cpu)):
+            yield leaf_path, np.asarray(x)
+
+
+def companions(path: PathLike) -> tuple[Path, ...]:
+    """Tokenizer files and Hugging Face configs inside a checkpoint."""
+    return tuple(sorted((as_path(path) / _HUGGINGFACE).iterdir()))
+
+
+def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:
+    """The same leaves; raises as soon as one does not fit, or at the end if some did not come."""
+    missing = dict(flatten(abstract_params(config, jnp.dtype(dtype))))
+    for path, x in leaves:
+        expected = missing.pop(path, None)
+        if expected is None:
+            raise ValueError(f"{dotted(path)}: unexpected, or given twice")
+        if tuple(x.shape) != expected.shape or x.dtype != expected.dtype:
+            raise ValueError(
+                f"{dotted(path)}: got {x.dtype} {list(x.shape)}, "
+                f"expected {expected.dtype} {list(expected.shape)}"
+            )
+        yield path, x
+    if missing:
+        raise ValueError(f"missing: {', '.join(dotted(path) for path in missing)}")
+
+
+def _open(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose weights fit its config."""
+    manifest = read_manifest(folder)
+    try:
+        metadata = v1.metadata(folder / _PARAMS).metadata
+        stored = {dotted(p): x.shape for p, x in flatten(metadata)}
+    except Exception as error:  # of any kind, when the directory is not Orbax's
+        raise _unreadable(folder, error) from None
+    expected = {dotted(p): x.shape for p, x in flatten(abstract_params(manifest.config))}
+    problems = [
+        f"{name}: got {stored.get(name, 'none')}, expected {expected.get(name, 'none')}"
+        for name in sorted(stored.keys() | expected.keys())
+        if stored.get(name) != expected.get(name)
+    ]
+    if problems:
+        raise ValueError(f"{folder}: weights and config differ:\n  " + "\n  ".join(problems))
+    return manifest
+
+
+def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any, Any]:
+    """Read the leaves of `abstract`, which may be a part of the tree, straight into place."""
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _, one=sharding: one, abstract)
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, sharding
+    )
+    context = v1.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            return v1.load(folder / _PARAMS, placed)
+    except Exception as error:  # of any kind, when the directory is damaged
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0][:300]
+    return ValueError(f"{folder}: its weights cannot be read: {reason}")

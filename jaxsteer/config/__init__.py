@@ -1,0 +1,14 @@
+"""The shape of a model: `LlamaConfig`, presets of published models, and `config.json`.
+
+A parsed `config.json` in, a frozen config out, and back.
+
+Uses nothing of jaxsteer.
+"""
+
+from jaxsteer.config.shape import PRESETS, LlamaConfig, RopeScaling
+
+__all__ = [
+    "PRESETS",
+    "LlamaConfig",
+    "RopeScaling",
+]

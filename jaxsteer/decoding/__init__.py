@@ -1,0 +1,89 @@
+"""Generation: prompts in, sampled tokens out, steered, in batches.
+
+`prefill`, `decode_step` and the loop in `generation`; what rows ask for in `request`; samplers,
+ends of rows, slots that are filled again, and the memory that rows take.
+
+Uses `runtime`, `config`, `steering`, `llama`.
+"""
+
+from jaxsteer.decoding.generation import (
+    DecodeState,
+    Loop,
+    Step,
+    append,
+    decode_step,
+    generate,
+    prefill,
+    run,
+    stream,
+    unfinished,
+)
+from jaxsteer.decoding.memory import (
+    CPU_BYTES,
+    USABLE,
+    cache_bytes,
+    has_room,
+    is_out_of_memory,
+    program_bytes,
+    prompt_token_bytes,
+    room_for_another,
+    rows_that_fit,
+    sweep_bytes,
+    usable_bytes,
+)
+from jaxsteer.decoding.refill import Occupancy, generate_queue, pool_sizes
+from jaxsteer.decoding.request import Request, check_think_tokens, make_request
+from jaxsteer.decoding.samplers import (
+    Sampler,
+    Sampling,
+    choose_sampler,
+    greedy,
+    keys,
+    sample,
+    sampling,
+)
+from jaxsteer.decoding.stops import StopStrings, stop_strings
+from jaxsteer.decoding.thinking import think_tokens
+from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
+
+__all__ = [
+    "CPU_BYTES",
+    "USABLE",
+    "DecodeState",
+    "Loop",
+    "Occupancy",
+    "Request",
+    "Sampler",
+    "Sampling",
+    "Step",
+    "StopStrings",
+    "append",
+    "byte_alphabet",
+    "cache_bytes",
+    "check_think_tokens",
+    "choose_sampler",
+    "decode_step",
+    "generate",
+    "generate_queue",
+    "greedy",
+    "has_room",
+    "is_out_of_memory",
+    "keys",
+    "make_request",
+    "pool_sizes",
+    "prefill",
+    "program_bytes",
+    "prompt_token_bytes",
+    "room_for_another",
+    "rows_that_fit",
+    "run",
+    "sample",
+    "sampling",
+    "stop_strings",
+    "stream",
+    "sweep_bytes",
+    "think_tokens",
+    "token_bytes",
+    "unfinished",
+    "usable_bytes",
+]

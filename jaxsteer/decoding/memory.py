@@ -1,0 +1,197 @@
+"""How many rows fit into a device's memory, by calculation.
+
+What a decoding program holds at its peak, the weights apart:
+
+    rows × row + block × token
+
+    row     the keys and values of a prompt and its new tokens, in all layers, and the row's share
+            of a step's temporaries, of which the logits over the vocabulary are the largest
+    token   what a prompt's token holds while the prompts run: stream, projections, MLP, and the
+            scores or the mask of attention. Prompts run in blocks of at most `BLOCK_TOKENS`
+            tokens, or of one row, so that this does not grow with the rows
+
+Of a model on a mesh it is what one device holds: its rows, and its part of heads, MLP and
+vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.llama import BLOCK_TOKENS, Model, parts, suits_kernel, tpu_attention, xla_attention
+from jaxsteer.runtime import hosts
+
+# Of the free memory: the rest is for what the allocator loses between its blocks.
+USABLE = 0.9
+# On a CPU, where memory is shared with everybody, this much stands for what is free.
+CPU_BYTES = 2**31
+
+
+def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
+    """What one row holds while it is decoded: its cache, and its share of a step's temporaries."""
+    config, (_, tensor) = model.config, parts(model)
+    width = jnp.dtype(model.dtype).itemsize
+    slots = prompt_length + new_tokens
+    cache = slots * _token_cache_bytes(model)
+    if model.attention is tpu_attention:
+        # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
+        return cache + 3 * 4 * config.vocab_size // tensor
+    if model.attention is xla_attention:
+        cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
+    # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
+    logits = 6 * 4 * config.vocab_size // tensor
+    mlp = 3 * config.d_mlp // tensor
+    stream = width * (8 * config.d_model + mlp) + 4 * 4 * config.d_model
+    scores = 3 * 4 * config.n_heads * slots // tensor
+    return cache + logits + stream + scores
+
+
+def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
+    """What one token of a block of prompts holds at the peak of a layer."""
+    config, (_, tensor) = model.config, parts(model)
+    width = jnp.dtype(model.dtype).itemsize
+    if model.attention is tpu_attention:
+        # Two streams, and the MLP's three arrays or the scores with one more stream.
+        most = width * 3 * config.d_mlp // tensor
+        if not suits_kernel(prompt_length):
+            scores = 4 * config.n_heads * prompt_length // tensor
+            most = max(most, scores + width * config.d_model)
+        return width * 2 * config.d_model + most + _token_cache_bytes(model)
+    heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
+    split = (3 * config.d_mlp + heads) // tensor
+    layer = width * (8 * config.d_model + split) + 2 * 4 * config.d_model
+    if model.attention is xla_attention:
+        scores = config.n_heads // tensor * prompt_length
+        attention = scores * (2 * 4 + width)  # and probabilities
+    else:
+        attention = prompt_length * (width + 1)  # one mask for all heads, and its bias
+    return layer + attention + _token_cache_bytes(model)
+
+
+def cache_bytes(model: Model, *, rows: int, prompt_length: int, new_tokens: int) -> int:
+    """Keys and values of `rows` rows, as far as one device holds them."""
+    data, _ = parts(model)
+    return -(-rows // data) * (prompt_length + new_tokens) * _token_cache_bytes(model)
+
+
+def program_bytes(
+    model: Model, *, rows: int, prompt_rows: int, prompt_length: int, new_tokens: int
+) -> int:
+    """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
+    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
+    token = prompt_token_bytes(model, prompt_length=prompt_length)
+    data, _ = parts(model)
+    rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
+    block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
+    return rows * row + block * token
+
+
+def sweep_bytes(
+    model: Model,
+    *,
+    cells: int,
+    prompts: int,
+    prompt_length: int,
+    new_tokens: int,
+    steer_prompt: bool = False,
+) -> int:
+    """What a chunk of a sweep needs: its cells, and the prompts that were run once for all."""
+    data, _ = parts(model)
+    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+    # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
+    here = 1 if prompts % data == 0 else data
+    if cells == 1 or steer_prompt:
+        run = cells * prompts if steer_prompt else prompts * here
+        return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
+    each = prompts * here // data  # on a device, in each cell
+    copied = prompts * here
+    if model.attention is tpu_attention and not 8 < each < 16:
+        # Its compiler lays a slot's prompts side by side, in eights, and makes the copies first;
+        # found so for 8, 18 and 20 of them, and not for 10 and 12, which would be padded most.
+        each = -(-each // 8) * 8 if each > 8 else each
+        copied = cells * prompts
+    rows = cells * each * data // here
+    program = program_bytes(model, rows=rows, prompt_rows=prompts * here, **asked)
+    return program + cache_bytes(model, rows=copied, prompt_length=prompt_length, new_tokens=0)
+
+
+def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
+    """Rows for `generate` that fit into what is usable now.
+
+    At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that):
+    whether a single row fits, only trying can tell. The answer depends on what else is
+    in memory at the moment; where batches must be the same whatever that is, choose their size.
+    """
+    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
+    token = prompt_token_bytes(model, prompt_length=prompt_length)
+    usable = usable_bytes(model)
+    # `program_bytes` solved for rows: all prompts in one block, or several of the full size. Each
+    # is enough, so the larger.
+    one_block = usable / (row + prompt_length * token)
+    blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
+    data, _ = parts(model)
+    return data * max(1, int(max(one_block, blocks)))
+
+
+def usable_bytes(model: Model) -> int:
+    """What a program may take of the fullest device that holds weights of the model.
+
+    On many hosts it is the fullest of all, and every process has to ask.
+    """
+    free = _free_bytes(model)
+    return hosts.smallest(int(USABLE * (CPU_BYTES if free is None else free)))
+
+
+def has_room(program: jax.stages.Compiled, model: Model) -> bool:
+    """Whether a compiled program finds what it needs on the devices of this host, as they are now.
+
+    True where they do not tell; an allocator that has only small gaps left can fail all the same.
+    """
+    free, counts = _free_bytes(model), program.memory_analysis()
+    if free is None or counts is None:
+        return True
+    made = counts.output_size_in_bytes - counts.alias_size_in_bytes
+    return made + counts.temp_size_in_bytes + counts.generated_code_size_in_bytes <= free
+
+
+def _free_bytes(model: Model) -> int | None:
+    """What is free on the fullest device of this host that holds weights; None if none tells."""
+    leaf = jax.tree.leaves(model.params)[0]
+    here = jax.process_index()
+    found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
+    known = [stats for stats in found if stats and "bytes_limit" in stats]
+    return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
+
+
+def room_for_another(models: Sequence[Model]) -> bool:
+    """Whether another model of their size may stay beside these, for all to take a third at most.
+
+    The rest is for caches and activations. Where a device does not tell its memory, small models
+    are all that it is likely to hold.
+    """
+    if not models:
+        return True
+    leaf = jax.tree.leaves(models[0].params)[0]
+    device = leaf.addressable_shards[0].device
+    limit = (device.memory_stats() or {}).get("bytes_limit", CPU_BYTES)
+    sizes = [_bytes_on_a_device(model) for model in models]
+    return 3 * (sum(sizes) + max(sizes)) <= limit
+
+
+def _bytes_on_a_device(model: Model) -> int:
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model.params))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether JAX raised this because a device had no memory left."""
+    text = str(error)
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    )
+
+
+def _token_cache_bytes(model: Model) -> int:
+    config, (_, tensor) = model.config, parts(model)
+    per_layer = 2 * config.n_kv_heads * config.head_dim // tensor
+    return config.n_layers * per_layer * jnp.dtype(model.dtype).itemsize

@@ -1,0 +1,290 @@
+"""Decode many prompts in a fixed number of slots: finished rows do not hold up the rest.
+
+    batch = left_pad(prompts)                                       # say 300 of them
+    request = make_request(model, batch, max_new_tokens=2000, stop_tokens=[eos])
+    for row in generate_queue(model, batch, request, slots=64, max_new_tokens=2000):
+        print(row.index, row.tokens)                                # as they finish
+
+A slot whose row has ended takes the next prompt: once a sixteenth of the slots is free, that many
+prompts are prefilled and put there. When no prompt waits any more, the pool halves as its rows
+end, twice at most: three sizes are three compiled programs, whatever the number of prompts.
+
+Each row has a cursor of its own, so a row keeps its place in the cache from its first token to
+its last, and nothing is moved to make room. The other way, one cursor for all and rows moved up
+against it at each refill, makes every step read as many slots of every row as the oldest has
+filled. Arithmetic for the lengths of 300 reasoning traces, bytes at Llama-8B shapes in bf16 over
+4.4 TB/s (`python -m experiments.benchmarks.refill_simulation`):
+
+    slots                                       64             100
+    batches, one after the other           53 s, 68%      40 s, 70% of row-steps live
+    refill, one cursor, rows moved         48 s, 94%      40 s, 92%
+    refill, a cursor a row (this module)   37 s, 94%      29 s, 92%
+
+A refill writes a sixteenth of the cache some hundred steps apart, and a step reads the weights and
+a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsteer.decoding.generation import DecodeState, Step, decode_step, prefill
+from jaxsteer.decoding.request import Request, map_rows
+from jaxsteer.decoding.samplers import Sampler, choose_sampler
+from jaxsteer.llama import Model, TokenBatch, check_batch, spread_rows
+from jaxsteer.runtime import hosts
+
+Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
+
+_FEWEST_SLOTS = 8  # smaller pools do not shrink
+_REFILL_SHARE = 16  # a refill waits until one slot in so many is free
+
+
+@dataclass(frozen=True)
+class FinishedRow:
+    """What was generated from one prompt."""
+
+    index: int  # the prompt's row in the batch
+    tokens: list[int]  # a stop token included
+    logprobs: list[float]  # of these tokens, under the steered model at temperature 1
+
+
+@dataclass
+class Occupancy:
+    """What the slots were spent on; counted while the rows come."""
+
+    steps: int = 0
+    row_steps: int = 0  # slots there were, summed over the steps
+    live_row_steps: int = 0  # those that held a row which was not done
+    refills: int = 0
+
+    @property
+    def live_share(self) -> float:
+        """Share of the row-steps spent on rows that were not done; 1 before the first step."""
+        return self.live_row_steps / self.row_steps if self.row_steps else 1.0
+
+
+def pool_sizes(slots: int) -> list[int]:
+    """Numbers of slots that a pool has one after the other; each compiles a program of its own.
+
+    Half and a quarter, but nothing below 8 slots, where a program costs more than it saves.
+
+    >>> pool_sizes(64), pool_sizes(20), pool_sizes(6)
+    ([64, 32, 16], [20, 10], [6])
+    """
+    return [slots, *(slots // share for share in (2, 4) if slots // share >= _FEWEST_SLOTS)]
+
+
+def start(
+    model: Model, batch: TokenBatch, request: Request, *, max_new_tokens: int, sampler: Sampler
+) -> DecodeState:
+    """Like `generate.prefill`, with a cursor a row; pure."""
+    state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    cursor = jnp.broadcast_to(state.cache.cursor, state.done.shape)
+    return replace(state, cache=replace(state.cache, cursor=cursor))
+
+
+def admit(
+    model: Model,
+    state: DecodeState,
+    request: Request,
+    batch: TokenBatch,
+    new: Request,
+    slots: jax.Array,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler,
+) -> tuple[DecodeState, Request]:
+    """Prefill the rows of `batch` and put them into `slots` `[P]`; pure.
+
+    A slot past the last one drops its row. Everything a slot held is replaced.
+    """
+    fresh = start(model, batch, new, max_new_tokens=max_new_tokens, sampler=sampler)
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
+
+    return jax.tree.map(put, state, fresh), map_rows(put, request, new)
+
+
+def advance(
+    model: Model,
+    state: DecodeState,
+    request: Request,
+    floor: jax.Array,
+    *,
+    sampler: Sampler,
+    step: Step = decode_step,
+) -> DecodeState:
+    """Decode until no more than `floor` rows are live; pure."""
+
+    def going(state: DecodeState) -> jax.Array:
+        return jnp.sum(~state.done) > floor
+
+    def body(state: DecodeState) -> DecodeState:
+        state = step(model, state, request, sampler=sampler)
+        # A row that has ended writes to its first slot, and has no more of its cache read.
+        cursor = jnp.where(state.done, 0, state.cache.cursor)
+        return replace(state, cache=replace(state.cache, cursor=cursor))
+
+    return jax.lax.while_loop(going, body, state)
+
+
+def keep(state: DecodeState, request: Request, slots: jax.Array) -> tuple[DecodeState, Request]:
+    """The pool with only `slots` `[R]` left; pure."""
+
+    def take(x: jax.Array) -> jax.Array:
+        return x if x.ndim == 0 else x[slots]
+
+    return jax.tree.map(take, state), map_rows(take, request)
+
+
+_start = jax.jit(start, static_argnames=("max_new_tokens", "sampler"))
+_admit = jax.jit(
+    admit,
+    static_argnames=("max_new_tokens", "sampler"),
+    donate_argnames=("state", "request"),
+)
+_advance = jax.jit(advance, static_argnames=("sampler", "step"), donate_argnames="state")
+_keep = jax.jit(keep)
+
+
+def generate_queue(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    *,
+    slots: int,
+    max_new_tokens: int,
+    sampler: Sampler | None = None,
+    step: Step = decode_step,
+    occupancy: Occupancy | None = None,
+) -> Iterator[FinishedRow]:
+    """Yield every row of `batch` as it finishes; the same tokens as `generate`.
+
+    A pass through the model serves `slots` rows at once, whatever the number of prompts. Random
+    numbers belong to (seed, row, position), so they are those of the plain loop, too.
+
+    Args:
+        model: the weights.
+        batch: left-padded prompts, as many as there are; they wait in the host's memory.
+        request: what `make_request` made for `batch`; `max_tokens` may differ from row to row.
+        slots: rows that are decoded at once. With a third as many as prompts, or fewer, nine
+            tenths of the row-steps are spent on live rows.
+        max_new_tokens: tokens to make room for.
+        sampler: the cheapest that serves all of `request`, if not given.
+        step: what is repeated; it has to see to it that every row is done one day.
+        occupancy: counts what the slots are spent on, if given.
+
+    Raises:
+        ValueError: for numbers that do not fit together, before any work starts.
+    """
+    prompts = batch.tokens.shape[0]
+    check_batch(batch, model.config, new_tokens=max_new_tokens)
+    if slots < 1:
+        raise ValueError(f"slots: got {slots}, expected at least 1")
+    if request.max_tokens.shape != (prompts,):
+        raise ValueError(
+            f"request: got {request.max_tokens.shape[0]} rows, expected the batch's {prompts}"
+        )
+    longest = int(np.max(hosts.gather(request.max_tokens)))
+    if longest > max_new_tokens:
+        raise ValueError(
+            f"request.max_tokens: got {longest}, expected at most max_new_tokens={max_new_tokens}"
+        )
+    return _run_queue(
+        model,
+        *_on_host(batch, request, prompts),
+        slots=min(slots, prompts),
+        max_new_tokens=max_new_tokens,
+        sampler=sampler or choose_sampler(request.sampling),
+        step=step,
+        occupancy=Occupancy() if occupancy is None else occupancy,
+    )
+
+
+def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch, Request]:
+    """Both as numpy arrays with one row a prompt: what waits takes no room on the device."""
+
+    def widen(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x, (rows, *x.shape[1:]))
+
+    return hosts.gather(batch), map_rows(widen, hosts.gather(request))
+
+
+def _run_queue(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    *,
+    slots: int,
+    max_new_tokens: int,
+    sampler: Sampler,
+    step: Step,
+    occupancy: Occupancy,
+) -> Iterator[FinishedRow]:
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
+    prompts = batch.tokens.shape[0]
+    refill = max(1, slots // _REFILL_SHARE)
+    holds = np.arange(slots)  # which prompt each slot holds
+    live = np.ones(slots, bool)  # slots whose row has not been yielded
+    waiting = slots  # the first prompt that has had no slot yet
+    asks = jax.tree.map(jnp.asarray, map_rows(lambda x: x[holds], request))
+    first, asks = spread_rows((_rows(batch, holds), asks), model)
+    state = _start(model, first, asks, **options)
+    while live.any():
+        smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
+        floor = len(holds) - refill if waiting < prompts else smaller
+        before = hosts.gather((state.step, state.length))
+        state = _advance(model, state, asks, np.int32(floor), sampler=sampler, step=step)
+        _count(occupancy, before, hosts.gather((state.step, state.length)))
+        ended = live & hosts.gather(state.done)
+        finished = _read(state, holds, ended)
+        live = live & ~ended
+        if waiting < prompts:
+            # The last refill may have fewer prompts left than room: it drops what is too many.
+            free = np.flatnonzero(~live)[: min(refill, prompts - waiting)]
+            new = np.minimum(waiting + np.arange(refill), prompts - 1)
+            into = np.full(refill, len(holds))
+            into[: len(free)] = free
+            parts = _rows(batch, new), map_rows(lambda x, new=new: x[new], request)
+            state, asks = _admit(model, state, asks, *parts, into, **options)
+            holds[free], live[free] = new[: len(free)], True
+            waiting += len(free)
+            occupancy.refills += 1
+        elif live.any():
+            size = min(size for size in pool_sizes(slots) if size >= live.sum())
+            left = np.argsort(~live, kind="stable")[:size]  # the live ones first
+            state, asks = _keep(state, asks, left)
+            holds, live = holds[left], live[left]
+        yield from finished
+
+
+def _rows(batch: TokenBatch, rows: np.ndarray) -> TokenBatch:
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def _count(occupancy: Occupancy, before: Counts, after: Counts) -> None:
+    steps = int(after[0] - before[0])
+    occupancy.steps += steps
+    occupancy.row_steps += steps * len(after[1])
+    occupancy.live_row_steps += int(np.sum(after[1] - before[1]))  # a live row gains one a step
+
+
+def _read(state: DecodeState, holds: np.ndarray, ended: np.ndarray) -> list[FinishedRow]:
+    """The rows in the `ended` slots, whole buffers at a time: a slice of every size compiles."""
+    if not ended.any():
+        return []
+    tokens, logprobs, length = hosts.gather((state.tokens, state.logprobs, state.length))
+    return [
+        FinishedRow(
+            int(holds[slot]),
+            tokens[slot, : length[slot]].tolist(),
+            logprobs[slot, : length[slot]].tolist(),
+        )
+        for slot in np.flatnonzero(ended)
+    ]

@@ -1,0 +1,182 @@
+"""What each row of a batch asks for, checked on the host before anything is compiled."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
+from jaxsteer.decoding.stops import StopStrings
+from jaxsteer.llama import Model, TokenBatch, bucket, check_batch
+from jaxsteer.runtime import hosts
+from jaxsteer.steering import Steering, as_tuple, check_steering
+
+# Lists of stop tokens are padded to a multiple of it, so that another length rarely recompiles.
+_STOP_TOKENS = 8
+
+StopTokens = Sequence[int] | Sequence[Sequence[int]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """What each row asks for; all of it traced data."""
+
+    steering: tuple[Steering, ...]  # applied in order
+    sampling: Sampling
+    stop_tokens: jax.Array  # int32 [B, E]; -1 stands for none
+    max_tokens: jax.Array  # int32 [B]: new tokens after which the row ends
+    prompt_length: jax.Array  # int32 [B]: real tokens of the prompt
+    think_tokens: jax.Array  # int32 [B, 2]: ids of <think> and </think>; -1 stands for none
+    # uint8 or uint16 [1, S, V], the same for all rows: see `stop_strings`.
+    stop_table: jax.Array | None = None
+
+
+def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> Request:
+    """`change` applied to the arrays of the requests that have a row axis; the table is shared."""
+    bare = [replace(one, stop_table=None) for one in (request, *others)]
+    return replace(jax.tree.map(change, *bare), stop_table=request.stop_table)
+
+
+def make_request(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    max_new_tokens: int,
+    max_tokens: ArrayLike | None = None,
+    steering: Steering | Sequence[Steering] | None = None,
+    sampling_params: Sampling | None = None,
+    stop_tokens: StopTokens = (),
+    stop_strings: StopStrings | None = None,
+    think_tokens: tuple[int, int] | None = None,
+) -> Request:
+    """Check everything on the host and bundle it for the compiled functions.
+
+    The arguments are those of `generate`.
+
+    Raises:
+        ValueError: naming the field, what was found and what was expected.
+    """
+    _check_types(model, batch, sampling_params, stop_strings)
+    config = model.config
+    if hosts.several():  # what is spread over them cannot be looked at
+        batch, steering, sampling_params = hosts.gather((batch, steering, sampling_params))
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
+    rows = batch.tokens.shape[0]
+    most = _max_tokens(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
+    check_batch(batch, config, new_tokens=most)
+    steerings = as_tuple(steering)
+    for one in steerings:
+        check_steering(one, config, rows=rows)
+    params = sampling(rows) if sampling_params is None else sampling_params
+    check_sampling(params, rows=rows)
+    if stop_strings is not None and stop_strings.table.shape[-1] != config.vocab_size:
+        raise ValueError(
+            f"stop_strings: got a table for {stop_strings.table.shape[-1]} tokens, "
+            f"expected vocab_size={config.vocab_size}"
+        )
+    return Request(
+        # In every row, so that one coefficient and one a row run in the same program.
+        steering=tuple(_each_row(one, rows) for one in steerings),
+        sampling=params,
+        stop_tokens=jnp.asarray(_stop_tokens(stop_tokens, rows=rows, config=config)),
+        max_tokens=jnp.asarray(most),
+        prompt_length=batch.lengths,
+        think_tokens=jnp.tile(
+            jnp.array(check_think_tokens(think_tokens, steerings, config), jnp.int32), (rows, 1)
+        ),
+        stop_table=None if stop_strings is None else stop_strings.table,
+    )
+
+
+def check_think_tokens(
+    think_tokens: tuple[int, int] | None, steerings: Sequence[Steering], config: LlamaConfig
+) -> tuple[int, int]:
+    """The pair, or (-1, -1) for none.
+
+    Raises:
+        ValueError: for ids outside the vocabulary, two that are equal, or none where the scope of
+            a steering needs them.
+    """
+    if think_tokens is None:
+        if any(one.scope.needs_thinking for one in steerings):
+            raise ValueError(
+                "think_tokens: got None, expected the ids of <think> and </think> (see "
+                "jaxsteer.think_tokens), because a scope is confined to what lies between them"
+            )
+        return -1, -1
+    if len(think_tokens) != 2 or think_tokens[0] == think_tokens[1]:
+        raise ValueError(f"think_tokens: got {think_tokens}, expected two different ids")
+    for token in think_tokens:
+        _check_id("think_tokens", token, config)
+    return think_tokens
+
+
+def _check_types(model: Any, batch: Any, sampling_params: Any, stop_strings: Any) -> None:
+    """Raise `ValueError` for what would only be missed deep inside."""
+    expected = (
+        ("model", model, Model, "a Model, the first of what `load` gives"),
+        ("batch", batch, TokenBatch, "a TokenBatch, as `left_pad` makes it"),
+        ("sampling_params", sampling_params, Sampling | None, "what `sampling` makes"),
+        ("stop_strings", stop_strings, StopStrings | None, "what `stop_strings` makes of texts"),
+    )
+    for name, value, kind, wanted in expected:
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: got {type(value).__name__}, expected {wanted}")
+
+
+def _each_row(steering: Steering, rows: int) -> Steering:
+    """The same steering with a row axis of `rows` in all of its arrays."""
+
+    def widen(x: jax.Array) -> jax.Array:
+        if x.shape[0] == rows:
+            return x
+        # By numpy, which compiles nothing.
+        return jnp.asarray(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
+
+    return jax.tree.map(widen, steering)
+
+
+def _max_tokens(given: ArrayLike | None, *, rows: int, max_new_tokens: int) -> np.ndarray:
+    """Each row's maximum, int32 `[B]`."""
+    most = np.asarray(max_new_tokens if given is None else given)
+    if not np.issubdtype(most.dtype, np.integer) or most.shape not in ((), (rows,)):
+        raise ValueError(
+            f"max_tokens: got {most.dtype} {list(most.shape)}, expected an integer or [{rows}]"
+        )
+    wrong = most[(most < 0) | (most > max_new_tokens)]
+    if wrong.size:
+        raise ValueError(
+            f"max_tokens: got {wrong.flat[0]}, expected 0 to max_new_tokens={max_new_tokens}"
+        )
+    return np.broadcast_to(most.astype(np.int32), (rows,))
+
+
+def _stop_tokens(given: Collection[Any], *, rows: int, config: LlamaConfig) -> np.ndarray:
+    """Each row's stop tokens, int32 `[B, E]`, filled up with -1."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if not isinstance(given, Collection) or isinstance(given, str):
+        raise ValueError(f"stop_tokens: got {given!r}, expected a list of ids, [] for none")
+    lists = [list(x) for x in given if np.ndim(x)]
+    if lists and not len(lists) == len(given) == rows:
+        raise ValueError(
+            f"stop_tokens: got {len(given)} entries, {len(lists)} of them lists; expected ids, or "
+            f"a list of them for each of the {rows} rows"
+        )
+    each = lists or [list(given)] * rows
+    for token in {token for row in each for token in row}:
+        _check_id("stop_tokens", token, config)
+    width = bucket(max(1, *map(len, each)), step=_STOP_TOKENS)
+    return np.array([row + [-1] * (width - len(row)) for row in each], np.int32)
+
+
+def _check_id(name: str, token: int, config: LlamaConfig) -> None:
+    if not isinstance(token, int | np.integer) or not 0 <= token < config.vocab_size:
+        raise ValueError(f"{name}: got id {token!r}, expected 0 to {config.vocab_size - 1}")

@@ -1,0 +1,47 @@
+"""Where a direction comes from and where it is kept.
+
+Traces and events in; moments (Eq. 3), probes and learned vectors out; files of directions, ours and
+those of other programs.
+
+Uses `sweeps` and the rooms that it uses.
+"""
+
+from jaxsteer.directions.activations import Trace, activation_moments, equal_rows, event_positions
+from jaxsteer.directions.controls import random_directions, rescale
+from jaxsteer.directions.direction_files import Direction, cosine, load_directions, save_directions
+from jaxsteer.directions.foreign_files import load_replication
+from jaxsteer.directions.learned import (
+    learn_directions,
+    orthonormal_rows,
+    step_bytes,
+    token_logprobs,
+)
+from jaxsteer.directions.moments import Moments, cosines
+from jaxsteer.directions.probe import first_component, logistic_probe
+from jaxsteer.directions.raw_activations import save_activations
+from jaxsteer.directions.targets import Targets, make_targets
+
+__all__ = [
+    "Direction",
+    "Moments",
+    "Targets",
+    "Trace",
+    "activation_moments",
+    "cosine",
+    "cosines",
+    "equal_rows",
+    "event_positions",
+    "first_component",
+    "learn_directions",
+    "load_directions",
+    "load_replication",
+    "logistic_probe",
+    "make_targets",
+    "orthonormal_rows",
+    "random_directions",
+    "rescale",
+    "save_activations",
+    "save_directions",
+    "step_bytes",
+    "token_logprobs",
+]

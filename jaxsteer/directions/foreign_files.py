@@ -1,0 +1,142 @@
+"""Directions out of files that other programs wrote: PyTorch's, and the replication's."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxsteer.directions.direction_files import Direction, make_direction
+from jaxsteer.files import read_tensors, sha256
+
+_REPLICATION_NAME = re.compile(r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?\d+))")
+
+
+def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
+    """Read the replication's `dom_layer10.safetensors`.
+
+    The names are the file's own: `base.union`, `reasoning.offset.-13` and so on, the offset in
+    tokens before the sentence, the union being the mean over the window. Layer and site come from
+    its header (layer 10, `resid_post`: the output of block 10 counted from 0).
+    """
+    tensors, metadata = read_tensors(path)
+    for field in ("layer", "site", "union_offsets"):
+        if field not in metadata:
+            raise ValueError(f"{path}: the header has no {field!r}; not the replication's file")
+    try:
+        window = [int(offset) for offset in metadata["union_offsets"].split(",")]
+        layer = int(metadata["layer"])
+        known = [name for name in ("n_sentences", "n_backtracking") if name in metadata]
+        counts: dict[str, Any] = {name: int(metadata[name]) for name in known}
+    except ValueError as error:
+        raise ValueError(f"{path}: the header's numbers: {error}") from None
+    digest = sha256(path)
+    directions = {}
+    for name in sorted(tensors):
+        match = _REPLICATION_NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"{path}: tensor {name!r}: expected base or reasoning, then .union or .offset.N"
+            )
+        offset = match["offset"]
+        provenance: dict[str, Any] = {
+            "source": "PyTorch replication of arXiv 2507.12638",
+            "file": Path(path).name,
+            "sha256": digest,
+            "model": match["model"],
+            "offsets": window if offset is None else [int(offset)],
+            **counts,
+        }
+        directions[name] = make_direction(
+            path,
+            vector=tensors[name],
+            layer=layer,
+            site=metadata["site"].partition(" ")[0],
+            name=name,
+            provenance=provenance,
+        )
+    return directions
+
+
+def load_pt(
+    path: str | os.PathLike[str], *, layer: int | None = None, site: str = "resid_post"
+) -> dict[str, Direction]:
+    """Read the vectors of a PyTorch `.pt` file, with weights-only loading: no code in it is run.
+
+    The file holds one tensor `[D]`, named after the file, or dictionaries of such tensors, whose
+    keys are joined by full stops to a name. Other plain values go to the provenance.
+
+    Args:
+      path: the file.
+      layer: the layer of the directions. May be left out where each tensor's first key is a
+        whole number: then that is its layer.
+      site: where in the block they belong.
+
+    Raises ModuleNotFoundError when PyTorch is not installed (nothing else in jaxsteer needs it).
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{path}: reading .pt files needs PyTorch, which is not installed (pip install torch); "
+            "or save the vectors as safetensors"
+        ) from None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything may come out of a damaged pickle
+        # Without PyTorch's words, which recommend to load it in the way that runs code.
+        raise ValueError(
+            f"{path}: not a file of tensors alone, or damaged ({type(error).__name__}); no code "
+            "in it was run"
+        ) from None
+    try:
+        leaves = dict(_leaves(content, ()))
+    except RecursionError:
+        raise ValueError(f"{path}: dictionaries in each other without end") from None
+    tensors = {keys: leaf for keys, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: no tensor in it")
+    other = {".".join(map(str, keys)): str(v) for keys, v in leaves.items() if keys not in tensors}
+    provenance: dict[str, Any] = {
+        "source": "PyTorch file",
+        "file": Path(path).name,
+        "sha256": sha256(path),
+    }
+    if other:
+        provenance["values"] = other
+    directions = {}
+    for keys, tensor in tensors.items():
+        name = ".".join(map(str, keys)) or Path(path).stem
+        own = keys[0] if keys and isinstance(keys[0], int) else layer
+        if own is None:
+            raise ValueError(f"{path}: direction {name!r}: give its layer, the file does not say")
+        if name in directions:
+            raise ValueError(f"{path}: two tensors would have the name {name!r}")
+        try:
+            if tensor.is_complex():
+                raise TypeError
+            vector = tensor.detach().to(torch.float32).numpy()
+        except (RuntimeError, TypeError):  # sparse, quantised, nested, without any content
+            raise ValueError(
+                f"{path}: direction {name!r}: got a tensor of {tensor.dtype}, {tensor.layout} on "
+                f"{tensor.device}, expected plain real numbers"
+            ) from None
+        directions[name] = make_direction(
+            path,
+            vector=vector,
+            layer=own,
+            site=site,
+            name=name,
+            provenance=provenance,
+        )
+    return directions
+
+
+def _leaves(content: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _leaves(value, (*keys, key))
+    else:
+        yield keys, content

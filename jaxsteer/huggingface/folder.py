@@ -1,0 +1,220 @@
+"""A Hugging Face model folder on disk: opened from headers alone, read tensor by tensor."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only when it is there)
+import numpy as np
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.files import Entry, load_json, read_header
+from jaxsteer.huggingface import tensor_names as hf
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What is carried along beside the weights, byte for byte: AutoTokenizer reads these.
+GENERATION = "generation_config.json"
+CONFIGS = ("config.json", GENERATION)
+COMPANIONS = (
+    *CONFIGS,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# safetensors' names of dtypes; others are shown as they are.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder whose headers were read and fit its config; no tensor was read yet."""
+
+    path: Path
+    config: LlamaConfig
+    config_json: dict[str, Any]
+    shards: tuple[Path, ...]
+    headers: dict[str, hf.Header]  # by Hugging Face name
+    entries: dict[str, Entry]
+    file_of: dict[str, Path]
+    companions: tuple[Path, ...]  # tokenizer, chat template and configs that are there
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors of the model have each dtype."""
+        found = [self.headers[name].dtype for name in hf.tensors(self.config)]
+        return {dtype: found.count(dtype) for dtype in sorted(set(found))}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in Hugging Face's layout."""
+        return self.read_rows(name, 0, (*self.headers[name].shape, 1)[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor, along its first axis.
+
+        Read, not mapped: the pages of a mapping would count as memory of this process.
+        """
+        header, entry, file = self.headers[name], self.entries[name], self.file_of[name]
+        rows = (*header.shape, 1)[0]
+        row_bytes = (entry.end - entry.begin) // max(rows, 1)
+        shape = (stop - start, *header.shape[1:]) if header.shape else ()
+        x = np.empty((stop - start) * row_bytes, np.uint8)
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(entry.begin + start * row_bytes)
+            if not _fill(opened, memoryview(x.data)):
+                raise ValueError(f"{file}: became shorter while it was read")
+        if header.dtype not in hf.FLOATS:  # an ignored tensor; its bytes can still be compared
+            return x
+        return x.view(header.dtype).reshape(shape)
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Open a folder with `config.json` and safetensors, sharded or not.
+
+    Raises:
+        FileNotFoundError: the folder, its config, its weights or a shard is missing.
+        ValueError: the config asks for what is not implemented, weights are pickled, a file
+            is damaged or lies outside the folder, or tensors do not fit the config (all named).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise ValueError(f"{path}: got a file, expected a folder with config.json and safetensors")
+    config_json = read_json(member(path, "config.json"))
+    try:
+        config = LlamaConfig.from_hf(config_json)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    shards, index = _find_shards(path)
+    entries, file_of = _read_headers(shards, index)
+    headers = {
+        name: hf.Header(entry.shape, _DTYPES.get(entry.dtype, entry.dtype))
+        for name, entry in entries.items()
+    }
+    try:
+        hf.check(headers, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    companions = tuple(member(path, name) for name in COMPANIONS if (path / name).exists())
+    return Folder(path, config, config_json, shards, headers, entries, file_of, companions)
+
+
+def member(folder: Path, name: str) -> Path:
+    """A file of the folder, by its name.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it lies outside the folder, by its name or through a link. (Links from a
+            snapshot of the Hugging Face cache to the blobs of the same model are inside.)
+    """
+    path = folder / name
+    home = folder.resolve()
+    roots = [home]
+    if home.parent.name == "snapshots":
+        roots.append(home.parent.parent / "blobs")
+    try:
+        place = path.resolve()
+    except RuntimeError:  # in Python 3.13 an OSError
+        raise ValueError(f"{path}: a link that leads in a circle") from None
+    if not any(place.is_relative_to(root) for root in roots):
+        raise ValueError(f"{path}: leads out of the folder, to {place}; expected a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `ValueError` names the file when it is none."""
+    try:
+        data = load_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: got a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
+    """The weight files, and which tensor the index says is where (None without an index)."""
+    if (folder / SINGLE).exists():  # transformers, too, looks for this one first
+        return (member(folder, SINGLE),), None
+    if (folder / INDEX).exists():
+        index = read_json(member(folder, INDEX)).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise ValueError(f"{folder / INDEX}: expected weight_map, a name of a file per tensor")
+        return _listed(folder, sorted({str(name) for name in index.values()})), index
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder}: only pickled weights ({', '.join(pickles)}), and a pickle can run code "
+            "when it is read. If you trust them, rewrite them as safetensors:\n  "
+            'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"[X.from_pretrained('{folder}').save_pretrained('NEW') for X in (M, T)]\""
+        )
+    raise FileNotFoundError(f"{folder}: no weights, expected {SINGLE} or {INDEX}")
+
+
+def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    """The files that the index lists; all missing ones are named at once."""
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(member(folder, name))
+        except FileNotFoundError:
+            missing.append(name)
+        except ValueError as error:
+            raise ValueError(f"{folder / INDEX}: {error}") from None
+    if missing:
+        raise FileNotFoundError(f"{folder}: {INDEX} lists missing files: {', '.join(missing)}")
+    return tuple(found)
+
+
+def _read_headers(
+    shards: tuple[Path, ...], index: dict[str, str] | None
+) -> tuple[dict[str, Entry], dict[str, Path]]:
+    """Place, shape and dtype of all tensors, and the file of each; index and files must agree."""
+    entries: dict[str, Entry] = {}
+    file_of: dict[str, Path] = {}
+    problems = []
+    for shard in shards:
+        for name, entry in read_header(shard).entries.items():
+            if name in entries:
+                problems.append(f"{name}: in {file_of[name].name} and in {shard.name}")
+            entries[name], file_of[name] = entry, shard
+    if index is not None:
+        problems += [
+            f"{name}: {INDEX} says it is in {where}, where it is not"
+            for name, where in index.items()
+            if name not in file_of or file_of[name].name != Path(where).name
+        ]
+        problems += [f"{n}: not in {INDEX}" for n in file_of if n not in index]
+    if problems:
+        raise ValueError("the shards do not fit together:\n  " + "\n  ".join(problems))
+    return entries, file_of
+
+
+def _fill(file: RawIOBase, buffer: memoryview) -> bool:
+    """Read until the buffer is full; False if the file ends before. One call reads 2 GB at most."""
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            return False
+        buffer = buffer[count:]
+    return True
+
+
+def n_bytes(config: LlamaConfig, dtype: str) -> int:
+    """Size of the parameters in `dtype`."""
+    count = sum(math.prod(t.shape) for t in hf.tensors(config).values())
+    return count * np.dtype(dtype).itemsize

@@ -1,0 +1,92 @@
+"""Tensors of a folder in our layout, one at a time: read, cast, checked and transposed in strips.
+
+A tensor is cut into strips of rows, and threads work on them beside each other, on those of the
+next tensors too. So memory holds the tensors that are begun, whose bytes are bounded, and a few
+strips, whatever the dtypes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.huggingface.folder import Folder
+from jaxsteer.runtime import timed
+
+_STRIP_BYTES = 1 << 22  # stays in the cache from reading to transposing
+_AHEAD_BYTES = 1 << 28  # of tensors that are begun; a larger one is alone
+_THREADS = max(4, min(16, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A tensor that threads work on."""
+
+    tensor: hf.Tensor
+    out: np.ndarray
+    strips: list[Future[bool]]  # each fills a part of `out` and says whether it is finite
+
+
+def tensors_as_ours(folder: Folder, dtype: str) -> Iterator[tuple[hf.Tensor, np.ndarray, bool]]:
+    """Every tensor in the files' order: what it is, laid out as ours, and whether it is finite.
+
+    The order of the files lets a disk read on without jumps.
+    """
+    begun: deque[_Begun] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for tensor in _in_file_order(folder):
+                while begun and _bytes(begun) + _n_bytes(tensor, dtype) > _AHEAD_BYTES:
+                    yield _ended(begun.popleft())
+                begun.append(_begin(folder, tensor, dtype, pool))
+            while begun:
+                yield _ended(begun.popleft())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _in_file_order(folder: Folder) -> list[hf.Tensor]:
+    """The model's tensors as they stand in the files, shard by shard."""
+    return sorted(
+        hf.tensors(folder.config).values(),
+        key=lambda t: (folder.file_of[t.name], folder.entries[t.name].begin),
+    )
+
+
+def _begin(folder: Folder, tensor: hf.Tensor, dtype: str, pool: ThreadPoolExecutor) -> _Begun:
+    rows = tensor.hf_shape[0]
+    out = np.empty(tensor.hf_shape[::-1] if tensor.transposed else tensor.hf_shape, dtype)
+    strip = max(1, _STRIP_BYTES * rows // max(out.nbytes, 1))
+
+    def fill(start: int) -> bool:
+        stop = min(start + strip, rows)
+        with timed("convert/threads/read"):
+            x = folder.read_rows(tensor.name, start, stop)
+        with timed("convert/threads/turn"):
+            x = hf.cast(x, dtype)
+            if tensor.transposed:
+                hf.transpose_into(out[:, start:stop], x)
+            else:
+                out[start:stop] = x
+            return hf.is_finite(x)
+
+    return _Begun(tensor, out, [pool.submit(fill, start) for start in range(0, rows, strip)])
+
+
+def _ended(begun: _Begun) -> tuple[hf.Tensor, np.ndarray, bool]:
+    with timed("convert/wait for a tensor"):
+        finite = [strip.result() for strip in begun.strips]
+    return begun.tensor, begun.out.reshape(begun.tensor.shape), all(finite)
+
+
+def _bytes(begun: deque[_Begun]) -> int:
+    return sum(one.out.nbytes for one in begun)
+
+
+def _n_bytes(tensor: hf.Tensor, dtype: str) -> int:
+    return int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize

@@ -1,0 +1,75 @@
+"""The network: a Llama in Flax NNX with named sites, its attention kernels, cache and meshes.
+
+Tokens `[B, T]`, steering and capture in; logits `[B, T, V]`, the cache and what was read out.
+Start with `Block.__call__` in `model`.
+
+Uses `runtime`, `config`, `steering`.
+"""
+
+from jaxsteer.llama.attention import cudnn_attention, default_attention, xla_attention
+from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
+from jaxsteer.llama.cache import KVCache, lengthen, write
+from jaxsteer.llama.model import Model, abstract_params, bind, forward, from_params, init, is_packed
+from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
+from jaxsteer.llama.param_paths import ParamPath, dotted, flatten, nest
+from jaxsteer.llama.prompt_blocks import BLOCK_TOKENS, count_blocks, run_prompts
+from jaxsteer.llama.sharding import (
+    DATA,
+    TENSOR,
+    cache_sharding,
+    check_tensor,
+    make_mesh,
+    mesh_of,
+    params_sharding,
+    parts,
+    rows_sharding,
+    shard_batch,
+    shard_model,
+    spread_rows,
+)
+from jaxsteer.llama.tokens import TokenBatch, bucket, check_batch, left_pad
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "DATA",
+    "TENSOR",
+    "KVCache",
+    "Model",
+    "ParamPath",
+    "TokenBatch",
+    "abstract_params",
+    "arrange",
+    "bind",
+    "bucket",
+    "cache_sharding",
+    "check_batch",
+    "check_tensor",
+    "count_blocks",
+    "cudnn_attention",
+    "default_attention",
+    "dotted",
+    "flatten",
+    "forward",
+    "from_params",
+    "heads_first",
+    "init",
+    "is_packed",
+    "left_pad",
+    "lengthen",
+    "make_mesh",
+    "mesh_of",
+    "nest",
+    "pack",
+    "params_sharding",
+    "parts",
+    "rows_sharding",
+    "run_prompts",
+    "shard_batch",
+    "shard_model",
+    "spread_rows",
+    "suits_kernel",
+    "tpu_attention",
+    "unpack",
+    "write",
+    "xla_attention",
+]

@@ -1,0 +1,386 @@
+"""A Llama or Qwen2 in Flax NNX whose residual stream can be read and steered at named sites.
+
+Read `Block.__call__` first: the sites stand there in reading order. The modules are built inside
+traced code only; what callers hold is `Model`, a pytree of plain arrays, so that two models of
+one shape share one compiled program and `jax.tree.map` can mix them.
+
+Letters: B rows, T query tokens, S key slots, D width, F MLP width, N query heads, K key/value
+heads, H head width, V vocabulary, L layers.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama.attention import AttentionFn, default_attention
+from jaxsteer.llama.cache import KVCache, write
+from jaxsteer.steering import Capture, Steering
+from jaxsteer.steering import capture as capturing
+from jaxsteer.steering import steering as steers
+
+Params = dict[Any, Any]  # nested dict of arrays, layers under their numbers
+# Called with a site's name and the stream there; returns the stream to go on with.
+Tap = Callable[[str, jax.Array], jax.Array]
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Angle per position of each rotary pair, float32 `[H / 2]`, scaling included."""
+    # Rounded where PyTorch rounds, to the last bit: half a unit there is an angle of 1e-4 at
+    # position 2,000, and the models were trained with these.
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    power = config.rope_theta ** exponent.astype(np.float64)
+    frequency = np.float32(1.0) / power.astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    stretched = frequency / np.float32(scaling.factor)
+    if scaling.kind == "linear":
+        return stretched
+    # llama3: how often a pair turns over the original context decides how much it is stretched.
+    wavelength = np.float32(2 * np.pi) / frequency
+    turns = np.float32(scaling.original_max_positions) / wavelength
+    low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
+    keep = np.clip((turns - low) / (high - low), 0, 1)  # 1: a fast pair, left as it is
+    return (1 - keep) * stretched + keep * frequency
+
+
+def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
+    """Rotary embedding of `x` `[B, T, N, H]` by `angle` `[B, T, H / 2]`, halves paired as in HF."""
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.eps = config.norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+
+
+def _biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions; biases on q, k and v where the config says."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
+        D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        self.packed = packed
+
+        def bias(*shape: int) -> nnx.Param | None:
+            return _weight(rngs, shape, dtype) if config.qkv_bias else None
+
+        if packed:
+            self.qkv_proj = _weight(rngs, (D, K, N // K + 2, H), dtype)
+            self.qkv_bias = bias(K, N // K + 2, H)
+        else:
+            self.q_proj = _weight(rngs, (D, N, H), dtype)
+            self.k_proj = _weight(rngs, (D, K, H), dtype)
+            self.v_proj = _weight(rngs, (D, K, H), dtype)
+            self.q_bias, self.k_bias, self.v_bias = bias(N, H), bias(K, H), bias(K, H)
+        self.o_proj = _weight(rngs, (N, H, D), dtype)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not yet rotated."""
+        if self.packed:
+            qkv = jnp.einsum("BTD,DKPH->BTKPH", x, self.qkv_proj[...])
+            qkv = _biased(qkv, self.qkv_bias)
+            q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+            return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
+        q = jnp.einsum("BTD,DNH->BTNH", x, self.q_proj[...])
+        k = jnp.einsum("BTD,DKH->BTKH", x, self.k_proj[...])
+        v = jnp.einsum("BTD,DKH->BTKH", x, self.v_proj[...])
+        return _biased(q, self.q_bias), _biased(k, self.k_bias), _biased(v, self.v_bias)
+
+    def __call__(self, x: jax.Array, context: "Context", layer: int) -> tuple[jax.Array, Any]:
+        q, k, v = self.project(x)
+        q, k = rotate(q, context.angle), rotate(k, context.angle)
+        if context.cache is not None:
+            k = write(context.cache.k[layer], k, context.start)
+            v = write(context.cache.v[layer], v, context.start)
+        out = context.attention(q, k, v, valid=context.valid, start=context.start)
+        return out.reshape(*out.shape[:2], -1), (k, v)
+
+    def join(self, heads: jax.Array) -> jax.Array:
+        """The output projection of the heads' outputs `[B, T, N · H]`."""
+        o_proj = self.o_proj[...]
+        heads = heads.reshape(*heads.shape[:2], *o_proj.shape[:2])
+        return jnp.einsum("BTNH,NHD->BTD", heads, o_proj)
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
+        D, F = config.d_model, config.d_mlp
+        self.packed = packed
+        if packed:
+            self.gate_up_proj = _weight(rngs, (D, 2, F), dtype)
+        else:
+            self.gate_proj = _weight(rngs, (D, F), dtype)
+            self.up_proj = _weight(rngs, (D, F), dtype)
+        self.down_proj = _weight(rngs, (F, D), dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.packed:
+            both = jnp.einsum("BTD,DPF->BTPF", x, self.gate_up_proj[...])
+            gate, up = both[:, :, 0], both[:, :, 1]
+        else:
+            gate = jnp.einsum("BTD,DF->BTF", x, self.gate_proj[...])
+            up = jnp.einsum("BTD,DF->BTF", x, self.up_proj[...])
+        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down_proj[...])
+
+
+class Block(nnx.Module):
+    """One transformer block; `tap` sees the stream at each site and may change it."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
+        self.attn_norm = RMSNorm(config, dtype=dtype)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs, packed=packed)
+        self.mlp_norm = RMSNorm(config, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs, packed=packed)
+
+    def __call__(
+        self, x: jax.Array, context: "Context", layer: int, tap: Tap
+    ) -> tuple[jax.Array, Any]:
+        x = tap("resid_pre", x)
+        heads, kv = self.attn(self.attn_norm(x), context, layer)
+        heads = tap("head_out", heads)
+        attn_out = tap("attn_out", self.attn.join(heads))
+        x = tap("resid_mid", x + attn_out)
+        mlp_out = self.mlp(self.mlp_norm(x))
+        mlp_out = tap("mlp_out", mlp_out)
+        x = tap("resid_post", x + mlp_out)
+        return x, kv
+
+
+class Embedding(nnx.Module):
+    """Token embeddings, `[V, D]`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = _weight(rngs, (config.vocab_size, config.d_model), dtype)
+
+
+class Head(nnx.Module):
+    """The untied output projection, `[D, V]`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = _weight(rngs, (config.d_model, config.vocab_size), dtype)
+
+
+class Llama(nnx.Module):
+    """The whole network; layers are unrolled (a scan over them is 10 times slower in decode)."""
+
+    def __init__(
+        self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool = False
+    ):
+        self.embed = Embedding(config, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [Block(config, dtype=dtype, rngs=rngs, packed=packed) for _ in range(config.n_layers)]
+        )
+        self.final_norm = RMSNorm(config, dtype=dtype)
+        self.lm_head = None if config.tie_embeddings else Head(config, dtype=dtype, rngs=rngs)
+
+    def unembed(self, x: jax.Array) -> jax.Array:
+        """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`."""
+        x = self.final_norm(x)
+        if self.lm_head is None:
+            weight, spec = self.embed.embedding[...], "...D,VD->...V"
+        else:
+            weight, spec = self.lm_head.kernel[...], "...D,DV->...V"
+        return jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """Weights and shape of a model: a pytree whose leaves are the weights.
+
+    It goes through `jax.jit` and `jax.tree.map` as it is, and through `jax.grad` with
+    `xla_attention`; config and attention are static, so models of one shape share one compiled
+    program.
+    """
+
+    params: Params
+    config: LlamaConfig = field(metadata={"static": True})
+    attention: AttentionFn = field(metadata={"static": True})
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The weights' dtype, which is also the residual stream's."""
+        return self.params["embed"]["embedding"].dtype
+
+    def with_attention(self, attention: AttentionFn) -> "Model":
+        """The same model computing attention with another function (see `attention`)."""
+        return replace(self, attention=attention)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share."""
+
+    angle: jax.Array  # float32 [B, T, H / 2], rotary
+    valid: jax.Array  # bool [B, S]
+    start: jax.Array  # int32 scalar or [B], slot of the first query token
+    cache: KVCache | None
+    attention: AttentionFn
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives."""
+
+    logits: jax.Array  # float32 [B, T, V], or [B, 1, V] with `last_only`
+    cache: KVCache | None  # the cache with this pass's tokens written, if one was given
+    captured: dict[str, jax.Array]  # by site; see Capture for the shapes
+
+
+@functools.lru_cache(maxsize=16)
+def _structure(config: LlamaConfig, dtype_name: str, packed: bool = False) -> tuple[Any, Any]:
+    dtype = jnp.dtype(dtype_name)
+    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0), packed=packed))
+    return nnx.split(module)
+
+
+def abstract_params(config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Shapes and dtypes of the parameters, as the nested dict that `Model.params` is."""
+    _, state = _structure(config, jnp.dtype(dtype).name)
+    return nnx.to_pure_dict(state)
+
+
+def from_params(params: Params, config: LlamaConfig) -> Model:
+    """A `Model` with the attention function that suits this machine."""
+    dtype = params["embed"]["embedding"].dtype
+    return Model(params, config, default_attention(dtype, config.head_dim))
+
+
+def is_packed(model: Model) -> bool:
+    """Whether the projections of each layer lie side by side (see `packing`)."""
+    return "qkv_proj" in model.params["layers"][0]["attn"]
+
+
+def init(config: LlamaConfig, *, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
+    """A model with random weights (normal, standard deviation 0.02)."""
+    module = Llama(config, dtype=dtype, rngs=nnx.Rngs(seed))
+    return from_params(nnx.to_pure_dict(nnx.state(module)), config)
+
+
+def bind(model: Model) -> Llama:
+    """The NNX module with the model's weights in it, for use inside traced code."""
+    graphdef, state = _structure(model.config, jnp.dtype(model.dtype).name, is_packed(model))
+    leaves = jax.tree.leaves(model.params)
+    return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def forward(
+    model: Model,
+    tokens: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    cache: KVCache | None = None,
+    steering: Steering | Sequence[Steering] | None = None,
+    prompt_length: jax.Array | None = None,
+    thinking: jax.Array | None = None,
+    row: jax.Array | None = None,
+    capture: Capture | None = None,
+    last_only: bool = False,
+    remat: bool = False,
+) -> Output:
+    """Run the model over `tokens` `[B, T]`; pure, to be called inside `jax.jit`.
+
+    Args:
+        model: the weights.
+        tokens: int32 `[B, T]`, left-padded.
+        mask: bool `[B, T]`, True on real tokens; all real if not given.
+        cache: earlier keys and values; the pass reads them and returns the cache with its own
+            tokens written at the cursor. The caller sees to it that they fit.
+        steering: one intervention or several, applied in order.
+        prompt_length: int32 `[B]`, real tokens of each row that are prompt, which anchors the
+            scopes of `steering`; by default all tokens of this pass are prompt.
+        thinking: bool `[B, T]`, which of these tokens lie inside <think>…</think>; needed only by
+            a scope that asks for it.
+        row: integers `[B]`, who each row is wherever it stands in a batch; needed only by noise.
+        capture: what to bring back of the stream, after steering at the same site.
+        last_only: unembed the last position only.
+        remat: under `jax.grad`, keep each block's input alone and run the block again on the way
+            back: a third more work, and memory for the stream instead of all activations.
+
+    Raises:
+        ValueError: for tokens of another shape, a capture that the model does not have, or a
+            steering that is known while tracing and does not fit or could steer nothing. Ids of
+            tokens are not checked.
+    """
+    if getattr(tokens, "ndim", None) != 2:
+        found = getattr(tokens, "shape", type(tokens).__name__)
+        raise ValueError(f"tokens: got {found}, expected int32 [B, T] (of a batch: its tokens)")
+    B, T = tokens.shape
+    config = model.config
+    if capture is not None:
+        capturing.check_capture(capture, config)
+    module = bind(model)
+    mask = jnp.ones((B, T), bool) if mask is None else mask
+    if cache is None:
+        start, valid = jnp.zeros((), jnp.int32), mask
+    else:
+        start = cache.cursor
+        valid = write(cache.valid, mask, start)
+    padding = jnp.argmax(valid, axis=1).astype(jnp.int32)  # [B], rows are left-padded
+    slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
+    position = slot - padding[:, None]  # [B, T], negative on padding
+    angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * rope_frequencies(config)
+    context = Context(angle, valid, start, cache, model.attention)
+
+    steerings = steers.as_tuple(steering)
+    for one in steerings:
+        all_prompt = T if prompt_length is None and cache is None else None
+        steers.check_known(one, config, rows=B, prompt_length=all_prompt)
+    if prompt_length is None:
+        prompt_length = jnp.sum(valid, axis=1)
+    strengths = [steers.strength(s, position, prompt_length, thinking, row) for s in steerings]
+
+    x = module.embed.embedding[...][tokens]
+    captured: dict[tuple[str, int], jax.Array] = {}
+    kv = []
+    for layer, block in enumerate(module.layers):
+
+        def run_block(x: jax.Array, layer: int = layer, block: Block = block) -> Any:
+            seen: dict[tuple[str, int], jax.Array] = {}
+
+            def tap(site: str, x: jax.Array) -> jax.Array:
+                for s, strength in zip(steerings, strengths, strict=True):
+                    x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
+                if capture is not None and capturing.wants(capture, site, layer):
+                    seen[site, layer] = capturing.select(capture, x, padding - start)
+                return x
+
+            return *block(x, context, layer, tap), seen
+
+        x, layer_kv, seen = (jax.checkpoint(run_block) if remat else run_block)(x)
+        captured |= seen
+        kv.append(layer_kv)
+
+    if cache is not None:
+        cache = KVCache([k for k, _ in kv], [v for _, v in kv], valid, start + T)
+    logits = module.unembed(x[:, -1:] if last_only else x)
+    return Output(logits, cache, capturing.collect(capture, captured, config))

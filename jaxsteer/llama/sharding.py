@@ -1,0 +1,245 @@
+"""A model on many devices: rows over one axis of a mesh, heads, MLP and vocabulary over the other.
+
+    mesh = make_mesh(data=2, tensor=4)
+    model, tokenizer = load("checkpoints/r1-distill-llama-8b", mesh=mesh)
+    out = generate(model, shard_batch(batch, mesh), max_new_tokens=100)
+
+The model's code knows nothing of this: the compiler derives the rest from where weights and rows
+lie. What it makes of them is Megatron's scheme (arXiv 1909.08053): each block splits its heads
+and its MLP over `tensor` and adds up its two outputs, so two all-reduces a layer, of the size of
+the stream; keys and values are made, kept and read on one device.
+
+Where there are more devices than key/value heads, the heads are repeated: with K of them on a
+`tensor` axis of K · r, each is there r times, beside the queries that read it. That is a model of
+K · r key/value heads which computes the same, and the sharded model's config says so.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama.cache import KVCache
+from jaxsteer.llama.model import Model, Params, abstract_params
+from jaxsteer.llama.param_paths import dotted, flatten, nest
+from jaxsteer.runtime import hosts
+
+DATA, TENSOR = "data", "tensor"
+
+# Which axis of a parameter is split, by its path; axes that are not named are whole everywhere.
+PARAMS: tuple[tuple[str, P], ...] = (
+    (r"embed\.embedding", P(TENSOR, None)),  # [V, D]
+    (r"layers\.\d+\.attn\.[qkv]_proj", P(None, TENSOR, None)),  # [D, N or K, H]
+    (r"layers\.\d+\.attn\.[qkv]_bias", P(TENSOR, None)),  # [N or K, H]
+    (r"layers\.\d+\.attn\.qkv_proj", P(None, TENSOR, None, None)),  # [D, K, N / K + 2, H]
+    (r"layers\.\d+\.attn\.qkv_bias", P(TENSOR, None, None)),  # [K, N / K + 2, H]
+    (r"layers\.\d+\.attn\.o_proj", P(TENSOR, None, None)),  # [N, H, D]
+    (r"layers\.\d+\.mlp\.(gate|up)_proj", P(None, TENSOR)),  # [D, F]
+    (r"layers\.\d+\.mlp\.gate_up_proj", P(None, None, TENSOR)),  # [D, 2, F]
+    (r"layers\.\d+\.mlp\.down_proj", P(TENSOR, None)),  # [F, D]
+    (r"(.*\.)?(attn|mlp|final)_norm\.scale", P(None)),  # [D]
+    (r"lm_head\.kernel", P(None, TENSOR)),  # [D, V]
+)
+_KV, _JOINED = ("k_proj", "v_proj", "k_bias", "v_bias"), ("qkv_proj", "qkv_bias")
+KEYS_AND_VALUES = P(DATA, None, TENSOR, None)  # [B, S, K, H]
+
+Tree = TypeVar("Tree")
+
+
+def make_mesh(*, data: int | None = None, tensor: int = 1, devices: Any = None) -> Mesh:
+    """Devices in a grid of `data` × `tensor`.
+
+    Args:
+        data: parts into which rows are split; by default as many as there are devices for.
+        tensor: devices that share one copy of the weights, next to each other where the hardware
+            has neighbours.
+        devices: all there are, if not given.
+
+    Raises:
+        ValueError: for sizes that are not positive or need more devices than there are.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if tensor < 1 or (data is not None and data < 1):
+        raise ValueError(f"mesh: got data={data}, tensor={tensor}, expected at least 1 of each")
+    data = max(1, len(devices) // tensor) if data is None else data
+    if data * tensor > len(devices):
+        raise ValueError(
+            f"mesh: data={data} × tensor={tensor} needs {data * tensor} devices, "
+            f"found {len(devices)}"
+        )
+    return jax.make_mesh(
+        (data, tensor),
+        (DATA, TENSOR),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * tensor],
+    )
+
+
+def check_tensor(config: LlamaConfig, tensor: int) -> None:
+    """Raise `ValueError`, naming the sizes that would do, if a model cannot be split so often."""
+    if not _divides(config, tensor):
+        fitting = [n for n in range(1, config.n_heads + 1) if _divides(config, n)]
+        raise ValueError(
+            f"tensor: got {tensor}, expected one of {', '.join(map(str, fitting))}: it divides "
+            f"n_heads={config.n_heads}, d_mlp={config.d_mlp} and vocab_size={config.vocab_size}, "
+            f"and is a divisor or a multiple of n_kv_heads={config.n_kv_heads}"
+        )
+
+
+def _divides(config: LlamaConfig, tensor: int) -> bool:
+    heads = config.n_kv_heads % tensor == 0 or tensor % config.n_kv_heads == 0
+    sizes = (config.n_heads, config.d_mlp, config.vocab_size)
+    return heads and all(size % tensor == 0 for size in sizes)
+
+
+def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
+    """Where each parameter of a checkpoint goes: a tree for `load(path, sharding=…)`.
+
+    Raises:
+        ValueError: if the model cannot be split over the mesh's `tensor` axis.
+    """
+    check_tensor(config, mesh.shape[TENSOR])
+    return shardings(abstract_params(config), mesh)
+
+
+def shardings(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
+    """The table applied to any tree of parameters (or their shapes), packed ones included.
+
+    Raises:
+        ValueError: for a parameter that the table does not name.
+    """
+
+    def place(path: tuple[str | int, ...], x: Any) -> NamedSharding:
+        return NamedSharding(mesh, _fitting(_spec(dotted(path)), x.shape, mesh.shape[TENSOR]))
+
+    return nest((path, place(path, x)) for path, x in flatten(params))
+
+
+def _spec(name: str) -> P:
+    for pattern, spec in PARAMS:
+        if re.fullmatch(pattern, name):
+            return spec
+    raise ValueError(f"{name}: no entry in the table of sharding, expected one")
+
+
+def _fitting(spec: P, shape: tuple[int, ...], tensor: int) -> P:
+    """`spec`; for key/value heads too few to split, the width instead, until they are repeated."""
+    if all(name is None or n % tensor == 0 for name, n in zip(spec, shape, strict=True)):
+        return spec
+    return P(TENSOR) if len(shape) > 2 and shape[0] % tensor == 0 else P()
+
+
+def shard_model(model: Model, mesh: Mesh) -> Model:
+    """The same model, split over a mesh; packed or not, wherever its weights are now.
+
+    A model whose key/value heads had to be repeated says so in its config.
+
+    Raises:
+        ValueError: if the model cannot be split over the mesh's `tensor` axis.
+    """
+    tensor = mesh.shape[TENSOR]
+    check_tensor(model.config, tensor)
+    model = replace(model, params=hosts.place(model.params, shardings(model.params, mesh)))
+    times = max(1, tensor // model.config.n_kv_heads)
+    if times == 1:
+        return model
+    placed = shardings(jax.eval_shape(lambda m: repeat_kv_heads(m, times), model).params, mesh)
+    layers = {}
+    # Layer by layer, so that little is there twice.
+    for i, layer in model.params["layers"].items():
+        few = {name: x for name, x in layer["attn"].items() if name in _KV + _JOINED}
+        many = _repeat(hosts.place(few, NamedSharding(mesh, P())), times)
+        many = hosts.place(many, {name: placed["layers"][i]["attn"][name] for name in few})
+        layers[i] = layer | {"attn": layer["attn"] | many}
+    return _with_heads(model, layers, times)
+
+
+def repeat_kv_heads(model: Model, times: int) -> Model:
+    """The same function with each key/value head there `times` times; pure."""
+    layers = {
+        i: layer | {"attn": _repeat(layer["attn"], times)}
+        for i, layer in model.params["layers"].items()
+    }
+    return _with_heads(model, layers, times)
+
+
+def _with_heads(model: Model, layers: Params, times: int) -> Model:
+    config = replace(model.config, n_kv_heads=model.config.n_kv_heads * times)
+    return replace(model, params=model.params | {"layers": layers}, config=config)
+
+
+@functools.partial(jax.jit, static_argnames="times")
+def _repeat(attn: Params, times: int) -> Params:
+    def repeat(name: str, x: jax.Array) -> jax.Array:
+        if name in _KV:  # [D, K, H]; biases without D
+            return jnp.repeat(x, times, axis=-2)
+        if name in _JOINED:  # [D, K, N / K + 2, H]; biases without D
+            *lead, K, P, H = x.shape
+            q = x[..., :-2, :].reshape(*lead, K * times, (P - 2) // times, H)
+            return jnp.concatenate([q, jnp.repeat(x[..., -2:, :], times, axis=-3)], axis=-2)
+        return x
+
+    return {name: repeat(name, x) for name, x in attn.items()}
+
+
+def shard_batch(tree: Tree, mesh: Mesh) -> Tree:
+    """A batch, a request or a steering with its rows split over `data`; one row serves all.
+
+    Raises:
+        ValueError: if `data` does not divide the number of rows.
+    """
+    for x in jax.tree.leaves(tree):
+        if x.ndim and x.shape[0] > 1 and x.shape[0] % mesh.shape[DATA]:
+            raise ValueError(
+                f"rows: got {x.shape[0]}, expected a multiple of the mesh's data={mesh.shape[DATA]}"
+            )
+    return hosts.place(tree, rows_sharding(tree, mesh))
+
+
+def rows_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Where arrays with a row axis (or their shapes) go: rows over `data` if it divides them."""
+
+    def over_data(x: Any) -> NamedSharding:
+        split = x.ndim and x.shape[0] % mesh.shape[DATA] == 0
+        return NamedSharding(mesh, P(DATA) if split else P())
+
+    return jax.tree.map(over_data, tree)
+
+
+def cache_sharding(cache: KVCache, mesh: Mesh) -> KVCache:
+    """Where a cache (or its shapes) goes: a `KVCache` of shardings, rows and heads split.
+
+    Caches made inside a compiled program need none of this.
+    """
+    heads = [NamedSharding(mesh, KEYS_AND_VALUES)] * len(cache.k)
+    return replace(rows_sharding(cache, mesh), k=heads, v=list(heads))
+
+
+def mesh_of(model: Model) -> Mesh | None:
+    """The mesh over which a model is split; None for one that is on a single device."""
+    where = model.params["embed"]["embedding"].sharding
+    if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh):
+        return where.mesh if {DATA, TENSOR} <= set(where.mesh.axis_names) else None
+    return None
+
+
+def parts(model: Model) -> tuple[int, int]:
+    """Parts into which rows and weights are split, `(data, tensor)`; ones on a single device.
+
+    Known while tracing, too.
+    """
+    sizes = jax.typeof(model.params["embed"]["embedding"]).sharding.mesh.shape
+    return sizes.get(DATA, 1), sizes.get(TENSOR, 1)
+
+
+def spread_rows(tree: Tree, model: Model) -> Tree:
+    """`shard_batch` over the model's own mesh, if there is one and the rows divide."""
+    mesh = mesh_of(model)
+    return tree if mesh is None else hosts.place(tree, rows_sharding(tree, mesh))

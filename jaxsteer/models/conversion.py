@@ -1,0 +1,241 @@
+"""Convert a Hugging Face Llama or Qwen2 into a checkpoint of jaxsteer.
+
+    python -m weights.convert SRC DST [--dtype bfloat16|float32|keep]
+
+SRC is a folder with `config.json`, safetensors and a tokenizer, or a hub id like
+`meta-llama/Llama-3.1-8B`. Everything that can be checked is checked before the first tensor is
+read; DST appears when it is complete, or not at all.
+"""
+
+import argparse
+import hashlib
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxsteer.checkpoints import checkpoint, ends_in
+from jaxsteer.files import check_free
+from jaxsteer.huggingface import (
+    CONFIGS,
+    GENERATION,
+    Folder,
+    Source,
+    check_tokenizer,
+    find_source,
+    n_bytes,
+    open_folder,
+    tensors_as_ours,
+)
+from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.llama import ParamPath, dotted
+from jaxsteer.runtime import timed
+
+_PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    dtype: str = "keep",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    tokenizer: bool = True,
+    revision: str | None = None,
+    progress: bool = False,
+) -> None:
+    """Convert a Hugging Face folder or hub id `src` into the checkpoint `dst`.
+
+    Args:
+        src: folder with safetensors, or hub id.
+        dst: directory to write; it must not exist.
+        dtype: of the weights: `"bfloat16"`, `"float32"`, or `"keep"`.
+        overwrite: replace a checkpoint that is at `dst`.
+        allow_nonfinite: take weights that are NaN or infinite.
+        tokenizer: prove the tokenizer and take it along; without, only weights and config.
+        revision: branch, tag or commit on the hub.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: `src`, or a file that it needs, is not there.
+        FileExistsError: `dst` exists, or another process is writing it.
+        ValueError: anything in `src` that cannot be used; see `open_folder`, `check_tokenizer`.
+        OSError: the disk has not enough room.
+    """
+    if not str(dst):
+        raise ValueError("destination: got an empty text, expected a directory to write")
+    check_free(dst, marker=checkpoint.MANIFEST, overwrite=overwrite)
+    source = find_source(src, revision=revision)
+    folder = open_folder(source.folder)
+    for file in folder.companions:
+        if file.name == GENERATION:
+            ends_in(file, folder.config.vocab_size)
+    target = _target_dtype(folder, dtype)
+    _check_room(Path(dst), n_bytes(folder.config, target))
+    if folder.config.tie_embeddings and hf.HEAD in folder.headers:
+        hf.check_tied(folder.read(hf.HEAD), folder.read(hf.EMBEDDING))
+    files = folder.companions
+    if not tokenizer:  # what is not proved is not carried along
+        files = tuple(file for file in files if file.name in CONFIGS)
+    stopped = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        # Beside the rest, which then finds the files in the system's cache: importing what loads a
+        # tokenizer takes seconds, in which the disk would wait.
+        hashes = {file.name: pool.submit(_sha256, file, stopped) for file in folder.shards + files}
+        try:
+            if tokenizer:
+                _prove_tokenizer(folder)
+            checkpoint.write(
+                dst,
+                folder.config,
+                _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
+                dtype=target,
+                files=files,
+                provenance=lambda: _provenance(source, folder, hashes),
+                overwrite=overwrite,
+            )
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def _leaves(
+    folder: Folder, dtype: str, *, allow_nonfinite: bool, progress: bool
+) -> Iterator[tuple[ParamPath, np.ndarray]]:
+    """All tensors in our layout, one at a time; names all that are not finite."""
+    bad = []
+    size = n_bytes(folder.config, dtype)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
+        for tensor, x, finite in tensors_as_ours(folder, dtype):
+            if not (finite or allow_nonfinite):
+                bad.append(f"{tensor.name} ({dotted(tensor.path)})")
+            if not bad:  # once one is bad nothing is written, only the other names are found
+                yield tensor.path, x
+            bar.update(x.nbytes)
+    if bad:
+        raise ValueError(
+            f"{folder.path}: NaN or infinite as {dtype} (allow with --allow-nonfinite):\n  "
+            + "\n  ".join(bad)
+        )
+
+
+def _target_dtype(folder: Folder, dtype: str) -> str:
+    if dtype in checkpoint.DTYPES:
+        return dtype
+    if dtype != "keep":
+        raise ValueError(f"dtype: got {dtype!r}, expected keep or {' or '.join(checkpoint.DTYPES)}")
+    found = folder.dtypes
+    if len(found) > 1 or not set(found) <= set(checkpoint.DTYPES):
+        counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
+        raise ValueError(
+            f"{folder.path}: weights are {counts}; expected one of "
+            f"{' or '.join(checkpoint.DTYPES)} to keep: choose with --dtype"
+        )
+    return next(iter(found))
+
+
+@timed("convert/tokenizer")
+def _prove_tokenizer(folder: Folder) -> None:
+    if not any(file.name in checkpoint.TOKENIZERS for file in folder.companions):
+        raise FileNotFoundError(
+            f"{folder.path}: no tokenizer, expected {' or '.join(checkpoint.TOKENIZERS)} "
+            "(convert the weights alone with --no-tokenizer)"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False)
+    except Exception as error:  # anything may come out of a foreign tokenizer's files
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            reason = "it needs code that comes with it, which is not run"
+        raise ValueError(f"{folder.path}: the tokenizer does not load: {reason}") from None
+    try:
+        check_tokenizer(loaded, folder.config, folder.config_json)
+    except ValueError as error:
+        raise ValueError(f"{folder.path}: {error}") from None
+
+
+@timed("convert/threads/hash")
+def _sha256(file: Path, stopped: threading.Event) -> str:
+    """The file's SHA-256; of a part of it once `stopped` is set, for nobody waits for it then."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(1 << 20))
+    with open(file, "rb", buffering=0) as opened:
+        while not stopped.is_set() and (count := opened.readinto(block)):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def _check_room(dst: Path, needed: int) -> None:
+    parent = dst.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise FileExistsError(f"{dst}: {parent} is a file, expected a folder")
+    free = shutil.disk_usage(parent).free
+    if free < needed * 1.01:
+        raise OSError(f"{dst}: needs {needed:,} bytes, {parent} has {free:,} free")
+
+
+def _provenance(
+    source: Source, folder: Folder, hashes: Mapping[str, Future[str]]
+) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "revision": source.revision,
+        "source_dtypes": folder.dtypes,
+        "source_sha256": _results(hashes),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+@timed("convert/wait for the hashes")
+def _results(hashes: Mapping[str, Future[str]]) -> dict[str, str]:
+    return {name: future.result() for name, future in hashes.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m weights.convert", description="Hugging Face to jaxsteer checkpoint."
+    )
+    parser.add_argument("src", help="folder with safetensors, or hub id like owner/name")
+    parser.add_argument("dst", help="directory to write")
+    parser.add_argument("--dtype", choices=("keep", *checkpoint.DTYPES), default="keep")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at dst")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity")
+    parser.add_argument("--no-tokenizer", action="store_true", help="weights and config alone")
+    args = parser.parse_args(argv)
+    try:
+        convert(
+            args.src,
+            args.dst,
+            dtype=args.dtype,
+            overwrite=args.overwrite,
+            allow_nonfinite=args.allow_nonfinite,
+            tokenizer=not args.no_tokenizer,
+            revision=args.revision,
+            progress=True,
+        )
+    except (ValueError, OSError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.dst}: written. Check it: python -m weights.verify {args.src} {args.dst}")
+    return 0

@@ -1,0 +1,24 @@
+"""What fits on which chips and how long it takes, before anyone rents them.
+
+A config and a topology in; memory, mesh, batch and time out.
+
+Uses `sweeps`, `checkpoints` and the rooms that these use.
+"""
+
+from jaxsteer.planning.chips import find, this_machine
+from jaxsteer.planning.fit import SWEEPS, Plan, Work, footprint, plan
+from jaxsteer.planning.roofline import Machine, decode_seconds, prefill_operations, step_seconds
+
+__all__ = [
+    "SWEEPS",
+    "Machine",
+    "Plan",
+    "Work",
+    "decode_seconds",
+    "find",
+    "footprint",
+    "plan",
+    "prefill_operations",
+    "step_seconds",
+    "this_machine",
+]

@@ -1,0 +1,23 @@
+"""The machine that a program runs on; knows no model.
+
+Hosts and their processes, SIGTERM before a machine is taken away, compiled programs kept on disk,
+what a machine can do at best, the time that parts take, how commands end.
+
+Uses nothing of jaxsteer.
+"""
+
+from jaxsteer.runtime.command import end, say_once, without_accelerator, without_torch
+from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
+from jaxsteer.runtime.timing import seconds_by_part, timed
+
+__all__ = [
+    "end",
+    "matrix_rate",
+    "read_bandwidth",
+    "say_once",
+    "seconds",
+    "seconds_by_part",
+    "timed",
+    "without_accelerator",
+    "without_torch",
+]

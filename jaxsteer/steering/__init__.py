@@ -1,0 +1,47 @@
+"""What is read and changed in the residual stream, as data.
+
+Vectors, layers, coefficients and positions in; `Steering` and `Capture`, pytrees that a compiled
+program takes as arguments, out. Sites are named in `sites`, operations in `interventions`.
+
+Uses `config`.
+"""
+
+from jaxsteer.steering.capture import Capture, check_capture
+from jaxsteer.steering.interventions import (
+    ablate,
+    add,
+    amplify,
+    clamp,
+    head_vector,
+    noise,
+    replace,
+    when,
+)
+from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token
+from jaxsteer.steering.sites import SITES, site_index, site_width
+from jaxsteer.steering.steering import NO_LAYER, Steering, as_tuple, check_steering, rows, stack
+
+__all__ = [
+    "NO_LAYER",
+    "SITES",
+    "Capture",
+    "Scope",
+    "Steering",
+    "ablate",
+    "add",
+    "amplify",
+    "as_tuple",
+    "broadcast_rows",
+    "check_capture",
+    "check_steering",
+    "clamp",
+    "from_last_prompt_token",
+    "head_vector",
+    "noise",
+    "replace",
+    "rows",
+    "site_index",
+    "site_width",
+    "stack",
+    "when",
+]

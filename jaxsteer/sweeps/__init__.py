@@ -1,0 +1,23 @@
+"""Many steered cells × many prompts in one compiled program, chunk by chunk.
+
+Cells and a batch in; rows out, also into a file that survives a kill.
+
+Uses `runtime`, `files`, `config`, `steering`, `llama`, `decoding`.
+"""
+
+from jaxsteer.sweeps.cells import Cell, grid, stack_cells
+from jaxsteer.sweeps.chunks import CellResult, chunk_shape, sweep
+from jaxsteer.sweeps.fingerprints import tree_print, weights_print
+from jaxsteer.sweeps.sweep_file import sweep_to_file
+
+__all__ = [
+    "Cell",
+    "CellResult",
+    "chunk_shape",
+    "grid",
+    "stack_cells",
+    "sweep",
+    "sweep_to_file",
+    "tree_print",
+    "weights_print",
+]

@@ -1,0 +1,120 @@
+"""Cells: what a sweep varies. Each is one or several interventions, and runs on every prompt."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama import TokenBatch
+from jaxsteer.steering import Scope, Steering, add, as_tuple, broadcast_rows, check_steering, stack
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is done to the model in one cell, and the labels that tell it from the others."""
+
+    labels: Mapping[str, Any]  # what goes into the results, e.g. {"source": "base", "coeff": 8.0}
+    # One intervention or several in their order, each of one row, for every prompt alike; () none.
+    steering: Steering | tuple[Steering, ...]
+
+
+def grid(
+    vectors: Mapping[str, ArrayLike],
+    *,
+    layers: Sequence[int],
+    coeffs: Sequence[float],
+    site: str = "resid_post",
+    scope: Scope | None = None,
+) -> list[Cell]:
+    """Every vector × layer × coefficient, labelled `vector`, `layer` and `coeff`.
+
+    >>> [dict(c.labels) for c in grid({"v": [1.0]}, layers=[0], coeffs=[0.0, 2.0])]
+    [{'vector': 'v', 'layer': 0, 'coeff': 0.0}, {'vector': 'v', 'layer': 0, 'coeff': 2.0}]
+
+    Raises:
+        ValueError: if there is nothing to vary, or for what `add` refuses.
+    """
+    if not isinstance(vectors, Mapping):
+        raise ValueError(f"vectors: got {type(vectors).__name__}, expected vectors by their names")
+    for name, values in (("vectors", vectors), ("layers", layers), ("coeffs", coeffs)):
+        if not isinstance(values, Mapping) and np.ndim(values) == 0:
+            raise ValueError(f"{name}: got {values!r}, expected a list")
+        if len(values) == 0:
+            raise ValueError(f"{name}: got none, expected at least one")
+    return [
+        Cell(
+            {"vector": name, "layer": layer, "coeff": coeff},
+            add(vectors[name], layer=layer, coeff=coeff, site=site, scope=scope),
+        )
+        for name, layer, coeff in itertools.product(vectors, layers, coeffs)
+    ]
+
+
+def check_cells(cells: Sequence[Cell], config: LlamaConfig) -> None:
+    """Check a grid on the host.
+
+    Raises:
+        ValueError: for no cells, or naming the cell whose steering does not fit the model.
+    """
+    if not cells:
+        raise ValueError("cells: got none, expected at least one")
+    for i, cell in enumerate(cells):
+        if not isinstance(cell, Cell):
+            raise ValueError(f"cells[{i}]: got {type(cell).__name__}, expected a Cell (`grid`)")
+        for one in as_tuple(cell.steering):
+            try:
+                check_steering(one, config, rows=1)
+            except ValueError as error:
+                raise ValueError(f"cells[{i}] {dict(cell.labels)}: {error}") from None
+
+
+def stack_cells(cells: Sequence[Cell], config: LlamaConfig) -> tuple[Steering, ...]:
+    """The cells' interventions with a leading cell axis C, in slots that each keep their order.
+
+    Vectors of one slot have one width. Where a cell has nothing for a slot, it gets another cell's
+    intervention at coefficient 0, which changes nothing, bit for bit.
+    """
+    slots: list[dict[int, Steering]] = []  # by cell
+    for c, cell in enumerate(cells):
+        slot = 0
+        for one in as_tuple(cell.steering):
+            while slot < len(slots) and _width(slots[slot]) != one.vector.shape[-1]:
+                slot += 1
+            if slot == len(slots):
+                slots.append({})
+            slots[slot][c] = one
+            slot += 1
+    if not slots:
+        slots = [{0: add(np.zeros(config.d_model), layer=0, coeff=0.0)}]
+    return tuple(
+        stack([slot.get(c, _without_effect(slot)) for c in range(len(cells))]) for slot in slots
+    )
+
+
+@jax.jit
+def reaches_prompt(steering: Steering, batch: TokenBatch) -> jax.Array:
+    """Whether each cell, bool `[C]`, touches any token of any prompt of the batch."""
+    B, T = batch.tokens.shape
+    position = jnp.broadcast_to(jnp.arange(T), (B, T))
+    prompt = position < batch.lengths[:, None]
+
+    def one(scope: Scope) -> jax.Array:
+        scope = broadcast_rows(scope, B, "scope")
+        return jnp.any(scope.may_cover(position, batch.lengths) & prompt)
+
+    return jax.vmap(one)(steering.scope)
+
+
+def _width(slot: dict[int, Steering]) -> int:
+    return next(iter(slot.values())).vector.shape[-1]
+
+
+def _without_effect(slot: dict[int, Steering]) -> Steering:
+    one = next(iter(slot.values()))
+    return replace(one, coeff=jnp.zeros_like(one.coeff))

@@ -1,0 +1,342 @@
+"""Sweeps: many steered cells × many prompts in one compiled program, chunk by chunk.
+
+Every cell runs on every prompt. Cells are data along an axis that is vmapped *inside* the decoding
+loop, with one cursor and one stop condition for all: a `vmap` around the loop would put every cache
+buffer through a select at each step. All chunks have one shape, so the whole grid compiles once,
+and so do all grids of that shape, whatever their vectors, layers, coefficients, scopes and model.
+(Two programs at most: one that runs the prompts once for all cells, and one for grids with a scope
+that reaches into the prompt.)
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsteer.decoding import (
+    DecodeState,
+    Loop,
+    Request,
+    Sampler,
+    Step,
+    check_think_tokens,
+    choose_sampler,
+    decode_step,
+    has_room,
+    is_out_of_memory,
+    make_request,
+    prefill,
+    sweep_bytes,
+    unfinished,
+    usable_bytes,
+)
+from jaxsteer.llama import Model, TokenBatch, lengthen, spread_rows
+from jaxsteer.llama import parts as mesh_parts
+from jaxsteer.runtime import hosts
+from jaxsteer.steering import as_tuple
+from jaxsteer.sweeps.cells import Cell, check_cells, reaches_prompt, stack_cells
+
+Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, logprobs [C, B, G]; length [C, B]
+
+
+class _NoRoom(Exception):
+    """All hosts know that one of them has no room for a chunk, and none has begun with it."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one cell generated from one prompt."""
+
+    cell: Cell
+    prompt: int  # index of the prompt's row in the batch
+    tokens: list[int]  # a stop token included
+    logprobs: list[float]  # of these tokens, under the steered model
+
+
+def prefill_cells(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    *,
+    steer_prompt: bool,
+    max_new_tokens: int,
+    sampler: Sampler,
+) -> DecodeState:
+    """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
+
+    Unless a scope reaches into the prompt, all cells start from the same activations, so the
+    prompt is run once, and its keys and values are copied into the longer cache of each cell.
+    Otherwise cells are rows like others here, so that they run in blocks of bounded memory.
+    """
+    C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
+
+    def rows(x: jax.Array) -> jax.Array:  # [C, 1 or B, ...] to [C · B, ...]
+        return jnp.broadcast_to(x, (C, B, *x.shape[2:])).reshape(C * B, *x.shape[2:])
+
+    def cells(x: jax.Array) -> jax.Array:
+        return x.reshape(C, B, *x.shape[1:]) if x.ndim else x
+
+    def copies(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
+    if not steer_prompt:
+        T = batch.tokens.shape[1]
+        state = prefill(model, batch, replace(request, steering=()), capacity=T, **options)
+        state = jax.tree.map(copies, state)
+        return replace(state, cache=lengthen(state.cache, T + max_new_tokens))
+    table = request.stop_table
+    once = replace(request, steering=(), stop_table=None)
+    batch, once = jax.tree.map(lambda x: rows(x[None]), (batch, once))
+    if table is not None and len(table) > 1:  # a single one serves all rows
+        table = rows(table[None])
+    steering = jax.tree.map(rows, request.steering)
+    state = prefill(model, batch, replace(once, steering=steering, stop_table=table), **options)
+    return jax.tree.map(cells, state)
+
+
+def run_cells(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    *,
+    steer_prompt: bool,
+    max_new_tokens: int,
+    sampler: Sampler,
+    step: Step = decode_step,
+    loop: Loop = jax.lax.while_loop,
+) -> DecodeState:
+    """Like `generate.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
+    state = prefill_cells(
+        model,
+        batch,
+        request,
+        steer_prompt=steer_prompt,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+    )
+    state_axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    request_axes = replace(jax.tree.map(lambda _: None, request), steering=0)
+    over_cells = jax.vmap(
+        lambda s, r: step(model, s, r, sampler=sampler),
+        in_axes=(state_axes, request_axes),
+        out_axes=state_axes,
+    )
+    return loop(unfinished, lambda s: over_cells(s, request), state)
+
+
+def _run_to_end(
+    model: Model, batch: TokenBatch, request: Request, **options: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`run_cells`, and what is read of its state; the cache stays inside, as in `generate`."""
+    state = run_cells(model, batch, request, **options)
+    return state.tokens, state.logprobs, state.length
+
+
+_run_cells = jax.jit(
+    _run_to_end, static_argnames=("steer_prompt", "max_new_tokens", "sampler", "step", "loop")
+)
+
+
+def sweep(
+    model: Model,
+    batch: TokenBatch,
+    cells: Sequence[Cell],
+    *,
+    max_new_tokens: int,
+    rows_per_chunk: int | None = None,
+    done: Callable[[Cell, int], bool] = lambda cell, prompt: False,
+    sampler: Sampler | None = None,
+    step: Step = decode_step,
+    loop: Loop = jax.lax.while_loop,
+    **asked: Any,
+) -> Iterator[list[CellResult]]:
+    """Run every cell on every prompt; an iterator over the results of one chunk after the other.
+
+    To resume, pass the same arguments and a `done` that knows what was written: only what is
+    missing is run and yielded, in chunks of any size. Random numbers belong to the prompt, so all
+    cells share them and a resumed run repeats the first. `sweep_file.sweep_to_file` does this.
+
+    If the device runs out of memory all the same, the chunk is halved and nothing is lost.
+
+    On many hosts every process runs this with the same arguments, and has all results. They halve
+    a chunk together, before any of them has begun with it: when its program does not compile for
+    want of memory, or needs more than a device of one host has free. A host that runs out of
+    memory later, when the others are waiting for it, ends with a `MemoryError`, and they with it.
+
+    Args:
+        model: the weights; another model of the same shape runs in the same compiled program.
+        batch: left-padded prompts.
+        cells: what to run on them.
+        max_new_tokens: tokens to make room for.
+        rows_per_chunk: cells × prompts that run at once, by default what fits the device.
+        done: tells results that the caller has already; asked when the first chunk is.
+        sampler: the cheapest that serves the sampling, if not given.
+        step: see `generate`.
+        loop: see `generate`.
+        **asked: what else `make_request` takes: `sampling_params` and `stop_tokens`, for example,
+            with one row a prompt.
+
+    Raises:
+        ValueError: at once, for an empty grid or input that does not fit the model.
+        MemoryError: from the iterator, if not even a single row fits.
+        HostLost: from the iterator, if another process has ended.
+    """
+    check_cells(cells, model.config)
+    if rows_per_chunk is not None and rows_per_chunk < 1:
+        raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
+    if "steering" in asked:
+        raise ValueError("steering: got one for all cells, expected it in each cell")
+    # What is asked for is checked against the cells' scopes, too.
+    every = [one for cell in cells for one in as_tuple(cell.steering)]
+    check_think_tokens(asked.get("think_tokens"), every, model.config)
+    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
+    steering = stack_cells(cells, model.config)
+    # On the host, where taking parts compiles nothing.
+    rows, steering = hosts.gather(((batch, request), steering))
+    steer_prompt = any(np.any(reaches_prompt(one, rows[0])) for one in steering)
+    options = {
+        "steer_prompt": steer_prompt,
+        "max_new_tokens": max_new_tokens,
+        "sampler": sampler or choose_sampler(request.sampling),
+        "step": step,
+        "loop": loop,
+    }
+
+    tried: set[tuple[int, int]] = set()  # shapes for which all hosts have room
+
+    def run(c: np.ndarray, p: np.ndarray) -> _Found:
+        # A single row serves all.
+        part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], rows)
+        steered = jax.tree.map(lambda x: x[c], steering)
+        if len(p) % parts == 0:
+            part, some = spread_rows((part, some), model)
+        else:
+            steered = spread_rows(steered, model)
+        some = replace(some, steering=steered)
+        if hosts.several() and (len(c), len(p)) not in tried:
+            _agree_on_room(lambda: _run_cells.lower(model, part, some, **options), model)
+            tried.add((len(c), len(p)))
+        with hosts.losing_hosts():
+            found = _run_cells(model, part, some, **options)
+        return hosts.gather(found)
+
+    prompts, length = batch.tokens.shape
+    usable = usable_bytes(model)
+    parts, _ = mesh_parts(model)
+
+    def by_calculation(C: int, B: int) -> bool:
+        needed = sweep_bytes(
+            model,
+            cells=C,
+            prompts=B,
+            prompt_length=length,
+            new_tokens=max_new_tokens,
+            steer_prompt=steer_prompt,
+        )
+        return needed <= usable
+
+    fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
+    shape = chunk_shape(len(cells), prompts, fits, parts)
+    return _chunks(run, cells, prompts, done, shape, parts)
+
+
+def _chunks(
+    run: Callable[[np.ndarray, np.ndarray], _Found],
+    cells: Sequence[Cell],
+    prompts: int,
+    done: Callable[[Cell, int], bool],
+    shape: tuple[int, int],
+    parts: int,
+) -> Iterator[list[CellResult]]:
+    todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
+    while todo:
+        C, B = shape
+        p_index = sorted({p for _, p in todo})[:B]
+        here = set(p_index)
+        c_index = sorted({c for c, p in todo if p in here})[:C]
+        try:
+            # A chunk with less to do repeats its last cell or prompt up to the common shape.
+            tokens, logprobs, length = run(_filled(c_index, C), _filled(p_index, B))
+        except (jax.errors.JaxRuntimeError, _NoRoom) as error:
+            together = isinstance(error, _NoRoom)
+            if not together and not is_out_of_memory(error):
+                raise
+            if hosts.several() and not together:  # others have begun, and wait for this one
+                raise MemoryError(
+                    f"{C} cells × {B} prompts at once do not fit a device of this host; start "
+                    f"again with fewer rows_per_chunk: {error}"
+                ) from error
+            if C * B == 1:
+                raise MemoryError(f"a single row does not fit the device: {error}") from error
+            shape = chunk_shape(C, B, _at_most(C * B // 2), parts)
+            warnings.warn(
+                f"out of memory with {C} cells × {B} prompts at once, going on with "
+                f"{shape[0]} × {shape[1]} ({str(error).partition(chr(10))[0][:200]})",
+                stacklevel=2,
+            )
+            continue
+        chunk = []
+        for i, c in enumerate(c_index):
+            for j, p in enumerate(p_index):
+                if (c, p) in todo:
+                    n = length[i, j]
+                    found = tokens[i, j, :n].tolist(), logprobs[i, j, :n].tolist()
+                    chunk.append(CellResult(cells[c], p, *found))
+        todo.difference_update((c, p) for c in c_index for p in p_index)
+        yield chunk
+
+
+def _agree_on_room(lower: Callable[[], jax.stages.Lowered], model: Model) -> None:
+    """Raise `_NoRoom` on all hosts if one of them has no memory for a program.
+
+    To be asked before it is started anywhere: where it runs it waits for the other hosts, and no
+    message reaches it there. It is compiled once, for this and for its calls.
+    """
+    reason = "another host has no memory for it"
+    try:
+        room = has_room(lower().compile(), model)
+        reason = reason if room else "its program needs more than a device of this host has free"
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        room, reason = False, str(error)
+    if hosts.any_of(not room):
+        raise _NoRoom(reason)
+
+
+def chunk_shape(cells: int, prompts: int, fits: Fits, parts: int = 1) -> tuple[int, int]:
+    """The largest equal chunks that fit, as cells and prompts; prompts stay together if they can.
+
+    `parts` devices share the prompts of a chunk if it divides them, its cells otherwise, and these
+    are rounded up to a multiple of it. Chunks of fewer rows than that are run by all alike.
+
+    >>> [chunk_shape(16, 20, lambda C, B: C * B <= rows) for rows in (320, 319, 19, 0)]
+    [(16, 20), (8, 20), (1, 10), (1, 1)]
+    >>> [chunk_shape(6, 3, lambda C, B: C * B <= rows, parts=4) for rows in (24, 23, 3)]
+    [(8, 3), (4, 3), (1, 3)]
+    """
+    shapes = _shapes(cells, prompts, parts) + _shapes(cells, prompts, 1)
+    return next((shape for shape in shapes if fits(*shape)), (1, 1))
+
+
+def _shapes(cells: int, prompts: int, parts: int) -> list[tuple[int, int]]:
+    def share(count: int, n: int, step: int) -> int:
+        return -(-count // (n * step)) * step
+
+    step = 1 if prompts % parts == 0 else parts
+    shapes = [(share(cells, n, step), prompts) for n in range(1, cells + 1)]
+    return shapes + [(1, share(prompts, n, parts)) for n in range(2, prompts + 1)]
+
+
+def _at_most(rows: int) -> Fits:
+    return lambda C, B: rows >= C * B
+
+
+def _filled(index: list[int], size: int) -> np.ndarray:
+    return np.array(index + index[-1:] * (size - len(index)))

@@ -1,0 +1,128 @@
+"""What the rows of a sweep's file were made with, in a file beside it: only the same may go on."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsteer.decoding import make_request
+from jaxsteer.files import as_path, write_atomic
+from jaxsteer.llama import Model, TokenBatch
+from jaxsteer.steering import as_tuple
+from jaxsteer.sweeps.cells import Cell
+from jaxsteer.sweeps.fingerprints import describe, differences, tree_print, weights_print
+
+_FUNCTIONS = ("sampler", "step")  # options of `sweep` that decide what comes out
+_ONLY_SPEED = ("rows_per_chunk", "loop")  # and those that do not
+_SHOWN = 5  # differences that a refusal names
+
+
+def config_path(path: str | os.PathLike[str]) -> Path:
+    """Where the configuration of the rows in `path` stands."""
+    return as_path(path).with_name(as_path(path).name + ".config.json")
+
+
+def configuration(
+    model: Model,
+    batch: TokenBatch,
+    cells: Sequence[Cell],
+    *,
+    prompt_ids: Sequence[str | int],
+    max_new_tokens: int,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that decides what the rows hold, as JSON; `options` are those of `sweep`.
+
+    Raises:
+        ValueError: for an identity, ids or labels that are no JSON.
+    """
+    from jaxsteer import __version__
+
+    asked = {k: v for k, v in options.items() if k not in _FUNCTIONS + _ONLY_SPEED}
+    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
+    functions = {name: options[name] for name in _FUNCTIONS if options.get(name) is not None}
+    config = {
+        "jaxsteer": __version__,
+        "model": model.config.to_dict(),
+        "dtype": np.dtype(model.dtype).name,
+        "weights": weights_print(model),
+        "identity": dict(identity),
+        "prompt_ids": list(prompt_ids),
+        "prompts": describe(batch),
+        "max_new_tokens": max_new_tokens,
+        "request": describe(request),
+        "functions": {
+            name: getattr(function, "__qualname__", type(function).__name__)
+            for name, function in functions.items()
+        },
+        "cells": {key_of(cell.labels): _steering_print(cell) for cell in cells},
+    }
+    return as_json(config, "identity and prompt_ids")
+
+
+def _steering_print(cell: Cell) -> list[str]:
+    return [f"{' '.join(one.sites)} {tree_print(one)}" for one in as_tuple(cell.steering)]
+
+
+def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
+    """Write down the configuration of a new file; go on with another only if it is the same.
+
+    Cells may be added, and cells of the file left out. Those of the same labels have to be the
+    same.
+
+    Raises:
+        ValueError: if the file has rows of another configuration, or of none that is known.
+    """
+    beside = config_path(path)
+    if rows:
+        try:
+            there = json.loads(beside.read_bytes())
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: has {rows} rows, but {beside.name} is missing, which says what they were "
+                "made with; choose another file"
+            ) from None
+        except ValueError:
+            there = None
+        if not isinstance(there, dict) or not isinstance(there.get("cells", {}), dict):
+            raise ValueError(f"{beside}: damaged; choose another file for this sweep")
+        config = {**config, "cells": there.get("cells", {}) | config["cells"]}
+        known = {key: config["cells"][key] for key in there.get("cells", {})}
+        found = list(differences(there, {**config, "cells": known}))
+        if found:
+            more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            lines = "\n  ".join(found[:_SHOWN]) + more
+            raise ValueError(
+                f"{path}: its rows were made with another configuration; choose another file:\n  "
+                f"{lines}"
+            )
+        if config == there:
+            return
+    write_atomic(beside, json.dumps(config, indent=1, ensure_ascii=False).encode())
+
+
+def key_of(labels: Mapping[str, Any]) -> str:
+    """Labels as one string, whatever their order and their kinds of numbers."""
+    return json.dumps(as_json(dict(labels), "labels"), sort_keys=True, ensure_ascii=False)
+
+
+def as_json(value: Any, name: str) -> Any:
+    """`value` as it comes back from a JSON file; numpy's numbers are numbers, too.
+
+    Raises:
+        ValueError: for what is no JSON, NaN among it.
+    """
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, np.generic | np.ndarray):
+            return x.tolist()
+        raise TypeError(f"got {type(x).__name__}, expected JSON")
+
+    try:
+        return json.loads(json.dumps(value, default=plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None

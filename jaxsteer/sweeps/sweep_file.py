@@ -1,0 +1,191 @@
+"""A sweep into a file that can be killed at any time and started again.
+
+sweep_to_file("sweep.jsonl", model, batch, cells, max_new_tokens=1500, prompt_ids=ids)
+
+sweep.jsonl                one row a cell and prompt, appended as chunks finish
+sweep.jsonl.config.json    what the rows were made with: only the same may go on with them
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxsteer.files import as_path
+from jaxsteer.llama import Model, TokenBatch
+from jaxsteer.runtime import hosts, preemption
+from jaxsteer.sweeps.cells import Cell
+from jaxsteer.sweeps.chunks import CellResult, sweep
+from jaxsteer.sweeps.config_file import agree, as_json, configuration, key_of
+from jaxsteer.sweeps.row_store import RowStore, open_rows
+
+
+def tokens_and_logprobs(result: CellResult) -> dict[str, Any]:
+    """The row of a result, if nothing else is asked for."""
+    return {"tokens": result.tokens, "logprobs": result.logprobs}
+
+
+def sweep_to_file(
+    path: str | os.PathLike[str],
+    model: Model,
+    batch: TokenBatch,
+    cells: Sequence[Cell],
+    *,
+    max_new_tokens: int,
+    prompt_ids: Sequence[str | int] | None = None,
+    to_row: Callable[[CellResult], Mapping[str, Any]] = tokens_and_logprobs,
+    identity: Mapping[str, Any] | None = None,
+    progress: str | None = "sweep",
+    **options: Any,
+) -> Path:
+    """Run every cell on every prompt and append a row for each to a JSON lines file.
+
+    A row holds the cell's labels, the prompt's id as `prompt`, and what `to_row` makes of the
+    result. Rows are flushed to the disk chunk by chunk. Started again with the same arguments
+    after a kill, it goes on where it was: a last line that was cut short is removed, and nothing
+    is lost or written twice. Chunks may have another size then, and cells may be added. SIGTERM
+    lets the chunk at hand finish first (see `preemption`).
+
+    On many hosts every process calls this with the same arguments. The first one alone touches the
+    file, calls `to_row` and shows the bar, and what it finds in the file decides for all.
+
+    Args:
+        path: the file; a folder that is missing is made. Or an object of a store, as
+            `gs://bucket/sweep.jsonl`: see `row_store`.
+        model: the weights.
+        batch: left-padded prompts.
+        cells: what to run on them; all have the same labels, each with values of its own.
+        max_new_tokens: tokens to make room for.
+        prompt_ids: one a prompt; its number in the batch, if not given.
+        to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities.
+        identity: whatever else decides what the rows hold, as JSON: the tokenizer, for example,
+            if `to_row` makes text. The weights are told apart without it.
+        progress: title of the bar with cells, tokens a second and the time left; None for no bar.
+        **options: what else `sweep` takes, `done` apart.
+
+    Raises:
+        ValueError: before anything is written, for what `sweep` refuses, labels or ids that do not
+            tell rows apart, or a file that was begun with another configuration, naming what
+            differs.
+        FileExistsError: if another process is writing this file.
+        Stopped: after SIGTERM, when the chunk at hand has been written.
+        HostLost: if another process of this sweep has ended.
+    """
+    path = as_path(path)
+    ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)
+    written: set[str] = set()
+    keys: dict[tuple[int, int], str] = {}
+    # Everything is checked before the disk is touched; nothing is run before it is iterated.
+    chunks = sweep(
+        model,
+        batch,
+        cells,
+        max_new_tokens=max_new_tokens,
+        done=lambda cell, prompt: keys[id(cell), prompt] in written,
+        **options,
+    )
+    keys |= _keys(cells, ids, rows=len(batch.tokens))
+    config = configuration(
+        model,
+        batch,
+        cells,
+        prompt_ids=ids,
+        max_new_tokens=max_new_tokens,
+        identity=identity or {},
+        options=options,
+    )
+    names = [*cells[0].labels, "prompt"]
+
+    stores: list[RowStore] = []  # of the first process
+
+    def begin() -> list[str]:
+        stores.append(held.enter_context(open_rows(path)))
+        rows = stores[0].rows
+        agree(path, config, rows=len(rows))
+        return [key_of({name: row.get(name) for name in names}) for row in rows]
+
+    def write(chunk: Sequence[CellResult]) -> None:
+        stores[0].append([_row(result, ids, to_row) for result in chunk])
+
+    with ExitStack() as held:
+        written |= set(hosts.from_writer(begin))
+        left = Counter(cell for (cell, _), key in keys.items() if key not in written)
+        bar = held.enter_context(_Bar(len(cells), len(keys), left, title=progress))
+        held.enter_context(preemption.deferred())
+        for chunk in chunks:
+            hosts.from_writer(partial(write, chunk))
+            bar.update(chunk)
+            preemption.stop_if_asked(f"{bar.rows} of {len(keys)} rows are in {path}")
+        hosts.from_writer(lambda: stores[0].finish())
+    return path
+
+
+def _row(
+    result: CellResult, ids: Sequence[str | int], to_row: Callable[[CellResult], Mapping[str, Any]]
+) -> dict[str, Any]:
+    head = {**result.cell.labels, "prompt": ids[result.prompt]}
+    rest = to_row(result)
+    if clash := head.keys() & rest.keys():
+        raise ValueError(f"to_row: got {sorted(clash)}, which are labels of the row already")
+    return as_json({**head, **rest}, "to_row")
+
+
+def _keys(
+    cells: Sequence[Cell], ids: Sequence[str | int], *, rows: int
+) -> dict[tuple[int, int], str]:
+    """What tells a row from the others, by the cell's identity and the prompt's number."""
+    if len(ids) != rows:
+        raise ValueError(f"prompt_ids: got {len(ids)}, expected one a prompt, {rows}")
+    names = set(cells[0].labels)
+    keys: dict[tuple[int, int], str] = {}
+    seen: dict[str, str] = {}
+    for c, cell in enumerate(cells):
+        if set(cell.labels) != names or "prompt" in names:
+            expected = "no label `prompt`" if "prompt" in names else f"{sorted(names)} as in cell 0"
+            raise ValueError(f"cells[{c}].labels: got {sorted(cell.labels)}, expected {expected}")
+        for p, prompt in enumerate(ids):
+            key = key_of({**cell.labels, "prompt": prompt})
+            where = f"cells[{c}] with prompt_ids[{p}]"
+            if key in seen:
+                raise ValueError(f"{where}: labels and id are those of {seen[key]}: {key}")
+            seen[key] = where
+            keys[id(cell), p] = key
+    return keys
+
+
+class _Bar:
+    """Progress in rows, with whole cells, tokens a second and the time left."""
+
+    def __init__(self, cells: int, rows: int, left: Counter[int], *, title: str | None) -> None:
+        self.cells, self.left = cells, left  # rows still missing, by the identity of their cell
+        self.rows = done = rows - left.total()
+        self.bar = tqdm(
+            total=rows,
+            initial=done,
+            desc=title,
+            unit="row",
+            smoothing=0,  # the time left by the mean, chunks come in jumps
+            disable=title is None or not hosts.is_writer(),
+        )
+        self.tokens, self.started = 0, time.monotonic()
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, chunk: list[CellResult]) -> None:
+        self.left -= Counter(id(result.cell) for result in chunk)  # drops those at 0
+        self.tokens += sum(len(result.tokens) for result in chunk)
+        rate = self.tokens / (time.monotonic() - self.started)
+        whole = self.cells - len(self.left)
+        self.bar.set_postfix_str(f"{whole}/{self.cells} cells, {rate:,.0f} tokens/s", False)
+        self.bar.update(len(chunk))
+        self.rows += len(chunk)

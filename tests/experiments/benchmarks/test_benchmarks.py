@@ -1,0 +1,172 @@
+import json
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import oracle
+import pytest
+
+from experiments.benchmarks import analyses, capture, cpu, decode, learned, profile, score
+from experiments.benchmarks.machine import Compilations
+from jaxsteer.config.shape import LlamaConfig
+from jaxsteer.llama.model import init
+from jaxsteer.llama.packing import pack
+from jaxsteer.planning.roofline import (
+    Machine,
+    decode_seconds,
+    prefill_operations,
+    step_seconds,
+    weights_read,
+)
+
+# oracle.SHALLOW: D 16, F 24, N 4, K 2, H 4, V 61, two layers.
+LAYER = 2 * 16 + 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 24
+READ = 2 * LAYER + 16 + 16 * 61  # the final norm and the head; not the embedding
+
+
+@pytest.fixture(scope="module")
+def model():
+    return oracle.random_model(oracle.SHALLOW)
+
+
+def test_weights_read_leaves_out_the_embedding(model):
+    assert weights_read(model) == (READ, 4 * READ)
+    assert weights_read(pack(model)) == (READ, 4 * READ)
+
+
+def test_floor_of_a_step_adds_reading_weights_and_cache(model):
+    machine = Machine(bandwidth=1e3, rate=1e30)
+    cache = 3 * 5 * 2 * (2 * 2 * 4) * 4  # rows, tokens, layers, keys and values, bytes
+    assert step_seconds(model, machine, rows=3, tokens=5) == pytest.approx((4 * READ + cache) / 1e3)
+
+
+def test_floor_of_a_step_counts_operations_where_they_take_longer(model):
+    machine = Machine(bandwidth=1e30, rate=1e3)
+    attention = 3 * 5 * 2 * 4 * (2 * 4) * 2  # rows, tokens, layers, heads, widths of k and v
+    assert step_seconds(model, machine, rows=3, tokens=5) == pytest.approx(
+        (2 * 3 * READ + attention) / 1e3
+    )
+
+
+def test_floor_of_a_run_is_the_sum_of_its_steps(model):
+    machine = Machine(bandwidth=1e3, rate=1e9)
+    steps = [step_seconds(model, machine, rows=2, tokens=7 + n) for n in range(1, 6)]
+    total = decode_seconds(model, machine, rows=2, prompt=7, steps=5)
+    assert total == pytest.approx(sum(steps))
+
+
+def test_operations_of_a_prefill(model):
+    head = 16 * 61
+    attention = 2 * 2 * 2 * 4 * 4 * 10**2 / 2
+    assert prefill_operations(model, rows=3, prompt=10) == pytest.approx(
+        3 * (2 * (READ - head) * 10 + 2 * head + attention)
+    )
+
+
+def test_compilations_are_counted():
+    compilations = Compilations()
+    double = jax.jit(lambda x: 2 * x)
+    double(jnp.arange(3))
+    double(jnp.arange(3) + 1)
+    before = compilations.count
+    assert before >= 1
+    double(jnp.arange(4))
+    assert compilations.count == before + 1 + 1  # `arange` of another length compiles, too
+    assert compilations.seconds > 0
+
+
+def test_decode_benchmark_prints_a_line_for_each_case(capsys, monkeypatch):
+    monkeypatch.setattr(decode, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(decode, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(decode.compile_cache, "turn_off", lambda: None)
+    assert decode.main(["--preset", "tiny", "--case", "2,16,4", "--only", "greedy", "top"]) == 0
+    machine, *cases = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert machine["read_GB_s"] == 10
+    assert [case["case"] for case in cases] == ["greedy", "top-p"]
+    for case in cases:
+        assert case["ratio"] == pytest.approx(case["step_ms"] / case["floor_ms"], rel=1e-2)
+        assert case["compilations"] == 1
+        assert case["tokens_per_s"] == pytest.approx(2e3 / case["step_ms"], rel=1e-2)
+
+
+def test_capture_benchmark_times_the_pass_and_its_parts(capsys, monkeypatch):
+    monkeypatch.setattr(capture, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(capture.compile_cache, "turn_off", lambda: None)
+    assert capture.main(["--preset", "tiny", *"--rows 2 --length 64 --batches 4".split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["offsets"], found["labels"], found["matrix_TFLOP_s"]) == (35, 7, 0.0)
+    shares = [
+        found[name]["share_of_matrix_rate"] / found[name]["tokens_per_s"]
+        for name in ("forward", "sums", "pipeline")
+    ]
+    # Each is as many operations a token.
+    assert shares == pytest.approx([shares[0]] * 3, rel=0.02)
+    assert all(found[name]["tokens_per_s"] > 0 for name in ("forward", "pipeline"))
+
+
+def test_learning_benchmark_times_a_step_and_says_what_it_needs(capsys, monkeypatch):
+    monkeypatch.setattr(learned, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(learned.compile_cache, "turn_off", lambda: None)
+    sizes = "--rows 2 --length 64 --directions 2 --steps 1".split()
+    assert learned.main(["--preset", "tiny", *sizes]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # Seconds are printed to four digits.
+    assert found["tokens_per_s"] == pytest.approx(2 * 2 * 64 / found["seconds_a_step"], rel=1e-3)
+    assert found["expected_GB_a_direction"] >= 0
+
+
+def test_score_benchmark_counts_the_head_of_every_token(capsys, monkeypatch):
+    monkeypatch.setattr(score, "matrix_rate", lambda: 1e8)
+    monkeypatch.setattr(score.compile_cache, "turn_off", lambda: None)
+    assert score.main(["--preset", "tiny", *"--texts 3 --length 32 --rows 2".split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["texts"], found["length"], found["rows"]) == (3, 32, 2)
+    config = LlamaConfig.tiny()
+    whole = prefill_operations(pack(init(config)), rows=1, prompt=32)
+    whole += 2 * 31 * config.vocab_size * config.d_model
+    seconds = 32 / found["tokens_per_s"]
+    assert found["share_of_matrix_rate"] * 1e8 * seconds == pytest.approx(whole, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def both_engines():
+    model = oracle.random_model(replace(oracle.SHALLOW, d_model=32, head_dim=8))
+    return model, oracle.torch_twin(model)
+
+
+def test_cpu_benchmark_finds_equal_tokens(both_engines):
+    found = cpu.compare(*both_engines, layer=1, rows=2, prompt=8, steps=5, repeats=1)
+    assert found["same_tokens"]
+    faster = found["transformers_ms"] / found["jaxsteer_ms"]
+    assert found["times_faster"] == pytest.approx(faster)
+
+
+def test_cpu_benchmark_knows_what_the_products_take(both_engines):
+    model, _ = both_engines
+    sizes = {"rows": 2, "prompt": 8, "steps": 4}
+    least = cpu.least_ms(model, Machine(math.inf, 1e9), **sizes)
+    weights = sum(x.size for x in jax.tree.leaves(model.params["layers"]) if x.ndim > 1)
+    # Two operations for each weight of the layers, row and token of prompt and steps.
+    assert least * 4 > 2 * 2 * (8 + 4) * weights / 1e9 * 1e3
+    assert least == pytest.approx(2 * cpu.least_ms(model, Machine(math.inf, 2e9), **sizes))
+
+
+def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):
+    monkeypatch.setattr(cpu, "add", lambda *args, **options: None)
+    found = cpu.compare(*both_engines, layer=1, rows=2, prompt=8, steps=5, repeats=1)
+    assert not found["same_tokens"]
+
+
+def test_profile_says_that_it_needs_a_gpu(capsys):
+    assert profile.main(["--preset", "tiny"]) == 2
+    assert "NVIDIA GPUs only" in capsys.readouterr().err
+
+
+def test_analyses_benchmark_times_each_of_them(capsys):
+    few = "--texts 2 --length 64 --sensitivity-layers 2 --sensitivity-texts 1"
+    assert analyses.main(["--preset", "tiny", *few.split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["projection_tokens_per_s"] > 0
+    for name in ("lens", "projections", "sensitivity"):
+        assert found[name]["first_s"] >= found[name]["again_s"] >= 0

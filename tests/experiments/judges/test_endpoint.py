@@ -1,0 +1,187 @@
+"""Requests against a server that is full, broken, slow or hostile; and the key, which stays in."""
+
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from chat_server import Reply, chat_server, said
+
+from experiments.judges import endpoint
+from experiments.judges.endpoint import Completion, EndpointError, RefusedError, complete, read_key
+from experiments.judges.settings import Judge, check_judge
+
+KEY = "sk-planted-0123456789abcdef"
+ASK = [{"role": "user", "content": "hm?"}]
+
+
+def judge(url: str, **values: Any) -> Judge:
+    given = {"model": "m", "price_in": 1.0, "price_out": 2.0, "timeout": 5.0, "attempts": 3}
+    return Judge(url=url, **{**given, **values})
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def in_turn(*replies: Reply | None) -> Any:
+    return lambda body, n: replies[min(n, len(replies) - 1)]
+
+
+def waits_of(url: str, **values: Any) -> tuple[Completion | None, list[float], str]:
+    """The answer, how long it waited between the attempts, and the error."""
+    waits: list[float] = []
+    try:
+        return complete(judge(url, **values), ASK, sleep=waits.append), waits, ""
+    except EndpointError as error:
+        return None, waits, str(error)
+
+
+def test_what_is_sent_and_what_comes_back() -> None:
+    with chat_server(in_turn(said("yes", tokens=(7, 3)))) as chat:
+        found = complete(judge(chat.url + "/"), ASK)
+    assert found == Completion("yes", 7, 3, whole=True)
+    assert chat.paths == ["/v1/chat/completions"]
+    assert chat.bodies == [{"model": "m", "messages": ASK, "temperature": 0}]
+    assert chat.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (429, {}, b"slow down"),
+        (500, {}, b""),
+        (503, {}, b"<html>"),
+        (200, {}, b"not json"),
+        (200, {}, b'{"choices": []}'),
+        (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
+        (200, {"Content-Length": "100"}, b'{"cut'),
+    ],
+    ids=["429", "500", "503", "garbage", "no choice", "no text", "cut off"],
+)
+def test_what_may_pass_is_tried_again_after_longer_and_longer_waits(reply: Reply) -> None:
+    with chat_server(in_turn(reply, reply, said("yes"))) as chat:
+        found, waits, _ = waits_of(chat.url)
+    assert found is not None
+    assert found.text == "yes"
+    assert 0.7 <= waits[0] <= 1.0
+    assert 1.4 <= waits[1] <= 2.0
+
+
+def test_the_number_of_attempts_ends() -> None:
+    with chat_server(in_turn((500, {}, b"on fire"))) as chat:
+        found, waits, error = waits_of(chat.url)
+    assert found is None
+    assert len(waits) == 2
+    assert len(chat.bodies) == 3
+    assert error == f"{chat.url}: 3 attempts failed, the last one: HTTP 500: on fire"
+
+
+def test_retry_after_is_honoured_as_seconds_and_as_a_date() -> None:
+    date = formatdate(time.time() + 30, usegmt=True)
+    replies = in_turn((429, {"Retry-After": "7"}, b""), (503, {"Retry-After": date}, b""), said(""))
+    with chat_server(replies) as chat:
+        _, waits, _ = waits_of(chat.url)
+    assert waits[0] == 7.0
+    assert 25 < waits[1] <= 30
+
+
+def test_an_hour_is_not_waited_for() -> None:
+    with chat_server(in_turn((429, {"Retry-After": "3600"}, b"quota"))) as chat:
+        _, waits, error = waits_of(chat.url)
+    assert waits == []
+    assert "HTTP 429: quota; it asks to wait for 3600 s" in error
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 302, 307])
+def test_what_will_not_change_is_said_at_once(status: int) -> None:
+    with chat_server(in_turn((status, {"Location": "http://127.0.0.1:9/"}, b"no such thing"))) as c:
+        with pytest.raises(RefusedError, match=f"HTTP {status}: no such thing"):
+            complete(judge(c.url), ASK)
+        assert len(c.bodies) == 1
+
+
+def test_a_server_that_says_nothing_times_out() -> None:
+    with chat_server(in_turn(None, said("yes"))) as chat:
+        started = time.monotonic()
+        found, waits, _ = waits_of(chat.url, timeout=0.3)
+        assert time.monotonic() - started < 3
+    assert found is not None
+    assert len(waits) == 1
+
+
+def test_a_server_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "MOST_BYTES", 1000)
+    with chat_server(in_turn(said("x" * 2000))) as chat:
+        _, _, error = waits_of(chat.url, attempts=1)
+    assert "longer than 1000 bytes" in error
+
+
+def test_nobody_listens() -> None:
+    _, waits, error = waits_of("http://127.0.0.1:1/v1", attempts=2)
+    assert len(waits) == 1
+    assert "refused" in error
+
+
+def test_a_key_that_a_server_repeats_is_taken_out() -> None:
+    with chat_server(in_turn((401, {}, f"wrong key {KEY}".encode()))) as chat:
+        _, _, error = waits_of(chat.url)
+        assert error.endswith("HTTP 401: wrong key [key]")
+        chat.answer = in_turn((500, {}, f"wrong key {KEY}".encode()))
+        assert KEY not in waits_of(chat.url)[2]
+        chat.answer = in_turn((200, {}, f"wrong key {KEY}".encode()))
+        assert KEY not in waits_of(chat.url)[2]
+
+
+def test_no_key_is_needed_here_or_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_key(judge("http://gpu-box:8000/v1", key_variable="")) is None
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert read_key(judge("http://localhost:8000/v1")) is None
+    with pytest.raises(ValueError, match="the environment has no OPENAI_API_KEY"):
+        read_key(judge("https://api.openai.com/v1"))
+    with chat_server(in_turn(said("yes"))) as chat:
+        complete(judge(chat.url), ASK)
+    assert "Authorization" not in chat.headers[0]
+
+
+@pytest.mark.parametrize("value", ["sk-a\nb", "sk-ä", "sk a"])
+def test_what_cannot_be_a_key_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with pytest.raises(ValueError, match="what OPENAI_API_KEY holds cannot be a key") as caught:
+        read_key(judge("https://api.openai.com/v1"))
+    assert value not in str(caught.value)
+
+
+def test_a_key_does_not_cross_a_network_in_the_clear() -> None:
+    with pytest.raises(ValueError, match="a key is sent over https"):
+        complete(judge("http://gpu-box:8000/v1"), ASK)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"url": f"https://me:{KEY}@host/v1"},
+            "url: got 'something else', expected an address wit",
+        ),
+        (
+            {"url": f"https://host/v1?key={KEY}"},
+            "url: got 'something else', expected an address wi",
+        ),
+        ({"url": "ftp://host"}, "an address that begins with http"),
+        ({"url": "https://[bad"}, "expected an address"),
+        ({"model": " "}, "model: got ' ', expected a name"),
+        ({"key_variable": KEY}, r"key_variable: got 'something else', .* \(not the key\)"),
+        ({"price_in": -1.0}, "price_in: got -1.0"),
+        ({"max_cost": float("nan")}, "max_cost: got nan"),
+        ({"timeout": 0.0}, "timeout: got 0.0"),
+        ({"concurrency": 0}, "concurrency: got 0, expected at least 1"),
+        ({"attempts": 0, "model": ""}, "model: got '', .*; attempts: got 0"),
+    ],
+)
+def test_values_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    given = {"url": "https://api.openai.com/v1", **values}
+    with pytest.raises(ValueError, match=message) as caught:
+        check_judge(judge(given.pop("url"), **given))
+    assert KEY not in str(caught.value)
