@@ -4,7 +4,7 @@
     python -m experiments.activations --out runs/small --layers 2 4 --all-tokens --models base
 
 Both models read the traces of the reasoning model, as for the directions. A folder
-`activations-{model}` for each holds shards (`directions.raw_activations`, which also reads them), the
+`activations-{model}` for each holds shards (`directions.raw_activations` reads them, too), the
 sentences' first tokens and labels being in `sentences.jsonl` beside them. Activations are large:
 one token of one layer takes 8 KB at the width of an 8B model in bfloat16.
 """
