@@ -5,9 +5,40 @@
     steering = jaxsteer.add(v, layer=10, coeff=8.0)
     out = jaxsteer.generate(model, batch, max_new_tokens=100, steering=steering)
 
-Read `model`, `steering` and `generate` first, in this order.
+Rooms, each of which uses only those above it:
+
+    runtime      the machine: hosts, signals, compiled programs on disk
+    files        bytes on a disk or in a bucket: whole or not there
+    config       the shape of a model, presets, `config.json`
+    steering     what is read and changed in the residual stream, as data
+    llama        the network, its attention, cache and meshes
+    decoding     generation: prefill, a step, the loop; samplers, ends of rows
+    huggingface  other people's folders: names of tensors, tokenizers, the hub
+    checkpoints  models on disk
+    models       models in and out: convert, export, verify
+    sweeps       cells × prompts in one compiled program
+    directions   where a direction comes from and where it is kept
+    analysis     what a direction or a text shows
+    planning     what fits on which chips
+
+Read `llama.model`, `steering.steering`, `decoding.generation` and `sweeps.chunks`, in this order.
 """
 
+from jaxsteer import (
+    analysis,
+    checkpoints,
+    config,
+    decoding,
+    directions,
+    files,
+    huggingface,
+    llama,
+    models,
+    planning,
+    runtime,
+    steering,
+    sweeps,
+)
 from jaxsteer.analysis import graft, score, token_logprobs
 from jaxsteer.checkpoints import end_tokens, load, save
 from jaxsteer.config import LlamaConfig
@@ -69,67 +100,90 @@ __version__ = "0.1.0"
 
 compile_cache.turn_on_by_default()
 
-__all__ = [
-    "SITES",
-    "Capture",
-    "Cell",
-    "DecodeState",
-    "Direction",
+__all__ = [  # noqa: RUF022 - by room, in the order above
+    # The rooms themselves.
+    "analysis",
+    "checkpoints",
+    "config",
+    "decoding",
+    "directions",
+    "files",
+    "huggingface",
+    "llama",
+    "models",
+    "planning",
+    "runtime",
+    "steering",
+    "sweeps",
+    # runtime
+    "compile_cache",
+    "hosts",
+    "preemption",
+    # config
     "LlamaConfig",
-    "Model",
-    "Request",
-    "Steering",
-    "StopStrings",
-    "TokenBatch",
+    # steering
     "ablate",
     "add",
     "amplify",
-    "append",
-    "arrange",
+    "Capture",
     "clamp",
-    "compile_cache",
-    "cosine",
-    "decode_step",
-    "end_tokens",
-    "forward",
-    "generate",
-    "generate_queue",
-    "graft",
-    "greedy",
-    "grid",
     "head_vector",
-    "hosts",
-    "init",
-    "left_pad",
-    "load",
-    "load_directions",
-    "make_mesh",
-    "make_request",
     "noise",
-    "pack",
-    "preemption",
-    "prefill",
     "replace",
     "rows",
+    "schedules",
+    "scope",
+    "SITES",
+    "stack",
+    "Steering",
+    "when",
+    # llama
+    "arrange",
+    "forward",
+    "init",
+    "left_pad",
+    "make_mesh",
+    "Model",
+    "pack",
+    "shard_batch",
+    "shard_model",
+    "TokenBatch",
+    "unpack",
+    # decoding
+    "append",
+    "decode_step",
+    "DecodeState",
+    "generate",
+    "generate_queue",
+    "greedy",
+    "make_request",
+    "prefill",
+    "Request",
     "run",
     "sample",
     "sampling",
-    "save",
-    "save_directions",
-    "schedules",
-    "scope",
-    "score",
-    "shard_batch",
-    "shard_model",
-    "stack",
     "stop_strings",
+    "StopStrings",
     "stream",
-    "sweep",
-    "sweep_to_file",
     "think_tokens",
     "token_bytes",
-    "token_logprobs",
     "unfinished",
-    "unpack",
-    "when",
+    # checkpoints
+    "end_tokens",
+    "load",
+    "save",
+    # sweeps
+    "Cell",
+    "grid",
+    "sweep",
+    "sweep_to_file",
+    # directions
+    "cosine",
+    "Direction",
+    "load_directions",
+    "save_directions",
+    # analysis
+    "graft",
+    "score",
+    "token_logprobs",
 ]

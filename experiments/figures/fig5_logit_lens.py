@@ -1,8 +1,9 @@
 """Figure 5: what the directions say to the unembedding (Section 4, C6).
 
 The lens is `analysis.logit_lens`: the direction at root mean square 1, times the final norm's
-scale, times the unembedding ("normed"); without the norm's scale beside it ("plain"). Ranks count from 0.
-The keywords are all tokens that spell one by themselves, in any case, with or without white space.
+scale, times the unembedding ("normed"); without the norm's scale beside it ("plain"). Ranks count
+from 0. The keywords are all tokens that spell one by themselves, in any case, with or without white
+space.
 
 Writes `figure5.{png,svg,csv,json}`. In the JSON:
 
