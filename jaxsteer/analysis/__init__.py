@@ -7,7 +7,6 @@ Uses `directions` and the rooms that it uses.
 """
 
 from jaxsteer.analysis.derivatives import sensitivity
-from jaxsteer.analysis.exact import increase_bound, sign_test
 from jaxsteer.analysis.grafting import graft, part_sizes, parts
 from jaxsteer.analysis.labels import (
     LABELS,
@@ -27,9 +26,9 @@ from jaxsteer.analysis.metrics import (
     paired_difference,
     ratio_se,
     repetition,
-    wilson_interval,
 )
 from jaxsteer.analysis.projections import Auroc, auroc, excess_kurtosis, project_texts
+from jaxsteer.analysis.proportions import increase_bound, sign_test, wilson_interval
 from jaxsteer.analysis.scoring import rows_that_score, score, token_logprobs
 from jaxsteer.analysis.sentences import (
     KEYWORDS,

@@ -8,7 +8,6 @@ Independent units are rows, or the groups of rows that share a prompt when `grou
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +16,8 @@ from jaxsteer.analysis.sentences import KEYWORDS, keyword_pattern
 
 Floats = NDArray[np.float64]
 
+# Resampling is ours: `scipy.stats` would draw other numbers for a seed, and so print other results
+# for old runs, and it knows neither empty rows nor units of unequal size.
 _DRAWS_AT_ONCE = 1 << 22  # numbers drawn at a time, to bound the memory of resampling
 
 
@@ -240,27 +241,6 @@ def holm(p_values: ArrayLike) -> Floats:
     corrected = np.full(len(values), np.nan)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
-
-
-def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval for a share of `successes` among `n` independent trials.
-
-    (0, 1) when there is no trial.
-
-    >>> low, high = wilson_interval(0, 20)
-    >>> round(low, 4), round(high, 4)
-    (0.0, 0.1611)
-    """
-    _check_level(level)
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes: expected 0 to n = {n}, found {successes}")
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, shrink = successes / n, 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / shrink
-    half = z / shrink * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _rows(values: ArrayLike, name: str) -> Floats:

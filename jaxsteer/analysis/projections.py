@@ -173,7 +173,10 @@ def auroc(
 
 
 class _Ordered:
-    """Items in the order of their scores, to be weighed by how often their texts were drawn."""
+    """Items in the order of their scores, to be weighed by how often their texts were drawn.
+
+    (`scipy.stats.mannwhitneyu` takes no weights.)
+    """
 
     def __init__(self, values: NDArray, positive: NDArray, text: NDArray):
         self.positive, self.text = positive, text
