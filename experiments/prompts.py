@@ -10,7 +10,6 @@ by a formula and by trying or counting (`experiments/problems`), and the two mus
 import argparse
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from experiments.problems.numbers import ARITHMETIC, INEQUALITIES, NUMBER_THEORY
 from experiments.problems.problem import Problem, Template
 from experiments.problems.quantities import ALGEBRA, GEOMETRY
 from jaxsteer.files import write_atomic
+from jaxsteer.runtime import guarded, run
 
 KINDS: Mapping[str, tuple[Template, ...]] = {
     "logic": LOGIC,
@@ -94,6 +94,7 @@ def _new(rng: random.Random, template: Template, texts: set[str]) -> Problem:
     raise ValueError(f"per_kind: {template.__name__} has no more different problems")
 
 
+@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -105,16 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=2, help="of which held out (2)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        rows = make_prompts(per_kind=args.per_kind, held_out=args.held_out, seed=args.seed)
-        write_atomic(args.out, prompts_file(rows))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = make_prompts(per_kind=args.per_kind, held_out=args.held_out, seed=args.seed)
+    write_atomic(args.out, prompts_file(rows))
     held = sum(row["split"] == "eval" for row in rows)
     print(f"{args.out}: {len(rows)} problems of {len(KINDS)} kinds, {held} of them held out")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -35,6 +35,7 @@ from jaxsteer.analysis import (
 )
 from jaxsteer.directions import cosine, load_replication
 from jaxsteer.huggingface import R1_NAMED, meta_tokenizer
+from jaxsteer.runtime import guarded, run
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
 CELL = ("target", "source", "magnitude")
@@ -250,6 +251,7 @@ def records(content: Any, keys: Sequence[str], name: str) -> list[Row]:
     return content
 
 
+@guarded()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -266,17 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tokenizer", type=Path, help="also check tokens: a Hugging Face folder, or Meta's file"
     )
     options = parser.parse_args(arguments)
-    try:
-        reports = check(
-            options.folder,
-            rows=options.rows,
-            traces=options.traces,
-            cosine=options.cosine,
-            tokenizer=options.tokenizer,
-        )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    reports = check(
+        options.folder,
+        rows=options.rows,
+        traces=options.traces,
+        cosine=options.cosine,
+        tokenizer=options.tokenizer,
+    )
     for report in reports:
         print("\n".join(report.lines))
     failures = [failure for report in reports for failure in report.failures]
@@ -287,4 +285,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -21,11 +21,11 @@ import jax
 
 from experiments.claims.seeds import pairs_in, write_seeds
 from experiments.pipeline.machines import together
-from experiments.pipeline.run import Run, guarded, open_run, stage_parser
+from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.stages import locked
 from experiments.report import stage as report
 from experiments.report.figure_list import left_out
-from jaxsteer.runtime import end, hosts, say_once
+from jaxsteer.runtime import begin, end, guarded, hosts
 
 
 def reproduce(run: Run) -> None:
@@ -65,7 +65,7 @@ def _work(args: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     if argv is None:
-        say_once()
+        begin()
     parser = stage_parser("reproduce", "From Hugging Face weights to every figure.")
     parser.add_argument("--full", action="store_true", help="also the figures that take longer")
     parser.add_argument(
@@ -75,11 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
+    @guarded(resumes=True)
     def work() -> None:
         with together(args) as mesh:
             _work(args, mesh)
 
-    code = guarded(work)
+    code = work()
     if argv is None:
         end(code)
     return code

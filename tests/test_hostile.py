@@ -399,7 +399,8 @@ def disk(tmp_path: Path) -> Iterator[Path | None]:
 # Runs the commands in a process of its own, which is told that there is room.
 _DRIVER = """
 import resource, shutil, sys
-from weights import command, convert, export
+from jaxsteer.models import conversion as convert, exporting as export
+from jaxsteer.runtime import run
 source, made, limited, *disk = sys.argv[1:]
 usage = shutil.disk_usage("/")
 shutil.disk_usage = lambda _: usage._replace(free=10**12)
@@ -410,7 +411,7 @@ def main():
     # Bytes of one file: less than the largest tensor, as Orbax spreads them over files by chance.
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     return any(code != 1 for code in found + codes(limited))
-command.run(main)
+run(main)
 """
 
 

@@ -30,14 +30,15 @@ def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Converts, but waits for its input to close before the first tensor.
 _SLOW = """
 import sys
-from weights import command, convert
+from jaxsteer.models import conversion as convert
+from jaxsteer.runtime import run
 leaves = convert._leaves
 def wait(*args, **options):
     print("writing", flush=True)
     sys.stdin.read()
     yield from leaves(*args, **options)
 convert._leaves = wait
-command.run(lambda: convert.main(sys.argv[1:]))
+run(lambda: convert.main(sys.argv[1:]))
 """
 
 

@@ -1,8 +1,9 @@
 """Convert a Hugging Face folder into a checkpoint: the command of `jaxsteer.models`."""
 
-import sys
-
 from jaxsteer.models.conversion import main
+from jaxsteer.runtime import run, without_accelerator, without_torch
 
 if __name__ == "__main__":
-    sys.exit(main())
+    without_accelerator()
+    without_torch()
+    run(main)

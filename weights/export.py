@@ -1,8 +1,8 @@
 """Write a checkpoint as a Hugging Face folder: the command of `jaxsteer.models`."""
 
-import sys
-
 from jaxsteer.models.exporting import main
+from jaxsteer.runtime import run, without_accelerator
 
 if __name__ == "__main__":
-    sys.exit(main())
+    without_accelerator()
+    run(main)

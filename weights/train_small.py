@@ -13,7 +13,6 @@ program. Started again with the same settings it goes on where it was stopped. I
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.runtime import guarded
+from jaxsteer.runtime import run as run_command
 from weights.small_language.corpus import Corpus, corpus, matched_hazard, statistics
 from weights.small_language.folder import write_curves, write_json, write_model
 from weights.small_language.text import BASE, CONTROL, REASONING, TextSettings, documents
@@ -282,6 +283,7 @@ def _table(losses: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@guarded("train_small")
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -298,13 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     out, seeds, preset = given.pop("out"), given.pop("seeds"), given.pop("preset")
-    try:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds: found {seeds}, expected distinct numbers")
-        run(out, seeds, replace(PRESETS[preset], **given))
-    except ValueError as error:
-        sys.exit(f"train_small: {error}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: found {seeds}, expected distinct numbers")
+    run(out, seeds, replace(PRESETS[preset], **given))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,8 +1,7 @@
 """Check a converted checkpoint against its source: the command of `jaxsteer.models`."""
 
-import sys
-
 from jaxsteer.models.verification import main
+from jaxsteer.runtime import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

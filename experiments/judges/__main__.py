@@ -1,7 +1,6 @@
 """`python -m experiments.judges`."""
 
-import sys
-
 from experiments.judges.command import main
+from jaxsteer.runtime import run
 
-sys.exit(main())
+run(main)

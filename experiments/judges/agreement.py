@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from jaxsteer.analysis import LABELS, OTHER, SentenceLabel, read_labels
 from jaxsteer.files import sha256, write_atomic
+from jaxsteer.runtime import guarded, run
 
 ALL = "all labels"
 MEASURES = ("precision", "recall", "f1", "kappa")
@@ -229,6 +229,7 @@ def _told(value: tuple[float, float, float] | None) -> str:
     return "" if value is None else f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
+@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -245,29 +246,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     default = args.first.with_name(f"agreement-{args.first.stem}-{args.second.stem}")
     out = str(args.out or default)
-    try:
-        found = compare(
-            read_labels(args.first),
-            read_labels(args.second),
-            level=args.level,
-            n_resamples=args.resamples,
-            seed=args.seed,
-        )
-        about = {
-            "first": {"file": args.first.name, "sha256": sha256(args.first)},
-            "second": {"file": args.second.name, "sha256": sha256(args.second)},
-            "level": args.level,
-            "resamples": args.resamples,
-            "seed": args.seed,
-        }
-        write_atomic(f"{out}.csv", as_csv(found).encode())
-        write_atomic(f"{out}.json", as_json(found, about).encode())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = compare(
+        read_labels(args.first),
+        read_labels(args.second),
+        level=args.level,
+        n_resamples=args.resamples,
+        seed=args.seed,
+    )
+    about = {
+        "first": {"file": args.first.name, "sha256": sha256(args.first)},
+        "second": {"file": args.second.name, "sha256": sha256(args.second)},
+        "level": args.level,
+        "resamples": args.resamples,
+        "seed": args.seed,
+    }
+    write_atomic(f"{out}.csv", as_csv(found).encode())
+    write_atomic(f"{out}.json", as_json(found, about).encode())
     print("\n".join(table(found)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -32,6 +32,7 @@ from jaxsteer.analysis import (
     write_labels,
 )
 from jaxsteer.files import read_rows, write_atomic
+from jaxsteer.runtime import guarded
 
 
 def keyword_judge(traces: Traces, keywords: Sequence[str] = KEYWORDS) -> Names:
@@ -91,33 +92,27 @@ def ask_user(found: Estimate) -> None:
         raise ValueError("not agreed to, nothing was asked")
 
 
+@guarded(resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        traces = read_traces(args.traces)
-        about: dict[str, Any] = {"judge": args.judge}
-        if args.judge == "keywords":
-            about["keywords"] = args.keywords
-            names = keyword_judge(traces, args.keywords)
-        else:
-            judge = Judge(**{name: getattr(args, name) for name in _JUDGE_OPTIONS})
-            about |= {"url": judge.url, "model": judge.model}
-            about["sentences_per_request"] = judge.sentences_per_request
-            cache = args.cache or args.out.with_suffix(".cache.jsonl")
-            agree = within(math.inf) if args.yes else ask_user
-            names = llm_judge(traces, judge=judge, cache=cache, agree=agree)
-        labels = sentence_labels(traces, names)
-        counts = Counter(label.label for label in labels)
-        write_labels(args.out, labels)
-        about |= {"traces": len(traces), "sentences": len(labels), "labels": dict(counts)}
-        write_atomic(args.out.with_suffix(".about.json"), json.dumps(about, indent=1).encode())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    traces = read_traces(args.traces)
+    about: dict[str, Any] = {"judge": args.judge}
+    if args.judge == "keywords":
+        about["keywords"] = args.keywords
+        names = keyword_judge(traces, args.keywords)
+    else:
+        judge = Judge(**{name: getattr(args, name) for name in _JUDGE_OPTIONS})
+        about |= {"url": judge.url, "model": judge.model}
+        about["sentences_per_request"] = judge.sentences_per_request
+        cache = args.cache or args.out.with_suffix(".cache.jsonl")
+        agree = within(math.inf) if args.yes else ask_user
+        names = llm_judge(traces, judge=judge, cache=cache, agree=agree)
+    labels = sentence_labels(traces, names)
+    counts = Counter(label.label for label in labels)
+    write_labels(args.out, labels)
+    about |= {"traces": len(traces), "sentences": len(labels), "labels": dict(counts)}
+    write_atomic(args.out.with_suffix(".about.json"), json.dumps(about, indent=1).encode())
     told = ", ".join(f"{n} {name}" for name, n in counts.most_common())
     print(f"{args.out}: {len(labels)} sentences of {len(traces)} traces: {told}")
     return 0

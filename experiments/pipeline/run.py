@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxsteer.decoding import room_for_another
 from jaxsteer.files import is_remote, sha256
 from jaxsteer.llama import Model, arrange
 from jaxsteer.models import convert
-from jaxsteer.runtime import end, hosts, preemption, say_once
+from jaxsteer.runtime import begin, end, guarded
 
 DEFAULT_SETTINGS = Path(__file__).parents[1] / "configs" / "small.toml"
 
@@ -191,23 +190,6 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def guarded(work: Callable[[], object]) -> int:
-    """Do the work of a command and return its exit code; what goes wrong is said in one line."""
-    try:
-        work()
-    except (ValueError, OSError, MemoryError, hosts.HostLost) as error:
-        print(f"error: {error}", file=sys.stderr)
-        hosts.leave(1)
-        return 1
-    except preemption.Stopped:  # which has said so
-        return preemption.EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        hosts.leave(130)
-        return 130
-    return 0
-
-
 def command(
     module: str, summary: str, work: Callable[[Run], object], argv: list[str] | None = None
 ) -> int:
@@ -217,16 +199,17 @@ def command(
     then keep their own reports of an error to themselves.
     """
     if argv is None:
-        say_once()
+        begin()
     args = stage_parser(module, summary).parse_args(argv)
 
+    @guarded(resumes=True)
     def stage() -> None:
         with machines.together(args) as mesh:
             run = open_run(args.out, args.config, mesh=mesh)
             with locked(run.out):
                 work(run)
 
-    code = guarded(stage)
+    code = stage()
     if argv is None:
         end(code)
     return code

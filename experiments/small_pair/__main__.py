@@ -1,7 +1,6 @@
 """`python -m experiments.small_pair`."""
 
-import sys
-
 from experiments.small_pair.judge import main
+from jaxsteer.runtime import run
 
-sys.exit(main())
+run(main)

@@ -11,7 +11,6 @@ against baselines of the same length, in the reasoning, base and control models.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from jaxsteer.directions import moments as stats
 from jaxsteer.files import read_rows, sha256, write_atomic
 from jaxsteer.llama import Model, bucket
 from jaxsteer.models import convert
+from jaxsteer.runtime import guarded
 from jaxsteer.steering import add
 from jaxsteer.sweeps import Cell
 from weights.small_language.grammar import KINDS, SLOTS
@@ -262,6 +262,7 @@ def _outcomes(rows: list[dict[str, Any]]) -> list[CellOutcome]:
     return outcomes(rows, keywords=KEYWORDS, grammar=small_pair_grammar)
 
 
+@guarded()
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.small_pair")
@@ -280,15 +281,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     seeds = sorted(args.models.glob("seed*"))
     if not seeds:
-        print(f"error: {args.models}: no seed folders of weights.train_small", file=sys.stderr)
-        return 1
+        raise FileNotFoundError(f"{args.models}: no seed folders of weights.train_small")
     judged = {}
     for models in seeds:
-        try:
-            judged[models.name.removeprefix("seed")] = judge(models, args.out / models.name, plan)
-        except (ValueError, OSError) as error:
-            print(f"error: {models.name}: {error}", file=sys.stderr)
-            return 1
+        judged[models.name.removeprefix("seed")] = judge(models, args.out / models.name, plan)
         print(to_markdown(judged), flush=True)
     write_atomic(args.out / "judged.json", json.dumps(judged, indent=1).encode())
     write_atomic(args.out / "judged.md", to_markdown(judged).encode())

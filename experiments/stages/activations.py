@@ -10,18 +10,18 @@ one token of one layer takes 8 KB at the width of an 8B model in bfloat16.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.pipeline import machines
-from experiments.pipeline.run import Run, guarded, open_run, stage_parser
+from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.stages import fingerprint, locked
 from experiments.stages import derive, label, rollouts
 from jaxsteer.directions import Trace, save_activations
 from jaxsteer.files import read_rows, write_atomic
+from jaxsteer.runtime import begin, end, guarded
 
 SENTENCES = "sentences.jsonl"
 
@@ -95,7 +95,8 @@ def save_role(run: Run, role: str, choice: Choice) -> Path:
     return run.stage(f"activations-{role}", inputs, work)
 
 
-def main(argv: list[str] | None = None) -> int:
+@guarded(resumes=True)
+def main(argv: list[str] | None = None) -> None:
     """Command line; returns the exit code."""
     parser = stage_parser("activations", "Save activations of a run's traces.")
     parser.add_argument("--models", nargs="+", choices=("base", "reasoning"), default=["base"])
@@ -106,23 +107,20 @@ def main(argv: list[str] | None = None) -> int:
     where.add_argument("--all-tokens", action="store_true", help="of the trace, not of the prompt")
     parser.add_argument("--rows-per-shard", type=int, default=Choice.rows_per_shard)
     args = parser.parse_args(argv)
-
-    def work() -> None:
-        with machines.together(args) as mesh:
-            run = open_run(args.out, args.config, mesh=mesh)
-            direction = run.settings.direction
-            choice = Choice(
-                sites=args.sites or [direction.site],
-                layers=args.layers or [direction.layer],
-                offsets=None if args.all_tokens else args.offsets or direction.offsets,
-                rows_per_shard=args.rows_per_shard,
-            )
-            with locked(run.out):
-                for role in args.models:
-                    print(save_role(run, role, choice))
-
-    return guarded(work)
+    with machines.together(args) as mesh:
+        run = open_run(args.out, args.config, mesh=mesh)
+        direction = run.settings.direction
+        choice = Choice(
+            sites=args.sites or [direction.site],
+            layers=args.layers or [direction.layer],
+            offsets=None if args.all_tokens else args.offsets or direction.offsets,
+            rows_per_shard=args.rows_per_shard,
+        )
+        with locked(run.out):
+            for role in args.models:
+                print(save_role(run, role, choice))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin()
+    end(main())

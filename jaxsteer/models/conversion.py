@@ -10,7 +10,6 @@ read; DST appears when it is complete, or not at all.
 import argparse
 import hashlib
 import shutil
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +35,7 @@ from jaxsteer.huggingface import (
 )
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import ParamPath, dotted
-from jaxsteer.runtime import timed
+from jaxsteer.runtime import guarded, timed
 
 _PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
 
@@ -210,6 +209,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@guarded("convert")
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -223,19 +223,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity")
     parser.add_argument("--no-tokenizer", action="store_true", help="weights and config alone")
     args = parser.parse_args(argv)
-    try:
-        convert(
-            args.src,
-            args.dst,
-            dtype=args.dtype,
-            overwrite=args.overwrite,
-            allow_nonfinite=args.allow_nonfinite,
-            tokenizer=not args.no_tokenizer,
-            revision=args.revision,
-            progress=True,
-        )
-    except (ValueError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 1
+    convert(
+        args.src,
+        args.dst,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+        allow_nonfinite=args.allow_nonfinite,
+        tokenizer=not args.no_tokenizer,
+        revision=args.revision,
+        progress=True,
+    )
     print(f"{args.dst}: written. Check it: python -m weights.verify {args.src} {args.dst}")
     return 0

@@ -8,7 +8,6 @@ Convert and export give back every tensor byte for byte, unless the conversion c
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jaxsteer.checkpoints import checkpoint
 from jaxsteer.files import check_free, new_directory, write_atomic
 from jaxsteer.huggingface import INDEX, SINGLE, n_bytes, read_json
 from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.runtime import guarded
 
 CONFIG = "config.json"
 
@@ -117,6 +117,7 @@ def _json(data: dict[str, Any]) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
+@guarded("export")
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -126,10 +127,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dst", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder at dst")
     args = parser.parse_args(argv)
-    try:
-        export(args.src, args.dst, overwrite=args.overwrite, progress=True)
-    except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
+    export(args.src, args.dst, overwrite=args.overwrite, progress=True)
     print(f"{args.dst}: written")
     return 0

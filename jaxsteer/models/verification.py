@@ -12,7 +12,6 @@ the check could not be made.
 import argparse
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,6 +29,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.huggingface import Folder, find_source, open_folder
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import Model, ParamPath, dotted, forward, from_params, nest, xla_attention
+from jaxsteer.runtime import guarded
 from jaxsteer.steering import Capture
 
 TOLERANCE = 1e-4  # float32 on both sides, sums in another order; wrong rotary angles give > 1e-2
@@ -176,6 +176,7 @@ def _sha256(x: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(x).view(np.uint8).data).hexdigest()
 
 
+@guarded("verify", failed=2)
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -191,13 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"--{name}: got {value}, expected at least 1")
     if importlib.util.find_spec("torch") is None:
-        print(f"verify: {_NO_TORCH}", file=sys.stderr)
-        return 2
-    try:
-        return _report(Path(args.dst), str(args.src), args.tokens, args.layers)
-    except (ValueError, OSError) as error:
-        print(f"verify: {error}", file=sys.stderr)
-        return 2
+        raise ModuleNotFoundError(_NO_TORCH)
+    return _report(Path(args.dst), str(args.src), args.tokens, args.layers)
 
 
 def _report(path: Path, src: str, tokens: int, layers: int | None) -> int:

@@ -30,7 +30,7 @@ from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chip_memory import Bytes, Work, footprint, weight_bytes
 from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
-from jaxsteer.runtime import compile_cache
+from jaxsteer.runtime import compile_cache, guarded
 from jaxsteer.sweeps import chunk_shape
 
 # Of a chip's memory: left to the program's code and to the error of the formula.
@@ -306,6 +306,7 @@ def _mesh(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+@guarded(failed=2)
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxsteer.plan", description=__doc__)
@@ -321,20 +322,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="ask the TPU's compiler (minutes)")
     args = parser.parse_args(argv)
     work = SWEEPS[args.sweep] if args.sweep else Work(args.rows, args.prompt, args.new)
-    try:
-        config, topology = read_config(args.model), find(args.topology)
-        found = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
-        if args.compile and topology.shape is None:
-            raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
-        if args.compile:
-            jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
-            compile_cache.turn_off()  # programs for what is not here cannot be read back
-        for line in lines(found, sweep=args.sweep, compiled=args.compile):
-            print(line, flush=True)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except jax.errors.JaxRuntimeError as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+    config, topology = read_config(args.model), find(args.topology)
+    found = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
+    if args.compile and topology.shape is None:
+        raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
+    if args.compile:
+        jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
+        compile_cache.turn_off()  # programs for what is not here cannot be read back
+    for line in lines(found, sweep=args.sweep, compiled=args.compile):
+        print(line, flush=True)
     return 0 if found.largest else 1

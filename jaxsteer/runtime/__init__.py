@@ -6,15 +6,24 @@ what a machine can do at best, the time that parts take, how commands end.
 Uses nothing of jaxsteer.
 """
 
-from jaxsteer.runtime.command import end, say_once, without_accelerator, without_torch
+from jaxsteer.runtime.command import (
+    begin,
+    end,
+    guarded,
+    run,
+    without_accelerator,
+    without_torch,
+)
 from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
 from jaxsteer.runtime.timing import seconds_by_part, timed
 
 __all__ = [
+    "begin",
     "end",
+    "guarded",
     "matrix_rate",
     "read_bandwidth",
-    "say_once",
+    "run",
     "seconds",
     "seconds_by_part",
     "timed",

@@ -1,20 +1,48 @@
-"""What the commands of this floor share: how they end, and that an error is one line."""
+"""What all commands share: how they begin and end, and that an error is one plain line."""
 
+import functools
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 import jax
 
 from jaxsteer.runtime import hosts, preemption
 
+CLOSED_PIPE = 141  # 128 + SIGPIPE: the reader of the output has left, as `head` does
+_LONGEST = 8_000  # letters of an error
+_FORESEEN = (
+    ValueError,
+    OSError,
+    ImportError,
+    MemoryError,
+    RecursionError,
+    hosts.HostLost,
+    jax.errors.JaxRuntimeError,
+)
 
-def run(main: Callable[[], int]) -> None:
+# What moves a terminal's cursor, colours it, or turns the direction of writing.
+_CONTROLS = re.compile(
+    r"[^\n\t\r -~\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
+P = ParamSpec("P")
+
+
+def begin() -> None:
+    """Make this process a command: its output is safe for a terminal of any encoding."""
+    _say_once()
+    for stream in (sys.stdout, sys.stderr):
+        _make_plain(stream)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code; interrupted, it first removes what is half-built."""
-    say_once()
+    begin()
     try:
         with preemption.at_once("stopped by SIGTERM"):
             code = main()
@@ -26,6 +54,71 @@ def run(main: Callable[[], int]) -> None:
     end(code)
 
 
+def guarded(
+    prefix: str = "error", *, failed: int = 1, resumes: bool = False
+) -> Callable[[Callable[P, int | None]], Callable[P, int]]:
+    """Decorate the work of a command, so that it returns an exit code and raises nothing foreseen.
+
+    What goes wrong is printed to stderr behind `prefix`, and the code is `failed` then. Work that
+    `resumes` where it was returns when it is interrupted, too, and says so.
+    """
+
+    def around(work: Callable[P, int | None]) -> Callable[P, int]:
+        @functools.wraps(work)
+        def inner(*args: P.args, **options: P.kwargs) -> int:
+            try:
+                return work(*args, **options) or 0
+            except BrokenPipeError:
+                return CLOSED_PIPE
+            except _FORESEEN as error:
+                print(f"{prefix}: {one_message(error)}", file=sys.stderr)
+                hosts.leave(failed)
+                return failed
+            except preemption.Stopped:  # which has said so
+                if not resumes:
+                    raise
+                return preemption.EXIT_CODE
+            except KeyboardInterrupt:
+                if not resumes:
+                    raise
+                print("interrupted; the same command goes on from here", file=sys.stderr)
+                hosts.leave(130)
+                return 130
+
+        return inner
+
+    return around
+
+
+def one_message(error: BaseException) -> str:
+    r"""An error's text for a terminal: bounded, escaped, and its kind if it has none.
+
+    Lines that are not indented by our own hand are part of somebody's name, and stay on the line.
+
+    >>> print(one_message(ValueError("a\x1b[2J\nPASS\n  more")))
+    a\x1b[2J\nPASS
+      more
+    """
+    text = str(error).strip() or type(error).__name__
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more letters)"
+    text = re.sub(r"\n(?!  )", r"\\n", text).replace("\r", "\\r")
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
+    """`text` with control characters spelled out, apart from ends of lines and tabs."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _make_plain(stream: TextIO) -> None:
+    """Spell out what the stream's encoding cannot hold, and what would steer a terminal."""
+    if hasattr(stream, "reconfigure"):  # a test's own stream has no encoding
+        stream.reconfigure(errors="backslashreplace")
+    write = stream.write
+    stream.write = lambda text: write(escaped(text))  # type: ignore[method-assign]
+
+
 def end(code: int) -> NoReturn:
     """End this process; one that was interrupted at once, without taking it apart.
 
@@ -33,8 +126,13 @@ def end(code: int) -> NoReturn:
     its memory gone ends the process with a fault in place of the code. Of many hosts the first one
     has to outlast the others, as it does at a usual end.
     """
-    if code in (130, preemption.EXIT_CODE) and not hosts.several():
+    try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        code = CLOSED_PIPE
+    if code == CLOSED_PIPE:  # or Python would complain when it flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code in (130, preemption.EXIT_CODE) and not hosts.several():
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -58,7 +156,7 @@ def without_torch() -> None:
         os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # nor does it then say so
 
 
-def say_once() -> None:
+def _say_once() -> None:
     """From here on, keep the errors of threads out of sight in this process.
 
     Orbax and TensorStore report an error of their threads three times: in the log, through the

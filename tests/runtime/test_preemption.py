@@ -18,7 +18,6 @@ import pytest
 from oracle import SHALLOW
 
 import jaxsteer
-from experiments.pipeline.run import guarded
 from experiments.pipeline.settings import Decoding
 from experiments.pipeline.text import Prompt
 from experiments.stages import rollouts
@@ -26,6 +25,7 @@ from jaxsteer.directions import activations
 from jaxsteer.directions.activations import Trace, activation_moments
 from jaxsteer.files.jsonl import read_rows
 from jaxsteer.runtime import preemption
+from jaxsteer.runtime.command import guarded
 from jaxsteer.runtime.preemption import EXIT_CODE, Stopped, at_once, deferred, stop_if_asked
 from jaxsteer.sweeps.chunks import CellResult
 from jaxsteer.sweeps.sweep_file import sweep_to_file
@@ -74,7 +74,7 @@ def test_a_command_stops_anywhere_and_says_so(capsys):
             terminate()
             raise AssertionError("went on")
 
-    assert guarded(work) == EXIT_CODE
+    assert guarded(resumes=True)(work)() == EXIT_CODE
     assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from here\n"
 
 
@@ -88,7 +88,7 @@ def test_a_signal_in_code_that_makes_another_error_of_it_is_still_a_signal(capsy
             except SystemExit as error:
                 raise RuntimeError(f"while flattening: {error!r}") from error
 
-    assert guarded(work) == EXIT_CODE
+    assert guarded(resumes=True)(work)() == EXIT_CODE
     assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from here\n"
 
 
@@ -114,7 +114,7 @@ def test_a_signal_in_a_callback_that_drops_exceptions_is_not_lost(capsys):
             raise AssertionError("went on")
 
     try:
-        assert guarded(work) == EXIT_CODE
+        assert guarded(resumes=True)(work)() == EXIT_CODE
     finally:
         gc.callbacks.remove(in_a_collection)
     assert dropped
@@ -233,7 +233,7 @@ def test_the_activation_pass_stops_behind_a_batch(shallow, monkeypatch, capsys):
 def test_an_interrupted_command_is_not_taken_apart(code: int):
     """A thread of XLA that is still at work then would end it with a fault: seen in a soak."""
     script = (
-        "import atexit; from weights.command import end; print('said');"
+        "import atexit; from jaxsteer.runtime import end; print('said');"
         f"atexit.register(lambda: print('taken apart')); end({code})"
     )
     ended = subprocess.run(

@@ -11,8 +11,7 @@ import pytest
 from experiments import reproduce
 from experiments.benchmarks import two_gpus
 from experiments.pipeline.machines import _address, add_options, together
-from experiments.pipeline.run import guarded
-from jaxsteer.runtime import preemption
+from jaxsteer.runtime import guarded, preemption
 
 
 def options(*argv: str) -> argparse.Namespace:
@@ -48,7 +47,7 @@ def test_what_cannot_be_is_said_in_a_line(capsys, argv, said):
         with together(options(*argv)):
             raise AssertionError("went on")
 
-    assert guarded(work) == 1
+    assert guarded(resumes=True)(work)() == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert said in err
@@ -65,7 +64,7 @@ def test_sigterm_ends_a_command_in_good_order(capsys):
         with together(options()):
             signal.raise_signal(signal.SIGTERM)
 
-    assert guarded(work) == preemption.EXIT_CODE
+    assert guarded(resumes=True)(work)() == preemption.EXIT_CODE
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
