@@ -34,7 +34,7 @@ from jaxsteer.analysis import (
     token_spans,
 )
 from jaxsteer.directions import cosine, load_replication
-from jaxsteer.huggingface import R1_NAMED, meta_tokenizer
+from jaxsteer.huggingface import R1_NAMED, load_tokenizer, meta_tokenizer
 from jaxsteer.runtime import guarded, run
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
@@ -187,7 +187,7 @@ def check_tokens(traces: Sequence[Row], tokenizer: Any) -> Report:
     return Report([line], failures)
 
 
-def load_tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Any:
     """The tokenizer of a Hugging Face folder, or of Meta's `tokenizer.model`.
 
     Raises:
@@ -195,11 +195,9 @@ def load_tokenizer(path: Path) -> Any:
     """
     if path.is_file():
         return meta_tokenizer(path, renamed=R1_NAMED)
-    from transformers import AutoTokenizer  # here, because the import takes a second
-
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    return load_tokenizer(path)
 
 
 def check(
@@ -222,7 +220,7 @@ def check(
     prompts = records(
         read_json(folder / "prompts.json"), ("id", "category", "split"), "prompts.json"
     )
-    loaded = load_tokenizer(tokenizer) if tokenizer else None
+    loaded = read_tokenizer(tokenizer) if tokenizer else None
     return [
         check_rates(steered, expected=rows),
         Report(mean_rates(steered), []),

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 from fuzz_files import check, corpus, fuzz
 from hf_folders import byte_tokenizer, write_tokenizer
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from safetensors.numpy import load, save
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
 from jaxsteer.files.safetensors_header import parse_header
+from jaxsteer.huggingface import load_tokenizer
 from jaxsteer.huggingface.tokenizer_check import check_tokenizer, text_problems
 from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps.cells import check_cells, grid
@@ -131,8 +131,8 @@ def test_any_config_is_taken_or_refused_by_name(data: st.DataObject) -> None:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, byte_tokenizer())
-    loaded = transformers.AutoTokenizer.from_pretrained(folder)
-    assert check_tokenizer(loaded, replace(LlamaConfig.tiny(), vocab_size=300), {})
+    loaded = load_tokenizer(folder)
+    assert check_tokenizer(loaded, replace(LlamaConfig.tiny(), vocab_size=300))
     return loaded
 
 

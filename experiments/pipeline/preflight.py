@@ -8,7 +8,7 @@ from experiments.pipeline.settings import Settings
 from experiments.pipeline.text import Prompt, encode_prompts
 from jaxsteer.checkpoints import checkpoint, named_ends
 from jaxsteer.config import LlamaConfig
-from jaxsteer.huggingface import read_json
+from jaxsteer.huggingface import load_tokenizer, read_json
 
 
 def read_configs(sources: Mapping[str, Path], *, layer: int) -> dict[str, LlamaConfig]:
@@ -112,15 +112,7 @@ def _tokenizer(role: str, source: Path) -> Any:
         if tokenizer is None:
             raise ValueError(f"models.{role}: {source}: the checkpoint has no tokenizer")
         return tokenizer
-    if not any((source / name).is_file() for name in checkpoint.TOKENIZERS):
-        names = " or ".join(checkpoint.TOKENIZERS)
-        raise FileNotFoundError(f"models.{role}: {source}: no tokenizer, expected {names}")
-    from transformers import AutoTokenizer  # here, because the import takes a second
-
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-    except Exception as error:  # anything may come out of a foreign tokenizer's files
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise ValueError(
-            f"models.{role}: {source}: the tokenizer does not load: {reason}"
-        ) from None
+        return load_tokenizer(source)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"models.{role}: {error}") from None

@@ -31,6 +31,8 @@ from jaxsteer.files import (
     new_directory,
     write_atomic,
 )
+from jaxsteer.huggingface import TOKENIZERS
+from jaxsteer.huggingface import load_tokenizer as read_tokenizer
 from jaxsteer.llama import (
     Model,
     ParamPath,
@@ -50,7 +52,6 @@ FORMAT = 1
 DTYPES = ("float32", "bfloat16")
 _PARAMS = "params"
 _HUGGINGFACE = "huggingface"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 PathLike = str | Path
 
@@ -205,14 +206,12 @@ def load_tokenizer(path: PathLike) -> Any:
     folder = as_path(path) / _HUGGINGFACE
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
-    from transformers import AutoTokenizer  # here, because the import takes a second
-
     if not is_remote(path):
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return read_tokenizer(folder)
     with tempfile.TemporaryDirectory() as here:
         for file in folder.iterdir():
             (Path(here) / file.name).write_bytes(file.read_bytes())
-        return AutoTokenizer.from_pretrained(here, trust_remote_code=False)
+        return read_tokenizer(here)
 
 
 def read_manifest(path: PathLike) -> Manifest:

@@ -17,9 +17,11 @@ from jaxsteer.huggingface.folder import (
 )
 from jaxsteer.huggingface.meta_vocabulary import R1_NAMED, meta_tokenizer
 from jaxsteer.huggingface.source import Source, find_source
+from jaxsteer.huggingface.strangers import one_line, strangers
 from jaxsteer.huggingface.stream import tensors_as_ours
 from jaxsteer.huggingface.tensor_names import to_hf
 from jaxsteer.huggingface.tokenizer_check import check_tokenizer
+from jaxsteer.huggingface.tokenizers import TOKENIZERS, load_tokenizer
 
 __all__ = [
     "CONFIGS",
@@ -27,14 +29,18 @@ __all__ = [
     "INDEX",
     "R1_NAMED",
     "SINGLE",
+    "TOKENIZERS",
     "Folder",
     "Source",
     "check_tokenizer",
     "find_source",
+    "load_tokenizer",
     "meta_tokenizer",
     "n_bytes",
+    "one_line",
     "open_folder",
     "read_json",
+    "strangers",
     "tensors_as_ours",
     "to_hf",
 ]

@@ -9,6 +9,7 @@ tokens are not in the file; their names here are those of Llama 3.1.
 import base64
 import binascii
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,20 @@ R1_NAMED = {
 }
 """What DeepSeek-R1-Distill-Llama calls some of them instead."""
 
-SPECIAL = 256
+FIRST, SPECIAL = 128_000, 256  # id of the first special token, and how many there are
+_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+")
+
+
+def is_meta_vocabulary(path: Path) -> bool:
+    """Whether a `tokenizer.model` is Meta's, by its first line; SentencePiece's is binary."""
+    with open(path, "rb") as file:
+        return _LINE.fullmatch(file.readline(1000).strip()) is not None
 
 
 def meta_tokenizer(path: str | Path, *, renamed: Mapping[int, str] | None = None) -> Any:
     """A `PreTrainedTokenizerFast` that encodes as Meta's tokenizer does, with offsets.
+
+    BOS goes before a text, as Meta's models were trained.
 
     Args:
         path: Meta's `tokenizer.model`.
@@ -58,7 +68,15 @@ def meta_tokenizer(path: str | Path, *, renamed: Mapping[int, str] | None = None
         FileNotFoundError: if there is no such file.
         ValueError: naming the line, if it is not such a file.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     ranks = _read_ranks(Path(path))
@@ -76,6 +94,11 @@ def meta_tokenizer(path: str | Path, *, renamed: Mapping[int, str] | None = None
     tokenizer.decoder = decoders.ByteLevel()
     names = special_names(renamed)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{names[0]} $A",
+        pair=f"{names[0]} $A {names[0]}:1 $B:1",
+        special_tokens=[(names[0], len(ranks))],
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=names[0], eos_token=names[1], pad_token=names[4]
     )

@@ -1,17 +1,19 @@
-"""Proof that a tokenizer gives back what it was given, with the ids that the model knows.
+"""Proof that a tokenizer has the ids of `tokenizer.json` and gives back what it was given.
 
 A tokenizer that loads is not yet right: some releases of transformers 5 rebuild a byte-level
 tokenizer as another kind from its class name, and every space is lost without a word.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.huggingface.strangers import one_line, strangers
 
 # What reasoning models read and write: spaces, newlines, LaTeX, digits, code, Unicode.
 TEXTS = (
@@ -30,47 +32,58 @@ CHAT = [
     {"role": "assistant", "content": "2 + 2 = 4 ."},
     {"role": "user", "content": "Are you sure?"},
 ]
+_LONGEST = 300  # characters of one problem
+_SPACE = "\u2581"  # how SentencePiece spells a space
 _WINDOW = 64  # words in one text of a word-level tokenizer's battery
 
 
-def check_tokenizer(tokenizer: Any, config: LlamaConfig, hf_config: Mapping[str, Any]) -> int:
-    """Prove a tokenizer; return how many texts it gave back unchanged.
+def check_tokenizer(tokenizer: Any, config: LlamaConfig) -> int:
+    """Prove a tokenizer; return how many texts it gave back.
 
-    Byte-level and SentencePiece tokenizers must give back `TEXTS` exactly. A word-level one knows
-    only its own words: every word must keep its id when the words are decoded to a text and that
-    text is encoded again. Neither may disagree with `tokenizer.json` on an id.
+    Its ids must be those that the `tokenizers` library reads from `tokenizer.json`, where there is
+    one. Byte-level tokenizers must give back `TEXTS` exactly; SentencePiece's, up to one space at
+    the beginning or after a special token, which they cannot give back. A word-level one knows only
+    its own words: every word must keep its id when the words are decoded to a text and that text is
+    encoded again.
 
     Raises:
         ValueError: naming every text that changed and every id that does not agree.
     """
-    problems = _id_problems(tokenizer, config, hf_config)
-    file = Path(tokenizer.name_or_path) / "tokenizer.json"
-    plain = Tokenizer.from_file(str(file)) if file.is_file() else None
-    if plain is not None and json.loads(plain.to_str())["model"]["type"] == "WordLevel":
-        texts = list(_word_texts(tokenizer, plain, problems))
-    else:
-        texts = [*TEXTS, *_chat_texts(tokenizer, problems)]
-    for text in texts:
-        problems += text_problems(tokenizer, plain, text)
+    folder = Path(tokenizer.name_or_path)
+    with strangers(folder, "the tokenizer cannot be used"):
+        problems = _size_problems(tokenizer, config)
+        file = folder / "tokenizer.json"
+        plain = _plain(file) if file.is_file() else None
+        if plain is not None and isinstance(plain.model, WordLevel):
+            texts = list(_word_texts(tokenizer, plain, problems))
+        else:
+            texts = [*TEXTS, *_chat_texts(tokenizer, problems)]
+        for text in texts:
+            problems += text_problems(tokenizer, plain, text)
     if problems:
-        raise ValueError("the tokenizer cannot be trusted:\n  " + "\n  ".join(problems))
+        told = "\n  ".join(problem[:_LONGEST] for problem in problems)
+        raise ValueError(f"{folder}: the tokenizer cannot be trusted:\n  {told}")
     return len(texts)
 
 
-def _id_problems(tokenizer: Any, config: LlamaConfig, hf_config: Mapping[str, Any]) -> list[str]:
-    problems = []
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
-        problems.append(
-            f"vocabulary: ids go up to {largest}, but config.json has vocab_size="
-            f"{config.vocab_size}"
-        )
-    for name in ("bos_token_id", "eos_token_id"):
-        wanted, found = hf_config.get(name), getattr(tokenizer, name)
-        allowed = wanted if isinstance(wanted, list) else [wanted]
-        if wanted is not None and found not in allowed:
-            problems.append(f"{name}: got {found} from the tokenizer, config.json says {wanted}")
-    return problems
+def _plain(file: Path) -> Tokenizer:
+    """What the `tokenizers` library reads, without the padding that may be saved in the file."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _size_problems(tokenizer: Any, config: LlamaConfig) -> list[str]:
+    """Tokens that the model has no row for, those apart that were added to the tokenizer."""
+    added = set(tokenizer.get_added_vocab().values())
+    ids = [i for i in tokenizer.get_vocab().values() if i not in added]
+    largest = max(ids, default=-1)
+    if largest < config.vocab_size:
+        return []
+    return [
+        f"vocabulary: ids go up to {largest}, but config.json has vocab_size={config.vocab_size}"
+    ]
 
 
 def _word_texts(tokenizer: Any, plain: Tokenizer, problems: list[str]) -> Iterator[str]:
@@ -97,7 +110,7 @@ def _chat_texts(tokenizer: Any, problems: list[str]) -> list[str]:
     try:
         return [tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)]
     except Exception as error:  # a template is a program, and may raise anything
-        problems.append(f"chat template: {type(error).__name__}: {error}")
+        problems.append(f"chat template: {one_line(error)}")
         return []
 
 
@@ -106,11 +119,37 @@ def text_problems(tokenizer: Any, plain: Tokenizer | None, text: str) -> list[st
     ids = _encode(tokenizer, text)
     back = _decode(tokenizer, ids)
     problems = []
-    if back != text:
+    if back != text and not _same_but_for_spaces(tokenizer, text, back):
         problems.append(f"{text!r} came back as {back!r}")
     if plain is not None and plain.encode(text, add_special_tokens=False).ids != ids:
         problems.append(f"{text!r}: transformers' ids differ from those of tokenizer.json")
     return problems
+
+
+def _same_but_for_spaces(tokenizer: Any, text: str, back: str) -> bool:
+    """Whether texts differ by what SentencePiece cannot give back.
+
+    It writes a space before the first word, and some versions after special tokens; decoding
+    takes it away, or the text's own one, or neither: each part of the text between special tokens
+    may begin with one space more or less.
+    """
+    backend = tokenizer.backend_tokenizer
+    rules = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    if not any(_SPACE in rule.__getstate__().decode() for rule in rules if rule is not None):
+        return False
+    special = "|".join(re.escape(name) for name in tokenizer.get_added_vocab() if name)
+    parts = [re.split(f"({special})" if special else "(?!)", one) for one in (text, back)]
+    if len(parts[0]) != len(parts[1]):
+        return False
+    return all(
+        a.lstrip(" ") == b.lstrip(" ") and abs(_leading(a) - _leading(b)) <= 1
+        for a, b in zip(*parts, strict=True)
+    )
+
+
+def _leading(text: str) -> int:
+    """How many spaces a text begins with."""
+    return len(text) - len(text.lstrip(" "))
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -25,10 +25,12 @@ from jaxsteer.files import check_free
 from jaxsteer.huggingface import (
     CONFIGS,
     GENERATION,
+    TOKENIZERS,
     Folder,
     Source,
     check_tokenizer,
     find_source,
+    load_tokenizer,
     n_bytes,
     open_folder,
     tensors_as_ours,
@@ -143,24 +145,12 @@ def _target_dtype(folder: Folder, dtype: str) -> str:
 
 @timed("convert/tokenizer")
 def _prove_tokenizer(folder: Folder) -> None:
-    if not any(file.name in checkpoint.TOKENIZERS for file in folder.companions):
+    if not any(file.name in TOKENIZERS for file in folder.companions):
         raise FileNotFoundError(
-            f"{folder.path}: no tokenizer, expected {' or '.join(checkpoint.TOKENIZERS)} "
+            f"{folder.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
             "(convert the weights alone with --no-tokenizer)"
         )
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False)
-    except Exception as error:  # anything may come out of a foreign tokenizer's files
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-            reason = "it needs code that comes with it, which is not run"
-        raise ValueError(f"{folder.path}: the tokenizer does not load: {reason}") from None
-    try:
-        check_tokenizer(loaded, folder.config, folder.config_json)
-    except ValueError as error:
-        raise ValueError(f"{folder.path}: {error}") from None
+    check_tokenizer(load_tokenizer(folder.path), folder.config)
 
 
 @timed("convert/threads/hash")
