@@ -60,11 +60,11 @@ def time_case(
 ) -> dict[str, float]:
     """Seconds of prefill and of a whole run of `steps` steps, the best of `repeats`."""
     request = make_request(model, batch, max_new_tokens=steps + 1, **options)
-    program = jax.jit(limited, static_argnames=("room", "sampler"))
+    program = jax.jit(limited, static_argnames="sampler")
 
     def timed(limit: int) -> float:
         started = time.perf_counter()
-        call = functools.partial(program, room=steps + 1, sampler=choose_sampler(request.sampling))
+        call = functools.partial(program, sampler=choose_sampler(request.sampling))
         jax.block_until_ready(call(model, batch, request, np.int32(limit)))
         return time.perf_counter() - started
 
@@ -86,7 +86,6 @@ def limited(
     request: Request,
     limit: jax.Array,
     *,
-    room: int,
     sampler: Sampler,
 ) -> jax.Array:
     """`generate.run` up to `limit` steps, as data: prefill alone is timed in the same program."""
@@ -94,7 +93,7 @@ def limited(
     def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
         return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
 
-    return run(model, batch, request, max_new_tokens=room, sampler=sampler, loop=loop).tokens
+    return run(model, batch, request, sampler=sampler, loop=loop).tokens
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -70,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (args.rows, args.prompt))
     batch = left_pad(tokens.tolist(), length=args.prompt)
     request = make_request(model, batch, max_new_tokens=args.room)
-    program = jax.jit(limited, static_argnames=("room", "sampler"))
+    program = jax.jit(limited, static_argnames="sampler")
 
     def run(limit: int) -> jax.Array:
-        return program(model, batch, request, np.int32(limit), room=args.room, sampler=greedy)
+        return program(model, batch, request, np.int32(limit), sampler=greedy)
 
     jax.block_until_ready(run(1))  # compile
     spent, calls = traced(lambda: run(1 + args.steps))

@@ -35,7 +35,7 @@ from jaxsteer.llama import Model, TokenBatch, init, left_pad
 
 _LENGTHS = Path(__file__).with_name("trace_lengths.json")
 
-_run = jax.jit(run, static_argnames=("max_new_tokens", "sampler"))
+_run = jax.jit(run, static_argnames="sampler")
 
 
 def recorded_lengths() -> list[int]:
@@ -56,16 +56,14 @@ def plain_share(lengths: Sequence[int], slots: int) -> float:
     return sum(n - 1 for n in lengths) / spent
 
 
-def plain_rows(
-    model: Model, batch: TokenBatch, request: Request, *, slots: int, max_new_tokens: int
-) -> list[list[int]]:
+def plain_rows(model: Model, batch: TokenBatch, request: Request, *, slots: int) -> list[list[int]]:
     """Tokens of each row, in batches of `slots` rows, the last filled up with its last row."""
     rows: list[list[int]] = []
     prompts = batch.tokens.shape[0]
     for first in range(0, prompts, slots):
         index = np.minimum(np.arange(first, first + slots), prompts - 1)
         part, asks = jax.tree.map(lambda x, i=index: x[i], (batch, request))
-        state = _run(model, part, asks, max_new_tokens=max_new_tokens, sampler=sample)
+        state = _run(model, part, asks, sampler=sample)
         tokens, length = jax.device_get((state.tokens, state.length))
         count = min(slots, prompts - first)
         rows += [tokens[i, : length[i]].tolist() for i in range(count)]
@@ -83,7 +81,7 @@ def measure(model: Model, lengths: Sequence[int], *, slots: int, prompt: int) ->
     request = replace(request, max_tokens=jnp.asarray(lengths, jnp.int32))
     for _ in range(2):
         started = time.perf_counter()
-        expected = plain_rows(model, batch, request, slots=slots, max_new_tokens=G)
+        expected = plain_rows(model, batch, request, slots=slots)
         plain_s = time.perf_counter() - started
     for _ in range(2):
         spent = Occupancy()
@@ -93,7 +91,6 @@ def measure(model: Model, lengths: Sequence[int], *, slots: int, prompt: int) ->
             batch,
             request,
             slots=slots,
-            max_new_tokens=G,
             sampler=sample,
             occupancy=spent,
         )

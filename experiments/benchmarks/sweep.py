@@ -75,8 +75,8 @@ def time_steps(
     each = as_rows([one for cell in cells for one in as_tuple(cell.steering) * B])
     plain = make_request(model, wide, steering=each, **options)
     programs = {
-        "rows": jax.jit(_limited(run, room=steps + 1)),
-        "vmapped": jax.jit(_limited(sweeping.run_cells, room=steps + 1, steer_prompt=False)),
+        "rows": jax.jit(_limited(run)),
+        "vmapped": jax.jit(_limited(sweeping.run_cells, steer_prompt=False)),
     }
     arguments = {"rows": (model, wide, plain), "vmapped": (model, batch, request)}
     compiled = {}
@@ -156,16 +156,14 @@ def time_figure(
     } | _memory()
 
 
-def _limited(program: Callable[..., Any], *, room: int, **options: Any) -> Callable[..., Any]:
+def _limited(program: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """The program up to `limit` steps, as data: prefill alone is timed in the same program."""
 
     def limited(model: Model, batch: TokenBatch, request: Request, limit: jax.Array) -> jax.Array:
         def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
             return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
 
-        state = program(
-            model, batch, request, max_new_tokens=room, sampler=greedy, loop=loop, **options
-        )
+        state = program(model, batch, request, sampler=greedy, loop=loop, **options)
         return state.tokens
 
     return limited

@@ -212,11 +212,11 @@ def _time_step(
     batch = left_pad(tokens.tolist(), length=prompt)
     request = make_request(model, batch, max_new_tokens=steps + 1)
     batch, request = spread_rows((batch, request), model)
-    program = jax.jit(limited, static_argnames=("room", "sampler"))
+    program = jax.jit(limited, static_argnames="sampler")
 
     def timed(limit: int) -> float:
         started = time.perf_counter()
-        out = program(model, batch, request, np.int32(limit), room=steps + 1, sampler=greedy)
+        out = program(model, batch, request, np.int32(limit), sampler=greedy)
         jax.block_until_ready(out)
         return time.perf_counter() - started
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Decoding
 from experiments.pipeline.text import Prompt, decode, default_form, encode_prompts
-from jaxsteer.decoding import generate_queue, make_request, rows_that_fit, sampling
+from jaxsteer.decoding import generate_queue, rows_that_fit, sampling
 from jaxsteer.files import append_rows, recover_rows, sort_rows
 from jaxsteer.llama import Model, bucket, left_pad
 from jaxsteer.runtime import hosts, preemption
@@ -84,9 +84,11 @@ def _traces(
         model, prompt_length=length, new_tokens=decoding.max_new_tokens
     )
     batch = left_pad([ids[i] for i in left], length=length)
-    request = make_request(
+    # With a third as many slots as prompts they are busy for nine tenths of the time.
+    rows = generate_queue(
         model,
         batch,
+        slots=min(slots, -(-len(ids) // 3)),
         max_new_tokens=decoding.max_new_tokens,
         sampling_params=sampling(
             len(left),
@@ -96,14 +98,6 @@ def _traces(
             row=left,
         ),
         stop_tokens=stops,
-    )
-    # With a third as many slots as prompts they are busy for nine tenths of the time.
-    rows = generate_queue(
-        model,
-        batch,
-        request,
-        slots=min(slots, -(-len(ids) // 3)),
-        max_new_tokens=decoding.max_new_tokens,
     )
     for row in rows:
         yield left[row.index], row.tokens

@@ -32,7 +32,14 @@ from jaxsteer.decoding.memory import (
     usable_bytes,
 )
 from jaxsteer.decoding.refill import Occupancy, generate_queue, pool_sizes
-from jaxsteer.decoding.request import Request, check_think_tokens, make_request
+from jaxsteer.decoding.request import (
+    Asked,
+    Request,
+    Rows,
+    as_request,
+    check_think_tokens,
+    make_request,
+)
 from jaxsteer.decoding.samplers import (
     Sampler,
     Sampling,
@@ -49,15 +56,18 @@ from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
 __all__ = [
     "CPU_BYTES",
     "USABLE",
+    "Asked",
     "DecodeState",
     "Loop",
     "Occupancy",
     "Request",
+    "Rows",
     "Sampler",
     "Sampling",
     "Step",
     "StopStrings",
     "append",
+    "as_request",
     "byte_alphabet",
     "cache_bytes",
     "check_think_tokens",

@@ -16,15 +16,14 @@ another function, be it the same lambda made anew, is another program to compile
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
-from jaxsteer.decoding.request import Request, StopTokens, make_request
-from jaxsteer.decoding.samplers import Sampler, Sampling, choose_sampler, keys
+from jaxsteer.decoding.request import Asked, Request, Rows, as_request
+from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
 from jaxsteer.decoding.stops import FOUND, START, StopStrings
 from jaxsteer.decoding.thinking import still_thinking, thinking_in
 from jaxsteer.llama import (
@@ -37,7 +36,6 @@ from jaxsteer.llama import (
     spread_rows,
 )
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Steering
 
 Step = Callable[..., "DecodeState"]
 Loop = Callable[..., "DecodeState"]
@@ -97,29 +95,28 @@ def prefill(
     batch: TokenBatch,
     request: Request,
     *,
-    max_new_tokens: int,
     sampler: Sampler,
+    max_new_tokens: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
     capacity: int | None = None,
 ) -> DecodeState:
     """Run the prompts and choose each row's first token; pure, to be called inside `jax.jit`.
 
-    The cache is made here, with room for `T + max_new_tokens` tokens or `capacity`: inside one
-    program with the loop it is updated in place, where a donated one would be copied. Prompts run
-    in blocks of rows of at most `block_tokens` tokens, so that their temporaries stay small.
+    The state has room for `max_new_tokens` tokens, the request's if not given. The cache is made
+    here, for T more of them or for `capacity`: inside one program with the loop it is updated in
+    place, where a donated one would be copied. Prompts run in blocks of rows of at most
+    `block_tokens` tokens, so that their temporaries stay small.
     """
     B, T = batch.tokens.shape
-    G = max_new_tokens
+    G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
     logits, cache = run_prompts(
         model,
         batch,
         capacity=T + G if capacity is None else capacity,
         steering=request.steering,
-        prompt_length=request.prompt_length,
-        thinking=thinking,
-        row=request.sampling.row,
         block_tokens=block_tokens,
+        **request.row_facts(thinking),
     )
     state = DecodeState(
         token=batch.tokens[:, -1],
@@ -144,9 +141,7 @@ def decode_step(
         state.token[:, None],
         cache=state.cache,
         steering=request.steering,
-        prompt_length=request.prompt_length,
-        thinking=state.thinking[:, None],
-        row=request.sampling.row,
+        **request.row_facts(state.thinking[:, None]),
     )
     assert out.cache is not None
     return append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)
@@ -202,17 +197,18 @@ def run(
     batch: TokenBatch,
     request: Request,
     *,
-    max_new_tokens: int,
     sampler: Sampler,
+    max_new_tokens: int | None = None,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
     extra: Any = None,
 ) -> DecodeState:
     """Prefill and decode to the end; pure, for use inside your own `jax.jit`.
 
-    `extra` is what `state.extra` is before the first step, for a `step` that carries something.
+    There is room for `max_new_tokens` tokens, the request's if not given. `extra` is what
+    `state.extra` is before the first step, for a `step` that carries something.
     """
-    state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    state = prefill(model, batch, request, sampler=sampler, max_new_tokens=max_new_tokens)
     state = replace(state, extra=extra)
     return loop(unfinished, lambda s: step(model, s, request, sampler=sampler), state)
 
@@ -229,81 +225,49 @@ def _run_to_end(
     return state.tokens, state.logprobs, state.length
 
 
-_run = jax.jit(_run_to_end, static_argnames=("max_new_tokens", "sampler", "step", "loop"))
+_run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
 
 
 def generate(
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | Rows,
+    request: Request | None = None,
     *,
-    max_new_tokens: int,
-    max_tokens: ArrayLike | None = None,
-    steering: Steering | Sequence[Steering] | None = None,
-    sampling_params: Sampling | None = None,
-    stop_tokens: StopTokens = (),
-    stop_strings: StopStrings | None = None,
-    think_tokens: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
+    **asked: Unpack[Asked],
 ) -> Generation:
-    """Generate up to `max_new_tokens` for every row of `batch`, in one compiled program.
+    """Generate for every row of `batch`, in one compiled program.
 
-    Other values of anything but `max_new_tokens`, `sampler`, `step` and `loop` do not recompile;
-    the first use of a kind of operation or site does, and the first temperature above 0.
+        generate(model, batch, max_new_tokens=100, steering=add(v, layer=10, coeff=8.0))
 
     Args:
         model: the weights.
-        batch: left-padded prompts.
-        max_new_tokens: tokens to make room for in every row.
-        max_tokens: tokens after which a row ends, one number or one a row, at most
-            `max_new_tokens`, which it is if not given.
-        steering: one intervention or several, applied in order.
-        sampling_params: per-row sampling; greedy if not given.
-        stop_tokens: a row ends after any of these ids (Llama-3 has several): one list for all
-            rows, or one a row.
-        stop_strings: a row ends with the token in which one of these is complete; see
-            `stop_strings.stop_strings`.
-        think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
-            lies between them; see `thinking.think_tokens`.
-        sampler: the cheapest that serves `sampling_params`, if not given.
+        batch: left-padded prompts, or token ids row by row.
+        request: what is asked of the batch, as `make_request` makes it.
+        sampler: the cheapest that serves the request, if not given.
         step: what the loop repeats.
         loop: what drives it.
+        **asked: in place of a request, the keywords of `make_request`, which describes them:
+            `max_new_tokens`, `steering`, `stop_tokens`, `sampling_params`, …
 
     Raises:
         ValueError: for input that does not fit the model, before anything is compiled.
     """
-    request = make_request(
-        model,
-        batch,
-        max_new_tokens=max_new_tokens,
-        max_tokens=max_tokens,
-        steering=steering,
-        sampling_params=sampling_params,
-        stop_tokens=stop_tokens,
-        stop_strings=stop_strings,
-        think_tokens=think_tokens,
-    )
+    batch, request = as_request(model, batch, request, asked)
     sampler = sampler or choose_sampler(request.sampling)
     batch, request = spread_rows((batch, request), model)
-    found = _run(
-        model,
-        batch,
-        request,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        step=step,
-        loop=loop,
-    )
+    found = _run(model, batch, request, sampler=sampler, step=step, loop=loop)
     tokens, logprobs, length = hosts.gather(found)
     return Generation(tokens, logprobs, length)
 
 
 def _first(
-    model: Model, batch: TokenBatch, request: Request, *, max_new_tokens: int, sampler: Sampler
+    model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """The state after the prompt, what a stream shows of it, and whether it goes on."""
-    state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    state = prefill(model, batch, request, sampler=sampler)
     return state, jnp.where(state.length > 0, state.token, -1), unfinished(state)
 
 
@@ -315,57 +279,34 @@ def _next(
     return after, jnp.where(state.done, -1, after.token), unfinished(after)
 
 
-_first_jit = jax.jit(_first, static_argnames=("max_new_tokens", "sampler"))
+_first_jit = jax.jit(_first, static_argnames="sampler")
 _next_jit = jax.jit(_next, static_argnames=("step", "sampler"), donate_argnames="state")
 
 
 def stream(
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | Rows,
+    request: Request | None = None,
     *,
-    max_new_tokens: int,
-    max_tokens: ArrayLike | None = None,
-    steering: Steering | Sequence[Steering] | None = None,
-    sampling_params: Sampling | None = None,
-    stop_tokens: StopTokens = (),
-    stop_strings: StopStrings | None = None,
-    think_tokens: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     step: Step = decode_step,
+    **asked: Unpack[Asked],
 ) -> Iterator[np.ndarray]:
     """Yield each step's tokens as they come, int32 `[B]`, -1 in rows that had ended.
 
     They are the tokens of `generate`, made by the same step; so are the arguments and what is
     raised.
     """
-    request = make_request(
-        model,
-        batch,
-        max_new_tokens=max_new_tokens,
-        max_tokens=max_tokens,
-        steering=steering,
-        sampling_params=sampling_params,
-        stop_tokens=stop_tokens,
-        stop_strings=stop_strings,
-        think_tokens=think_tokens,
-    )
+    batch, request = as_request(model, batch, request, asked)
     sampler = sampler or choose_sampler(request.sampling)
     batch, request = spread_rows((batch, request), model)
-    return _stream(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler, step=step)
+    return _stream(model, batch, request, sampler=sampler, step=step)
 
 
 def _stream(
-    model: Model,
-    batch: TokenBatch,
-    request: Request,
-    *,
-    max_new_tokens: int,
-    sampler: Sampler,
-    step: Step,
+    model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler, step: Step
 ) -> Iterator[np.ndarray]:
-    state, shown, more = _first_jit(
-        model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler
-    )
+    state, shown, more = _first_jit(model, batch, request, sampler=sampler)
     yield hosts.gather(shown)
     while more:
         state, shown, more = _next_jit(model, state, request, step=step, sampler=sampler)

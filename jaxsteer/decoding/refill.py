@@ -1,8 +1,7 @@
 """Decode many prompts in a fixed number of slots: finished rows do not hold up the rest.
 
     batch = left_pad(prompts)                                       # say 300 of them
-    request = make_request(model, batch, max_new_tokens=2000, stop_tokens=[eos])
-    for row in generate_queue(model, batch, request, slots=64, max_new_tokens=2000):
+    for row in generate_queue(model, batch, slots=64, max_new_tokens=2000, stop_tokens=[eos]):
         print(row.index, row.tokens)                                # as they finish
 
 A slot whose row has ended takes the next prompt: once a sixteenth of the slots is free, that many
@@ -26,16 +25,16 @@ a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.decoding.generation import DecodeState, Step, decode_step, prefill
-from jaxsteer.decoding.request import Request, map_rows
+from jaxsteer.decoding.request import Asked, Request, Rows, as_request, map_rows
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
-from jaxsteer.llama import Model, TokenBatch, check_batch, spread_rows
+from jaxsteer.llama import Model, TokenBatch, spread_rows
 from jaxsteer.runtime import hosts
 
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
@@ -79,11 +78,9 @@ def pool_sizes(slots: int) -> list[int]:
     return [slots, *(slots // share for share in (2, 4) if slots // share >= _FEWEST_SLOTS)]
 
 
-def start(
-    model: Model, batch: TokenBatch, request: Request, *, max_new_tokens: int, sampler: Sampler
-) -> DecodeState:
+def start(model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler) -> DecodeState:
     """Like `generate.prefill`, with a cursor a row; pure."""
-    state = prefill(model, batch, request, max_new_tokens=max_new_tokens, sampler=sampler)
+    state = prefill(model, batch, request, sampler=sampler)
     cursor = jnp.broadcast_to(state.cache.cursor, state.done.shape)
     return replace(state, cache=replace(state.cache, cursor=cursor))
 
@@ -96,14 +93,13 @@ def admit(
     new: Request,
     slots: jax.Array,
     *,
-    max_new_tokens: int,
     sampler: Sampler,
 ) -> tuple[DecodeState, Request]:
     """Prefill the rows of `batch` and put them into `slots` `[P]`; pure.
 
     A slot past the last one drops its row. Everything a slot held is replaced.
     """
-    fresh = start(model, batch, new, max_new_tokens=max_new_tokens, sampler=sampler)
+    fresh = start(model, batch, new, sampler=sampler)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
@@ -143,26 +139,22 @@ def keep(state: DecodeState, request: Request, slots: jax.Array) -> tuple[Decode
     return jax.tree.map(take, state), map_rows(take, request)
 
 
-_start = jax.jit(start, static_argnames=("max_new_tokens", "sampler"))
-_admit = jax.jit(
-    admit,
-    static_argnames=("max_new_tokens", "sampler"),
-    donate_argnames=("state", "request"),
-)
+_start = jax.jit(start, static_argnames="sampler")
+_admit = jax.jit(admit, static_argnames="sampler", donate_argnames=("state", "request"))
 _advance = jax.jit(advance, static_argnames=("sampler", "step"), donate_argnames="state")
 _keep = jax.jit(keep)
 
 
 def generate_queue(
     model: Model,
-    batch: TokenBatch,
-    request: Request,
+    batch: TokenBatch | Rows,
+    request: Request | None = None,
     *,
     slots: int,
-    max_new_tokens: int,
     sampler: Sampler | None = None,
     step: Step = decode_step,
     occupancy: Occupancy | None = None,
+    **asked: Unpack[Asked],
 ) -> Iterator[FinishedRow]:
     """Yield every row of `batch` as it finishes; the same tokens as `generate`.
 
@@ -171,36 +163,28 @@ def generate_queue(
 
     Args:
         model: the weights.
-        batch: left-padded prompts, as many as there are; they wait in the host's memory.
-        request: what `make_request` made for `batch`; `max_tokens` may differ from row to row.
+        batch: left-padded prompts, or token ids row by row, as many as there are; they wait in the
+            host's memory.
+        request: what is asked of the batch, as `make_request` makes it.
         slots: rows that are decoded at once. With a third as many as prompts, or fewer, nine
             tenths of the row-steps are spent on live rows.
-        max_new_tokens: tokens to make room for.
-        sampler: the cheapest that serves all of `request`, if not given.
-        step: what is repeated; it has to see to it that every row is done one day.
+        sampler: the cheapest that serves the whole request, if not given.
+        step: what is repeated; it must eventually finish every row.
         occupancy: counts what the slots are spent on, if given.
+        **asked: in place of a request, the keywords of `make_request`; `max_tokens` may differ
+            from row to row.
 
     Raises:
-        ValueError: for numbers that do not fit together, before any work starts.
+        ValueError: for input that does not fit the model, before any work starts.
     """
-    prompts = batch.tokens.shape[0]
-    check_batch(batch, model.config, new_tokens=max_new_tokens)
+    batch, request = as_request(model, batch, request, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    if request.max_tokens.shape != (prompts,):
-        raise ValueError(
-            f"request: got {request.max_tokens.shape[0]} rows, expected the batch's {prompts}"
-        )
-    longest = int(np.max(hosts.gather(request.max_tokens)))
-    if longest > max_new_tokens:
-        raise ValueError(
-            f"request.max_tokens: got {longest}, expected at most max_new_tokens={max_new_tokens}"
-        )
+    prompts = batch.tokens.shape[0]
     return _run_queue(
         model,
         *_on_host(batch, request, prompts),
         slots=min(slots, prompts),
-        max_new_tokens=max_new_tokens,
         sampler=sampler or choose_sampler(request.sampling),
         step=step,
         occupancy=Occupancy() if occupancy is None else occupancy,
@@ -222,12 +206,10 @@ def _run_queue(
     request: Request,
     *,
     slots: int,
-    max_new_tokens: int,
     sampler: Sampler,
     step: Step,
     occupancy: Occupancy,
 ) -> Iterator[FinishedRow]:
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
     prompts = batch.tokens.shape[0]
     refill = max(1, slots // _REFILL_SHARE)
     holds = np.arange(slots)  # which prompt each slot holds
@@ -235,7 +217,7 @@ def _run_queue(
     waiting = slots  # the first prompt that has had no slot yet
     asks = jax.tree.map(jnp.asarray, map_rows(lambda x: x[holds], request))
     first, asks = spread_rows((_rows(batch, holds), asks), model)
-    state = _start(model, first, asks, **options)
+    state = _start(model, first, asks, sampler=sampler)
     while live.any():
         smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
         floor = len(holds) - refill if waiting < prompts else smaller
@@ -252,7 +234,7 @@ def _run_queue(
             into = np.full(refill, len(holds))
             into[: len(free)] = free
             parts = _rows(batch, new), map_rows(lambda x, new=new: x[new], request)
-            state, asks = _admit(model, state, asks, *parts, into, **options)
+            state, asks = _admit(model, state, asks, *parts, into, sampler=sampler)
             holds[free], live[free] = new[: len(free)], True
             waiting += len(free)
             occupancy.refills += 1

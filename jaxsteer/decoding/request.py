@@ -1,8 +1,12 @@
-"""What each row of a batch asks for, checked on the host before anything is compiled."""
+"""What is asked of a batch, checked on the host before anything is compiled.
+
+`generate`, `stream`, `sweep`, `sweep_to_file` and `generate_queue` take a `Request`, or the
+keywords of `make_request`, which they make one of by `as_request`.
+"""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +16,21 @@ from numpy.typing import ArrayLike
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
 from jaxsteer.decoding.stops import StopStrings
-from jaxsteer.llama import Model, TokenBatch, bucket, check_batch
+from jaxsteer.llama import Model, TokenBatch, as_batch, bucket, check_batch
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Steering, as_tuple, check_steering
+from jaxsteer.steering import RowFacts, Steering, as_tuple, check_steering
 
 # Lists of stop tokens are padded to a multiple of it, so that another length rarely recompiles.
 _STOP_TOKENS = 8
 
 StopTokens = Sequence[int] | Sequence[Sequence[int]]
+Rows = Sequence[Sequence[int]]  # token ids, row by row
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """What each row asks for; all of it traced data."""
+    """What each row asks for: traced data, but for `max_new_tokens`. See `make_request`."""
 
     steering: tuple[Steering, ...]  # applied in order
     sampling: Sampling
@@ -33,8 +38,29 @@ class Request:
     max_tokens: jax.Array  # int32 [B]: new tokens after which the row ends
     prompt_length: jax.Array  # int32 [B]: real tokens of the prompt
     think_tokens: jax.Array  # int32 [B, 2]: ids of <think> and </think>; -1 stands for none
+    max_new_tokens: int = field(metadata={"static": True})  # G, tokens to make room for in each row
     # uint8 or uint16 [1, S, V], the same for all rows: see `stop_strings`.
     stop_table: jax.Array | None = None
+
+    def row_facts(self, thinking: jax.Array) -> RowFacts:
+        """What `forward` has to know of each row; `thinking` `[B, T]` is of its tokens."""
+        return {
+            "prompt_length": self.prompt_length,
+            "thinking": thinking,
+            "row": self.sampling.row,
+        }
+
+
+class Asked(TypedDict, total=False):
+    """The keywords of `make_request`, which describes them, where they are passed on."""
+
+    max_new_tokens: int
+    max_tokens: ArrayLike | None
+    steering: Steering | Sequence[Steering] | None
+    sampling_params: Sampling | None
+    stop_tokens: StopTokens
+    stop_strings: StopStrings | None
+    think_tokens: tuple[int, int] | None
 
 
 def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> Request:
@@ -43,9 +69,60 @@ def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> 
     return replace(jax.tree.map(change, *bare), stop_table=request.stop_table)
 
 
+def as_request(
+    model: Model, batch: TokenBatch | Rows, request: Request | None, asked: Asked
+) -> tuple[TokenBatch, Request]:
+    """The batch and the request of a call: the request given, or one made of its keywords.
+
+    Raises:
+        ValueError: for a request and keywords that say something else, a request that was made for
+            another batch or model, and for what `make_request` refuses.
+    """
+    if request is None:
+        batch = as_batch(batch)
+        return batch, make_request(model, batch, **asked)
+    if not isinstance(request, Request):
+        raise ValueError(
+            f"request: got {type(request).__name__}, expected what `make_request` makes, or its "
+            "keywords"
+        )
+    room = request.max_new_tokens
+    if others := sorted(asked.keys() - {"max_new_tokens"}):
+        raise ValueError(f"request: got one and {', '.join(others)}, expected one or the other")
+    if (said := asked.get("max_new_tokens", room)) != room:
+        raise ValueError(f"max_new_tokens: got {said}, expected the request's {room}, or nothing")
+    batch = as_batch(batch)
+    check_request(request, model, batch)
+    return batch, request
+
+
+def check_request(request: Request, model: Model, batch: TokenBatch) -> None:
+    """Check that a request was made for this model and batch.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    rows = batch.tokens.shape[0]
+    if (count := request.max_tokens.shape[0]) != rows:
+        raise ValueError(f"request: got {count} rows, expected the batch's {rows}")
+    most, lengths, expected = hosts.gather(
+        (request.max_tokens, request.prompt_length, batch.lengths)
+    )
+    if np.any(lengths != expected):
+        worst = int(np.argmax(lengths != expected))
+        raise ValueError(
+            f"request: got a prompt of {lengths[worst]} tokens in row {worst}, expected the "
+            f"batch's {expected[worst]}: make a request for each batch"
+        )
+    _max_tokens(most, rows=rows, max_new_tokens=request.max_new_tokens)
+    check_batch(batch, model.config, new_tokens=most)
+    for one in hosts.gather(request.steering):
+        check_steering(one, model.config, rows=rows)
+
+
 def make_request(
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | Rows,
     *,
     max_new_tokens: int,
     max_tokens: ArrayLike | None = None,
@@ -57,20 +134,36 @@ def make_request(
 ) -> Request:
     """Check everything on the host and bundle it for the compiled functions.
 
-    The arguments are those of `generate`.
+    Other values of anything but `max_new_tokens` do not recompile; the first use of a kind of
+    operation or site does, and the first temperature above 0.
+
+    Args:
+        model: the weights.
+        batch: left-padded prompts, or token ids row by row, which are padded.
+        max_new_tokens: tokens to make room for in every row.
+        max_tokens: tokens after which a row ends, one number or one a row, at most
+            `max_new_tokens`, which it is if not given.
+        steering: one intervention or several, applied in order.
+        sampling_params: per-row sampling; greedy if not given.
+        stop_tokens: a row ends after any of these ids (Llama-3 has several): one list for all
+            rows, or one a row.
+        stop_strings: a row ends with the token in which one of these is complete; see
+            `stop_strings.stop_strings`.
+        think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
+            lies between them; see `thinking.think_tokens`.
 
     Raises:
         ValueError: naming the field, what was found and what was expected.
     """
-    _check_types(model, batch, sampling_params, stop_strings)
-    config = model.config
+    _check_types(model, sampling_params, stop_strings)
+    config, prompts = model.config, as_batch(batch)
     if hosts.several():  # what is spread over them cannot be looked at
-        batch, steering, sampling_params = hosts.gather((batch, steering, sampling_params))
+        prompts, steering, sampling_params = hosts.gather((prompts, steering, sampling_params))
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
-    rows = batch.tokens.shape[0]
+    rows = prompts.tokens.shape[0]
     most = _max_tokens(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
-    check_batch(batch, config, new_tokens=most)
+    check_batch(prompts, config, new_tokens=most)
     steerings = as_tuple(steering)
     for one in steerings:
         check_steering(one, config, rows=rows)
@@ -81,35 +174,33 @@ def make_request(
             f"stop_strings: got a table for {stop_strings.table.shape[-1]} tokens, "
             f"expected vocab_size={config.vocab_size}"
         )
+    thinks = np.array(_think_tokens(think_tokens, config), np.int32)
+    check_think_tokens(thinks, steerings)
     return Request(
         # In every row, so that one coefficient and one a row run in the same program.
         steering=tuple(_each_row(one, rows) for one in steerings),
         sampling=params,
         stop_tokens=jnp.asarray(_stop_tokens(stop_tokens, rows=rows, config=config)),
         max_tokens=jnp.asarray(most),
-        prompt_length=batch.lengths,
-        think_tokens=jnp.tile(
-            jnp.array(check_think_tokens(think_tokens, steerings, config), jnp.int32), (rows, 1)
-        ),
+        prompt_length=prompts.lengths,
+        think_tokens=jnp.asarray(np.tile(thinks, (rows, 1))),
+        max_new_tokens=int(max_new_tokens),
         stop_table=None if stop_strings is None else stop_strings.table,
     )
 
 
-def check_think_tokens(
-    think_tokens: tuple[int, int] | None, steerings: Sequence[Steering], config: LlamaConfig
-) -> tuple[int, int]:
-    """The pair, or (-1, -1) for none.
+def check_think_tokens(think_tokens: ArrayLike, steerings: Sequence[Steering]) -> None:
+    """Raise `ValueError` if a scope asks for ids of <think> and </think>, and there are none."""
+    if np.min(think_tokens) < 0 and any(one.scope.needs_thinking for one in steerings):
+        raise ValueError(
+            "think_tokens: got None, expected the ids of <think> and </think> (see "
+            "jaxsteer.think_tokens), because a scope is confined to what lies between them"
+        )
 
-    Raises:
-        ValueError: for ids outside the vocabulary, two that are equal, or none where the scope of
-            a steering needs them.
-    """
+
+def _think_tokens(think_tokens: tuple[int, int] | None, config: LlamaConfig) -> tuple[int, int]:
+    """The pair of ids, checked; (-1, -1) for none."""
     if think_tokens is None:
-        if any(one.scope.needs_thinking for one in steerings):
-            raise ValueError(
-                "think_tokens: got None, expected the ids of <think> and </think> (see "
-                "jaxsteer.think_tokens), because a scope is confined to what lies between them"
-            )
         return -1, -1
     if len(think_tokens) != 2 or think_tokens[0] == think_tokens[1]:
         raise ValueError(f"think_tokens: got {think_tokens}, expected two different ids")
@@ -118,11 +209,10 @@ def check_think_tokens(
     return think_tokens
 
 
-def _check_types(model: Any, batch: Any, sampling_params: Any, stop_strings: Any) -> None:
+def _check_types(model: Any, sampling_params: Any, stop_strings: Any) -> None:
     """Raise `ValueError` for what would only be missed deep inside."""
     expected = (
         ("model", model, Model, "a Model, the first of what `load` gives"),
-        ("batch", batch, TokenBatch, "a TokenBatch, as `left_pad` makes it"),
         ("sampling_params", sampling_params, Sampling | None, "what `sampling` makes"),
         ("stop_strings", stop_strings, StopStrings | None, "what `stop_strings` makes of texts"),
     )

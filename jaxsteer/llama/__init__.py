@@ -27,7 +27,7 @@ from jaxsteer.llama.sharding import (
     shard_model,
     spread_rows,
 )
-from jaxsteer.llama.tokens import TokenBatch, bucket, check_batch, left_pad
+from jaxsteer.llama.tokens import TokenBatch, as_batch, bucket, check_batch, left_pad
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -39,6 +39,7 @@ __all__ = [
     "TokenBatch",
     "abstract_params",
     "arrange",
+    "as_batch",
     "bind",
     "bucket",
     "cache_sharding",

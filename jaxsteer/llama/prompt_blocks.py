@@ -1,7 +1,7 @@
 """Running the prompts of a batch, a block of rows at a time, into the cache they decode from."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxsteer.llama.cache import KVCache, empty_cache
 from jaxsteer.llama.model import Model, forward
 from jaxsteer.llama.sharding import parts
 from jaxsteer.llama.tokens import TokenBatch
-from jaxsteer.steering import Steering
+from jaxsteer.steering import RowFacts, Steering
 
 # Tokens that run at once. The MLP's temporaries grow with them (640 x 512 tokens of an 8B model
 # would take 111 GB), while matrix products have reached their full rate far below this.
@@ -36,10 +36,8 @@ def run_prompts(
     *,
     capacity: int,
     steering: tuple[Steering, ...],
-    prompt_length: jax.Array,
-    thinking: jax.Array | None = None,
-    row: jax.Array | None = None,
     block_tokens: int = BLOCK_TOKENS,
+    **row_facts: Unpack[RowFacts],
 ) -> tuple[jax.Array, KVCache]:
     """Logits behind each prompt, float32 `[B, V]`, and a cache of `capacity` slots a row; pure.
 
@@ -53,8 +51,8 @@ def run_prompts(
     n = count_blocks(B // data if B % data == 0 else B, T, limit=block_tokens)
 
     def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:
-        tokens, mask, steered, lengths, thought, who = _block(
-            (batch.tokens, batch.mask, steering, prompt_length, thinking, row), j, n, B
+        tokens, mask, steered, facts = _block(
+            (batch.tokens, batch.mask, steering, row_facts), j, n, B
         )
         out = forward(
             model,
@@ -62,10 +60,8 @@ def run_prompts(
             mask=mask,
             cache=empty_cache(model.config, rows=B // n, capacity=T, dtype=model.dtype),
             steering=steered,
-            prompt_length=lengths,
-            thinking=thought,
-            row=who,
             last_only=True,
+            **facts,
         )
         assert out.cache is not None
         return out.logits[:, 0], out.cache

@@ -69,6 +69,22 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
     return TokenBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
+def as_batch(batch: TokenBatch | Sequence[Sequence[int]]) -> TokenBatch:
+    """A batch as it is; token ids row by row, left-padded.
+
+    Raises:
+        ValueError: for anything else, and for what `left_pad` refuses.
+    """
+    if isinstance(batch, TokenBatch):
+        return batch
+    if isinstance(batch, str | Mapping) or not isinstance(batch, Sequence | np.ndarray):
+        raise ValueError(
+            f"batch: got {type(batch).__name__}, expected token ids row by row, or a TokenBatch, "
+            "as `left_pad` makes it"
+        )
+    return left_pad(batch)
+
+
 def _check_ids(row: Sequence[int], name: str) -> None:
     if isinstance(row, str):
         raise ValueError(f"{name}: got a text, expected token ids: encode it first")

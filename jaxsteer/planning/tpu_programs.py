@@ -139,7 +139,6 @@ def compile_sweep(
             batch,
             replace(request, steering=steering),
             steer_prompt=False,
-            max_new_tokens=new,
             sampler=greedy,
         )
     )
@@ -148,9 +147,8 @@ def compile_sweep(
 def compile_prefill(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:
     """Prompts into a cache with room for what is decoded."""
     batch, request = _inputs(model, mesh, rows=rows, prompt=prompt, new=new)
-    static = ("max_new_tokens", "sampler")
-    program = jax.jit(prefill, static_argnames=static, out_shardings=Format(Layout.AUTO))
-    return _compiled(program.lower(model, batch, request, max_new_tokens=new, sampler=greedy))
+    program = jax.jit(prefill, static_argnames="sampler", out_shardings=Format(Layout.AUTO))
+    return _compiled(program.lower(model, batch, request, sampler=greedy))
 
 
 def compile_decode(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:
@@ -158,7 +156,7 @@ def compile_decode(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int
     batch, request = _inputs(model, mesh, rows=rows, prompt=prompt, new=new)
 
     def first(model: Model, batch: TokenBatch, request: Request) -> DecodeState:
-        return prefill(model, batch, request, max_new_tokens=new, sampler=greedy)
+        return prefill(model, batch, request, sampler=greedy)
 
     def decode(model: Model, state: DecodeState, request: Request) -> DecodeState:
         def body(state: DecodeState) -> DecodeState:

@@ -19,12 +19,21 @@ from jaxsteer.steering.interventions import (
 )
 from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token
 from jaxsteer.steering.sites import SITES, site_index, site_width
-from jaxsteer.steering.steering import NO_LAYER, Steering, as_tuple, check_steering, rows, stack
+from jaxsteer.steering.steering import (
+    NO_LAYER,
+    RowFacts,
+    Steering,
+    as_tuple,
+    check_steering,
+    rows,
+    stack,
+)
 
 __all__ = [
     "NO_LAYER",
     "SITES",
     "Capture",
+    "RowFacts",
     "Scope",
     "Steering",
     "ablate",

@@ -22,7 +22,7 @@ first use (of a kind of operation, a site, `preserve_norm`) asks for another pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,14 @@ class Steering:
     # Act on a token only while x · condition > threshold there.
     condition: jax.Array | None = None  # float32 [B, D], of length 1; 0 with threshold -inf: always
     threshold: jax.Array | None = None  # float32 [B]
+
+
+class RowFacts(TypedDict, total=False):
+    """What steering has to know of each row beside its tokens: a pytree, and keywords."""
+
+    prompt_length: jax.Array | None  # int32 [B]: real tokens that are prompt; anchors scopes
+    thinking: jax.Array | None  # bool [B, T]: which tokens lie inside <think>…</think>
+    row: jax.Array | None  # integers [B]: who the row is in any batch; its noise belongs to it
 
 
 class Strength(NamedTuple):

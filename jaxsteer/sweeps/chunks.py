@@ -11,24 +11,26 @@ that reaches into the prompt.)
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.decoding import (
+    Asked,
     DecodeState,
     Loop,
     Request,
+    Rows,
     Sampler,
     Step,
+    as_request,
     check_think_tokens,
     choose_sampler,
     decode_step,
     has_room,
     is_out_of_memory,
-    make_request,
     prefill,
     sweep_bytes,
     unfinished,
@@ -37,7 +39,7 @@ from jaxsteer.decoding import (
 from jaxsteer.llama import Model, TokenBatch, lengthen, spread_rows
 from jaxsteer.llama import parts as mesh_parts
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import as_tuple
+from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps.cells import Cell, check_cells, reaches_prompt, stack_cells
 
 Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
@@ -64,7 +66,6 @@ def prefill_cells(
     request: Request,
     *,
     steer_prompt: bool,
-    max_new_tokens: int,
     sampler: Sampler,
 ) -> DecodeState:
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
@@ -84,19 +85,20 @@ def prefill_cells(
     def copies(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
     if not steer_prompt:
         T = batch.tokens.shape[1]
-        state = prefill(model, batch, replace(request, steering=()), capacity=T, **options)
+        once = replace(request, steering=())
+        state = prefill(model, batch, once, capacity=T, sampler=sampler)
         state = jax.tree.map(copies, state)
-        return replace(state, cache=lengthen(state.cache, T + max_new_tokens))
+        return replace(state, cache=lengthen(state.cache, T + request.max_new_tokens))
     table = request.stop_table
     once = replace(request, steering=(), stop_table=None)
     batch, once = jax.tree.map(lambda x: rows(x[None]), (batch, once))
     if table is not None and len(table) > 1:  # a single one serves all rows
         table = rows(table[None])
     steering = jax.tree.map(rows, request.steering)
-    state = prefill(model, batch, replace(once, steering=steering, stop_table=table), **options)
+    once = replace(once, steering=steering, stop_table=table)
+    state = prefill(model, batch, once, sampler=sampler)
     return jax.tree.map(cells, state)
 
 
@@ -106,20 +108,12 @@ def run_cells(
     request: Request,
     *,
     steer_prompt: bool,
-    max_new_tokens: int,
     sampler: Sampler,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
 ) -> DecodeState:
     """Like `generate.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
-    state = prefill_cells(
-        model,
-        batch,
-        request,
-        steer_prompt=steer_prompt,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-    )
+    state = prefill_cells(model, batch, request, steer_prompt=steer_prompt, sampler=sampler)
     state_axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
     request_axes = replace(jax.tree.map(lambda _: None, request), steering=0)
     over_cells = jax.vmap(
@@ -138,23 +132,34 @@ def _run_to_end(
     return state.tokens, state.logprobs, state.length
 
 
-_run_cells = jax.jit(
-    _run_to_end, static_argnames=("steer_prompt", "max_new_tokens", "sampler", "step", "loop")
-)
+_run_cells = jax.jit(_run_to_end, static_argnames=("steer_prompt", "sampler", "step", "loop"))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sweep that has been checked; all that its chunks need, on the host."""
+
+    model: Model
+    cells: Sequence[Cell]
+    batch: TokenBatch
+    request: Request  # without steering
+    steering: tuple[Steering, ...]  # of all cells, [C, …]
+    options: dict[str, Any]  # what `run_cells` takes beside
+    shape: tuple[int, int]  # cells and prompts of a chunk
 
 
 def sweep(
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | Rows,
     cells: Sequence[Cell],
+    request: Request | None = None,
     *,
-    max_new_tokens: int,
     rows_per_chunk: int | None = None,
     done: Callable[[Cell, int], bool] = lambda cell, prompt: False,
     sampler: Sampler | None = None,
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
-    **asked: Any,
+    **asked: Unpack[Asked],
 ) -> Iterator[list[CellResult]]:
     """Run every cell on every prompt; an iterator over the results of one chunk after the other.
 
@@ -164,71 +169,69 @@ def sweep(
 
     If the device runs out of memory all the same, the chunk is halved and nothing is lost.
 
-    On many hosts every process runs this with the same arguments, and has all results. They halve
-    a chunk together, before any of them has begun with it: when its program does not compile for
-    want of memory, or needs more than a device of one host has free. A host that runs out of
-    memory later, when the others are waiting for it, ends with a `MemoryError`, and they with it.
+    On many hosts every process runs this with the same arguments, and has all results. If one host
+    lacks memory for a chunk, all hosts halve it before they start it: when its program does not
+    compile for want of memory, or needs more than a device of one host has free. A host that runs
+    out of memory later, when the others are waiting for it, ends with a `MemoryError`, and they
+    with it.
 
     Args:
         model: the weights; another model of the same shape runs in the same compiled program.
-        batch: left-padded prompts.
+        batch: left-padded prompts, or token ids row by row.
         cells: what to run on them.
-        max_new_tokens: tokens to make room for.
+        request: what is asked of each prompt in every cell, as `make_request` makes it; steering
+            belongs into the cells.
         rows_per_chunk: cells × prompts that run at once, by default what fits the device.
         done: tells results that the caller has already; asked when the first chunk is.
-        sampler: the cheapest that serves the sampling, if not given.
+        sampler: the cheapest that serves the request, if not given.
         step: see `generate`.
         loop: see `generate`.
-        **asked: what else `make_request` takes: `sampling_params` and `stop_tokens`, for example,
-            with one row a prompt.
+        **asked: in place of a request, the keywords of `make_request`.
 
     Raises:
         ValueError: at once, for an empty grid or input that does not fit the model.
         MemoryError: from the iterator, if not even a single row fits.
         HostLost: from the iterator, if another process has ended.
     """
+    batch, request = as_request(model, batch, request, asked)
+    check_sweep(model, cells, request, rows_per_chunk=rows_per_chunk)
+    options = {"sampler": sampler or choose_sampler(request.sampling), "step": step, "loop": loop}
+    plan = _planned(model, batch, cells, request, rows_per_chunk=rows_per_chunk, options=options)
+    return _chunks(plan, done)
+
+
+def check_sweep(
+    model: Model, cells: Sequence[Cell], request: Request, *, rows_per_chunk: int | None
+) -> None:
+    """Check the cells, and the request against them.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
     check_cells(cells, model.config)
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
-    if "steering" in asked:
+    if request.steering:
         raise ValueError("steering: got one for all cells, expected it in each cell")
-    # What is asked for is checked against the cells' scopes, too.
     every = [one for cell in cells for one in as_tuple(cell.steering)]
-    check_think_tokens(asked.get("think_tokens"), every, model.config)
-    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
-    steering = stack_cells(cells, model.config)
+    check_think_tokens(hosts.gather(request.think_tokens), every)
+
+
+def _planned(
+    model: Model,
+    batch: TokenBatch,
+    cells: Sequence[Cell],
+    request: Request,
+    *,
+    rows_per_chunk: int | None,
+    options: dict[str, Any],
+) -> _Plan:
+    """The cells stacked, and how large a chunk may be."""
     # On the host, where taking parts compiles nothing.
-    rows, steering = hosts.gather(((batch, request), steering))
-    steer_prompt = any(np.any(reaches_prompt(one, rows[0])) for one in steering)
-    options = {
-        "steer_prompt": steer_prompt,
-        "max_new_tokens": max_new_tokens,
-        "sampler": sampler or choose_sampler(request.sampling),
-        "step": step,
-        "loop": loop,
-    }
-
-    tried: set[tuple[int, int]] = set()  # shapes for which all hosts have room
-
-    def run(c: np.ndarray, p: np.ndarray) -> _Found:
-        # A single row serves all.
-        part, some = jax.tree.map(lambda x: x if len(x) == 1 else x[p], rows)
-        steered = jax.tree.map(lambda x: x[c], steering)
-        if len(p) % parts == 0:
-            part, some = spread_rows((part, some), model)
-        else:
-            steered = spread_rows(steered, model)
-        some = replace(some, steering=steered)
-        if hosts.several() and (len(c), len(p)) not in tried:
-            _agree_on_room(lambda: _run_cells.lower(model, part, some, **options), model)
-            tried.add((len(c), len(p)))
-        with hosts.losing_hosts():
-            found = _run_cells(model, part, some, **options)
-        return hosts.gather(found)
-
+    batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
+    steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
     prompts, length = batch.tokens.shape
     usable = usable_bytes(model)
-    parts, _ = mesh_parts(model)
 
     def by_calculation(C: int, B: int) -> bool:
         needed = sweep_bytes(
@@ -236,25 +239,51 @@ def sweep(
             cells=C,
             prompts=B,
             prompt_length=length,
-            new_tokens=max_new_tokens,
+            new_tokens=request.max_new_tokens,
             steer_prompt=steer_prompt,
         )
         return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
-    shape = chunk_shape(len(cells), prompts, fits, parts)
-    return _chunks(run, cells, prompts, done, shape, parts)
+    data, _ = mesh_parts(model)
+    return _Plan(
+        model,
+        cells,
+        batch,
+        request,
+        steering,
+        options={"steer_prompt": steer_prompt, **options},
+        shape=chunk_shape(len(cells), prompts, fits, data),
+    )
 
 
-def _chunks(
-    run: Callable[[np.ndarray, np.ndarray], _Found],
-    cells: Sequence[Cell],
-    prompts: int,
-    done: Callable[[Cell, int], bool],
-    shape: tuple[int, int],
-    parts: int,
-) -> Iterator[list[CellResult]]:
-    todo = {(c, p) for p in range(prompts) for c in range(len(cells)) if not done(cells[c], p)}
+def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> _Found:
+    """The cells `c` on the prompts `p`; `tried` are shapes for which all hosts have room."""
+    # A single row serves all.
+    batch, request = jax.tree.map(lambda x: x if len(x) == 1 else x[p], (plan.batch, plan.request))
+    steering = jax.tree.map(lambda x: x[c], plan.steering)
+    data, _ = mesh_parts(plan.model)
+    if len(p) % data == 0:
+        batch, request = spread_rows((batch, request), plan.model)
+    else:
+        steering = spread_rows(steering, plan.model)
+    request = replace(request, steering=steering)
+    if hosts.several() and (len(c), len(p)) not in tried:
+        _agree_on_room(
+            lambda: _run_cells.lower(plan.model, batch, request, **plan.options), plan.model
+        )
+        tried.add((len(c), len(p)))
+    with hosts.losing_hosts():
+        found = _run_cells(plan.model, batch, request, **plan.options)
+    return hosts.gather(found)
+
+
+def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[CellResult]]:
+    """Run what is not done, chunk by chunk."""
+    prompts, shape, tried = len(plan.batch.tokens), plan.shape, set[tuple[int, int]]()
+    todo = {
+        (c, p) for p in range(prompts) for c, cell in enumerate(plan.cells) if not done(cell, p)
+    }
     while todo:
         C, B = shape
         p_index = sorted({p for _, p in todo})[:B]
@@ -262,24 +291,11 @@ def _chunks(
         c_index = sorted({c for c, p in todo if p in here})[:C]
         try:
             # A chunk with less to do repeats its last cell or prompt up to the common shape.
-            tokens, logprobs, length = run(_filled(c_index, C), _filled(p_index, B))
-        except (jax.errors.JaxRuntimeError, _NoRoom) as error:
-            together = isinstance(error, _NoRoom)
-            if not together and not is_out_of_memory(error):
-                raise
-            if hosts.several() and not together:  # others have begun, and wait for this one
-                raise MemoryError(
-                    f"{C} cells × {B} prompts at once do not fit a device of this host; start "
-                    f"again with fewer rows_per_chunk: {error}"
-                ) from error
-            if C * B == 1:
-                raise MemoryError(f"a single row does not fit the device: {error}") from error
-            shape = chunk_shape(C, B, _at_most(C * B // 2), parts)
-            warnings.warn(
-                f"out of memory with {C} cells × {B} prompts at once, going on with "
-                f"{shape[0]} × {shape[1]} ({str(error).partition(chr(10))[0][:200]})",
-                stacklevel=2,
+            tokens, logprobs, length = _run_chunk(
+                plan, _filled(c_index, C), _filled(p_index, B), tried
             )
+        except (jax.errors.JaxRuntimeError, _NoRoom) as error:
+            shape = _smaller(plan.model, shape, error)
             continue
         chunk = []
         for i, c in enumerate(c_index):
@@ -287,9 +303,37 @@ def _chunks(
                 if (c, p) in todo:
                     n = length[i, j]
                     found = tokens[i, j, :n].tolist(), logprobs[i, j, :n].tolist()
-                    chunk.append(CellResult(cells[c], p, *found))
+                    chunk.append(CellResult(plan.cells[c], p, *found))
         todo.difference_update((c, p) for c in c_index for p in p_index)
         yield chunk
+
+
+def _smaller(model: Model, shape: tuple[int, int], error: Exception) -> tuple[int, int]:
+    """The shape to go on with after a chunk of `shape` found no memory; warns.
+
+    Raises:
+        JaxRuntimeError: for another error.
+        MemoryError: for a single row, and where other hosts have begun with the chunk and wait.
+    """
+    C, B = shape
+    together = isinstance(error, _NoRoom)
+    if not together and not is_out_of_memory(error):
+        raise error
+    if hosts.several() and not together:
+        raise MemoryError(
+            f"{C} cells × {B} prompts at once do not fit a device of this host; start "
+            f"again with fewer rows_per_chunk: {error}"
+        ) from error
+    if C * B == 1:
+        raise MemoryError(f"a single row does not fit the device: {error}") from error
+    data, _ = mesh_parts(model)
+    smaller = chunk_shape(C, B, _at_most(C * B // 2), data)
+    warnings.warn(
+        f"out of memory with {C} cells × {B} prompts at once, going on with "
+        f"{smaller[0]} × {smaller[1]} ({str(error).partition(chr(10))[0][:200]})",
+        stacklevel=3,
+    )
+    return smaller
 
 
 def _agree_on_room(lower: Callable[[], jax.stages.Lowered], model: Model) -> None:

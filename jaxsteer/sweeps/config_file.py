@@ -2,21 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxsteer.decoding import make_request
+from jaxsteer.decoding import Request
 from jaxsteer.files import as_path, write_atomic
 from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.steering import as_tuple
 from jaxsteer.sweeps.cells import Cell
 from jaxsteer.sweeps.fingerprints import describe, differences, tree_print, weights_print
 
-_FUNCTIONS = ("sampler", "step")  # options of `sweep` that decide what comes out
-_ONLY_SPEED = ("rows_per_chunk", "loop")  # and those that do not
 _SHOWN = 5  # differences that a refusal names
 
 
@@ -29,22 +27,19 @@ def configuration(
     model: Model,
     batch: TokenBatch,
     cells: Sequence[Cell],
+    request: Request,
     *,
     prompt_ids: Sequence[str | int],
-    max_new_tokens: int,
     identity: Mapping[str, Any],
-    options: Mapping[str, Any],
+    functions: Mapping[str, Callable[..., Any] | None],
 ) -> dict[str, Any]:
-    """Everything that decides what the rows hold, as JSON; `options` are those of `sweep`.
+    """Everything that decides what the rows hold, as JSON; of `functions` those not given are None.
 
     Raises:
         ValueError: for an identity, ids or labels that are no JSON.
     """
     from jaxsteer import __version__
 
-    asked = {k: v for k, v in options.items() if k not in _FUNCTIONS + _ONLY_SPEED}
-    request = make_request(model, batch, max_new_tokens=max_new_tokens, **asked)
-    functions = {name: options[name] for name in _FUNCTIONS if options.get(name) is not None}
     config = {
         "jaxsteer": __version__,
         "model": model.config.to_dict(),
@@ -53,11 +48,12 @@ def configuration(
         "identity": dict(identity),
         "prompt_ids": list(prompt_ids),
         "prompts": describe(batch),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": request.max_new_tokens,
         "request": describe(request),
         "functions": {
             name: getattr(function, "__qualname__", type(function).__name__)
             for name, function in functions.items()
+            if function is not None
         },
         "cells": {key_of(cell.labels): _steering_print(cell) for cell in cells},
     }

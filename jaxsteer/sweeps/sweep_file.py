@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+import jax
 from tqdm import tqdm
 
+from jaxsteer.decoding import Asked, Loop, Request, Rows, Sampler, Step, as_request, decode_step
 from jaxsteer.files import as_path
 from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.runtime import hosts, preemption
@@ -34,15 +36,19 @@ def tokens_and_logprobs(result: CellResult) -> dict[str, Any]:
 def sweep_to_file(
     path: str | os.PathLike[str],
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | Rows,
     cells: Sequence[Cell],
+    request: Request | None = None,
     *,
-    max_new_tokens: int,
     prompt_ids: Sequence[str | int] | None = None,
     to_row: Callable[[CellResult], Mapping[str, Any]] = tokens_and_logprobs,
     identity: Mapping[str, Any] | None = None,
     progress: str | None = "sweep",
-    **options: Any,
+    rows_per_chunk: int | None = None,
+    sampler: Sampler | None = None,
+    step: Step = decode_step,
+    loop: Loop = jax.lax.while_loop,
+    **asked: Unpack[Asked],
 ) -> Path:
     """Run every cell on every prompt and append a row for each to a JSON lines file.
 
@@ -59,15 +65,19 @@ def sweep_to_file(
         path: the file; a folder that is missing is made. Or an object of a store, as
             `gs://bucket/sweep.jsonl`: see `row_store`.
         model: the weights.
-        batch: left-padded prompts.
+        batch: left-padded prompts, or token ids row by row.
         cells: what to run on them; all have the same labels, each with values of its own.
-        max_new_tokens: tokens to make room for.
+        request: what is asked of each prompt in every cell; see `sweep`.
         prompt_ids: one a prompt; its number in the batch, if not given.
         to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities.
         identity: whatever else decides what the rows hold, as JSON: the tokenizer, for example,
             if `to_row` makes text. The weights are told apart without it.
         progress: title of the bar with cells, tokens a second and the time left; None for no bar.
-        **options: what else `sweep` takes, `done` apart.
+        rows_per_chunk: see `sweep`.
+        sampler: see `sweep`.
+        step: see `generate`.
+        loop: see `generate`.
+        **asked: in place of a request, the keywords of `make_request`.
 
     Raises:
         ValueError: before anything is written, for what `sweep` refuses, labels or ids that do not
@@ -78,6 +88,7 @@ def sweep_to_file(
         HostLost: if another process of this sweep has ended.
     """
     path = as_path(path)
+    batch, request = as_request(model, batch, request, asked)
     ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)
     written: set[str] = set()
     keys: dict[tuple[int, int], str] = {}
@@ -86,19 +97,22 @@ def sweep_to_file(
         model,
         batch,
         cells,
-        max_new_tokens=max_new_tokens,
+        request,
+        rows_per_chunk=rows_per_chunk,
         done=lambda cell, prompt: keys[id(cell), prompt] in written,
-        **options,
+        sampler=sampler,
+        step=step,
+        loop=loop,
     )
     keys |= _keys(cells, ids, rows=len(batch.tokens))
     config = configuration(
         model,
         batch,
         cells,
+        request,
         prompt_ids=ids,
-        max_new_tokens=max_new_tokens,
         identity=identity or {},
-        options=options,
+        functions={"sampler": sampler, "step": None if step is decode_step else step},
     )
     names = [*cells[0].labels, "prompt"]
 

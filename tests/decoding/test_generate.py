@@ -1,6 +1,8 @@
 """jaxsteer.generate: rows do not see each other, the cache is not seen, nothing is left over."""
 
+import inspect
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 
-from jaxsteer.decoding.generation import append, decode_step, generate, make_request, run, stream
+from jaxsteer.decoding.generation import append, decode_step, generate, run, stream
+from jaxsteer.decoding.refill import generate_queue
+from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.llama.model import forward
@@ -18,6 +22,7 @@ from jaxsteer.steering import scope
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.interventions import add
 from jaxsteer.steering.steering import Steering
+from jaxsteer.sweeps import Cell, sweep
 
 B, G = 3, 8
 THINKING = add(np.ones(SHALLOW.d_model), layer=0, coeff=1.0, scope=scope.thinking())
@@ -307,8 +312,68 @@ def test_a_token_outside_the_vocabulary_is_refused(shallow):
 def test_other_things_in_the_place_of_model_and_batch(shallow, batch):
     with pytest.raises(ValueError, match="model: got tuple, expected a Model, the first of what"):
         generate((shallow, None), batch, max_new_tokens=1)
-    with pytest.raises(ValueError, match="batch: got list, expected a TokenBatch, as `left_pad`"):
-        generate(shallow, [[1, 2]], max_new_tokens=1)
+    with pytest.raises(ValueError, match="batch: got dict, expected token ids row by row, or a To"):
+        generate(shallow, {"input_ids": [[1, 2]]}, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"prompts\[0\]: got 1, expected a list of token ids"):
+        generate(shallow, [1, 2], max_new_tokens=1)
+    with pytest.raises(ValueError, match="request: got int, expected what `make_request` makes"):
+        generate(shallow, batch, 8)
+
+
+def test_one_request_is_what_its_keywords_ask_for_in_all_four(shallow, prompts, batch, steering):
+    """And token ids row by row are the batch that they make."""
+    asked = {
+        "max_new_tokens": G,
+        "max_tokens": [G, 2, 5],
+        "sampling_params": sampling(B, temperature=1.0, seed=3),
+        "stop_tokens": [7],
+    }
+    request = make_request(shallow, prompts, **asked, steering=steering)
+    found = [
+        generate(shallow, batch, **asked, steering=steering).rows(),
+        generate(shallow, batch, request).rows(),
+        generate(shallow, prompts, request, max_new_tokens=G).rows(),
+    ]
+    for options in (asked | {"steering": steering}, {"request": request}):
+        queue = generate_queue(shallow, prompts, slots=2, **options)
+        found.append([row.tokens for row in sorted(queue, key=lambda row: row.index)])
+        columns = np.stack(list(stream(shallow, prompts, **options)), axis=1)
+        found.append([row[row >= 0].tolist() for row in columns])
+    assert found == [found[0]] * len(found)
+    plain, cells = make_request(shallow, prompts, **asked), [Cell({}, ())]
+    swept = [
+        [result.tokens for result in next(sweep(shallow, prompts, cells, **options))]
+        for options in (asked, {"request": plain})
+    ]
+    assert swept == [generate(shallow, batch, plain).rows()] * 2
+
+
+def test_the_keywords_that_are_passed_on_are_those_of_a_request():
+    parameters = inspect.signature(make_request).parameters.values()
+    expected = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
+    assert Asked.__annotations__.keys() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"stop_tokens": [1]}, "request: got one and stop_tokens, expected one or the other"),
+        ({}, {"max_new_tokens": 5}, "max_new_tokens: got 5, expected the request's 4, or nothing"),
+        ({"max_tokens": jnp.full(B, 5)}, {}, "max_tokens: got 5, expected 0 to max_new_tokens=4"),
+        ({"max_tokens": jnp.full(2, 4)}, {}, "request: got 2 rows, expected the batch's 3"),
+        (
+            {"prompt_length": jnp.array([3, 7, 5])},
+            {},
+            "got a prompt of 7 tokens in row 1, expected the batch's 8",
+        ),
+        ({"steering": (add(np.ones(16), layer=9, coeff=1.0),)}, {}, "layer: got 9, expected 0 to"),
+    ],
+)
+def test_a_request_of_another_call(shallow, batch, changes, options, message):
+    request = replace(make_request(shallow, batch, max_new_tokens=4), **changes)
+    for ask in (generate, stream, partial(generate_queue, slots=2)):
+        with pytest.raises(ValueError, match=message):
+            ask(shallow, batch, request, **options)
 
 
 def test_what_is_checked_on_the_host_is_refused_inside_jit(shallow, batch):

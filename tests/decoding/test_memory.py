@@ -10,7 +10,6 @@ from oracle import SHALLOW, random_model
 
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.decoding import memory
-from jaxsteer.decoding.generation import make_request
 from jaxsteer.decoding.memory import (
     has_room,
     is_out_of_memory,
@@ -19,6 +18,7 @@ from jaxsteer.decoding.memory import (
     row_bytes,
     rows_that_fit,
 )
+from jaxsteer.decoding.request import make_request
 from jaxsteer.decoding.samplers import greedy
 from jaxsteer.llama.attention import cudnn_attention
 from jaxsteer.llama.model import init
@@ -46,9 +46,7 @@ def test_the_formula_bounds_what_the_compiler_counts():
     batch = left_pad([[1] * T] * 8, length=T)
     request = make_request(model, batch, max_new_tokens=G)
     request = replace(request, steering=stack_cells(cells, CONFIG))
-    compiled = _run_cells.lower(
-        model, batch, request, steer_prompt=False, max_new_tokens=G, sampler=greedy
-    ).compile()
+    compiled = _run_cells.lower(model, batch, request, steer_prompt=False, sampler=greedy).compile()
     counts = compiled.memory_analysis()  # the caches are an output
     counted = counts.temp_size_in_bytes + counts.output_size_in_bytes
     expected = program_bytes(model, rows=40, prompt_rows=8, prompt_length=T, new_tokens=G)
