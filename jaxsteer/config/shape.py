@@ -55,6 +55,7 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
     qkv_bias: bool = False  # queries, keys and values have a bias, as in Qwen2
+    qk_norm: bool = False  # queries and keys go through an RMSNorm, head by head, as in Qwen3
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -67,7 +68,7 @@ class LlamaConfig:
         for name in ("norm_eps", "rope_theta"):
             if not _is_positive(getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected more than 0")
-        for name in ("tie_embeddings", "qkv_bias"):
+        for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected true or false")
         if self.n_heads % self.n_kv_heads:

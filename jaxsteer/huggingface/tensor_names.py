@@ -1,6 +1,8 @@
-"""Names and layouts of a Llama's or Qwen2's tensors, Hugging Face's and ours: one table."""
+"""Tensors of a model by Hugging Face's names, and the way between their layout and ours.
 
-import math
+Both follow from the rows of `llama.parameters`.
+"""
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,31 +11,20 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.llama import ParamPath, dotted, flatten, nest
-
-# Hugging Face's name (a regular expression), our path, and how the axes move. Letters are those of
-# the whole library; (N H) is one axis that holds all heads, head by head.
-_LAYER = r"model\.layers\.(\d+)\."
-_TABLE = (
-    (r"model\.embed_tokens\.weight", "embed.embedding", "V D -> V D"),
-    (_LAYER + r"input_layernorm\.weight", "layers.{}.attn_norm.scale", "D -> D"),
-    (_LAYER + r"self_attn\.q_proj\.weight", "layers.{}.attn.q_proj", "(N H) D -> D N H"),
-    (_LAYER + r"self_attn\.k_proj\.weight", "layers.{}.attn.k_proj", "(K H) D -> D K H"),
-    (_LAYER + r"self_attn\.v_proj\.weight", "layers.{}.attn.v_proj", "(K H) D -> D K H"),
-    (_LAYER + r"self_attn\.q_proj\.bias", "layers.{}.attn.q_bias", "(N H) -> N H"),
-    (_LAYER + r"self_attn\.k_proj\.bias", "layers.{}.attn.k_bias", "(K H) -> K H"),
-    (_LAYER + r"self_attn\.v_proj\.bias", "layers.{}.attn.v_bias", "(K H) -> K H"),
-    (_LAYER + r"self_attn\.o_proj\.weight", "layers.{}.attn.o_proj", "D (N H) -> N H D"),
-    (_LAYER + r"post_attention_layernorm\.weight", "layers.{}.mlp_norm.scale", "D -> D"),
-    (_LAYER + r"mlp\.gate_proj\.weight", "layers.{}.mlp.gate_proj", "F D -> D F"),
-    (_LAYER + r"mlp\.up_proj\.weight", "layers.{}.mlp.up_proj", "F D -> D F"),
-    (_LAYER + r"mlp\.down_proj\.weight", "layers.{}.mlp.down_proj", "D F -> F D"),
-    (r"model\.norm\.weight", "final_norm.scale", "D -> D"),
-    (r"lm_head\.weight", "lm_head.kernel", "V D -> D V"),
+from jaxsteer.llama import (
+    ParamPath,
+    Row,
+    dotted,
+    family_rows,
+    flatten,
+    nest,
+    parameters,
+    shape_of,
 )
+
 # Computed from the config, never learned; old checkpoints carry them.
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-HEAD = "lm_head.weight"
+HEAD = parameters.HEAD.hf_name
 EMBEDDING = "model.embed_tokens.weight"
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -77,18 +68,11 @@ def tensors(config: LlamaConfig) -> dict[str, Tensor]:
     Tensor(name='model.layers.2.self_attn.k_proj.weight', path=('layers', 2, 'attn', 'k_proj'), \
 hf_shape=(16, 32), shape=(32, 2, 8), transposed=True)
     """
-    sizes = {
-        "V": config.vocab_size,
-        "D": config.d_model,
-        "F": config.d_mlp,
-        "N": config.n_heads,
-        "K": config.n_kv_heads,
-        "H": config.head_dim,
-    }
-    found = [_tensor(row, None, sizes) for row in _TABLE if "{}" not in row[1]]
+    rows = family_rows(config)
+    named = [_tensor(row, None, config) for row in rows if "{}" not in row.path]
     for layer in range(config.n_layers):
-        found += [_tensor(row, layer, sizes) for row in _TABLE if "{}" in row[1]]
-    return {t.name: t for t in found if _has(config, t.name)}
+        named += [_tensor(row, layer, config) for row in rows if "{}" in row.path]
+    return {t.name: t for t in named}
 
 
 def check(headers: Mapping[str, Header], config: LlamaConfig) -> None:
@@ -184,31 +168,14 @@ def check_tied(head: np.ndarray, embedding: np.ndarray) -> None:
         )
 
 
-def _has(config: LlamaConfig, name: str) -> bool:
-    """Whether a model of this config has a tensor that is in the table."""
-    if name == HEAD:
-        return not config.tie_embeddings
-    return config.qkv_bias or not name.endswith(".bias")
-
-
-def _tensor(row: tuple[str, str, str], layer: int | None, sizes: Mapping[str, int]) -> Tensor:
-    pattern, place, axes = row
-    before, after = axes.split(" -> ")
-    path = place.format(layer).split(".")
+def _tensor(row: Row, layer: int | None, config: LlamaConfig) -> Tensor:
+    path = row.path.format(layer).split(".")
     return Tensor(
-        name=pattern.replace(r"(\d+)", str(layer)).replace("\\", ""),
+        name=row.hf_name.format(layer),
         path=tuple(int(part) if part.isdigit() else part for part in path),
-        hf_shape=_shape(before, sizes),
-        shape=_shape(after, sizes),
-        transposed=re.findall(r"\w", before) != re.findall(r"\w", after),
-    )
-
-
-def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Sizes of axes written as `"(N H) D"`."""
-    groups = re.findall(r"\([^)]*\)|\w", axes)
-    return tuple(
-        math.prod(sizes[letter] for letter in group.strip("()").split()) for group in groups
+        hf_shape=shape_of(row.hf_axes, config),
+        shape=shape_of(row.axes, config),
+        transposed=re.sub(r"[()]", "", row.hf_axes) != row.axes,
     )
 
 
@@ -233,12 +200,15 @@ def _mismatches(tensor: Tensor, header: Header) -> list[str]:
 
 def _why(name: str, config: LlamaConfig) -> str:
     """The likely reason why a name has no place."""
-    for pattern, _, _ in _TABLE:
-        match = re.fullmatch(pattern, name)
-        if match and not _has(config, name):
-            return ": config.json has a model_type without biases"
-        if match and match.groups():
-            return f": config.json has num_hidden_layers={config.n_layers}"
+    has = family_rows(config)
+    for row in parameters.ALL:
+        if re.fullmatch(re.escape(row.hf_name).replace(r"\{\}", r"\d+"), name):
+            if row in parameters.QKV_BIAS and row not in has:
+                return ": config.json has a model_type without biases"
+            if row in parameters.QK_NORM and row not in has:
+                return ": config.json has a model_type without norms on queries and keys"
+            if "{}" in row.hf_name:
+                return f": config.json has num_hidden_layers={config.n_layers}"
     return ""
 
 

@@ -11,7 +11,15 @@ from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
 from jaxsteer.llama.cache import KVCache, lengthen, write
 from jaxsteer.llama.model import Model, abstract_params, bind, forward, from_params, init, is_packed
 from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
-from jaxsteer.llama.param_paths import ParamPath, dotted, flatten, nest
+from jaxsteer.llama.parameters import (
+    ParamPath,
+    Row,
+    dotted,
+    family_rows,
+    flatten,
+    nest,
+    shape_of,
+)
 from jaxsteer.llama.prompt_blocks import BLOCK_TOKENS, count_blocks, run_prompts
 from jaxsteer.llama.sharding import (
     DATA,
@@ -36,6 +44,7 @@ __all__ = [
     "KVCache",
     "Model",
     "ParamPath",
+    "Row",
     "TokenBatch",
     "abstract_params",
     "arrange",
@@ -49,6 +58,7 @@ __all__ = [
     "cudnn_attention",
     "default_attention",
     "dotted",
+    "family_rows",
     "flatten",
     "forward",
     "from_params",
@@ -65,6 +75,7 @@ __all__ = [
     "parts",
     "rows_sharding",
     "run_prompts",
+    "shape_of",
     "shard_batch",
     "shard_model",
     "spread_rows",

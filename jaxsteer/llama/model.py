@@ -1,4 +1,4 @@
-"""A Llama or Qwen2 in Flax NNX whose residual stream can be read and steered at named sites.
+"""A Llama in Flax NNX whose residual stream can be read and steered at named sites.
 
 Read `Block.__call__` first: the sites stand there in reading order. The modules are built inside
 traced code only; what callers hold is `Model`, a pytree of plain arrays, so that two models of
@@ -21,6 +21,7 @@ from flax import nnx
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.attention import AttentionFn, default_attention
 from jaxsteer.llama.cache import KVCache, write
+from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
 from jaxsteer.steering import Capture, Steering
 from jaxsteer.steering import capture as capturing
 from jaxsteer.steering import steering as steers
@@ -28,6 +29,8 @@ from jaxsteer.steering import steering as steers
 Params = dict[Any, Any]  # nested dict of arrays, layers under their numbers
 # Called with a site's name and the stream there; returns the stream to go on with.
 Tap = Callable[[str, jax.Array], jax.Array]
+# Makes the parameter of a path in the table of `parameters`; None where the model has none there.
+Weight = Callable[[str], Any]
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -60,11 +63,11 @@ def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm over the last axis, computed in float32."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.eps = config.norm_eps
+    def __init__(self, scale: nnx.Param, eps: float):
+        self.scale = scale
+        self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
@@ -72,37 +75,24 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * self.scale[...]
 
 
-def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
-
-
 def _biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     return x if bias is None else x + bias[...]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; biases on q, k and v where the config says."""
+    """Grouped-query attention with rotary positions; biases or norms where the family has them."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
-        D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
-        self.packed = packed
-
-        def bias(*shape: int) -> nnx.Param | None:
-            return _weight(rngs, shape, dtype) if config.qkv_bias else None
-
-        if packed:
-            self.qkv_proj = _weight(rngs, (D, K, N // K + 2, H), dtype)
-            self.qkv_bias = bias(K, N // K + 2, H)
-        else:
-            self.q_proj = _weight(rngs, (D, N, H), dtype)
-            self.k_proj = _weight(rngs, (D, K, H), dtype)
-            self.v_proj = _weight(rngs, (D, K, H), dtype)
-            self.q_bias, self.k_bias, self.v_bias = bias(N, H), bias(K, H), bias(K, H)
-        self.o_proj = _weight(rngs, (N, H, D), dtype)
+    def __init__(self, config: LlamaConfig, weight: Weight):
+        self.qkv_proj = weight("attn.qkv_proj")  # packed, or else the three below
+        self.qkv_bias = weight("attn.qkv_bias")
+        self.q_proj, self.k_proj, self.v_proj = (weight(f"attn.{x}_proj") for x in "qkv")
+        self.q_bias, self.k_bias, self.v_bias = (weight(f"attn.{x}_bias") for x in "qkv")
+        self.q_norm, self.k_norm = (_norm(f"attn.{x}_norm", config, weight) for x in "qk")
+        self.o_proj = weight("attn.o_proj")
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not yet rotated."""
-        if self.packed:
+        if self.qkv_proj is not None:
             qkv = jnp.einsum("BTD,DKPH->BTKPH", x, self.qkv_proj[...])
             qkv = _biased(qkv, self.qkv_bias)
             q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
@@ -114,6 +104,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, context: "Context", layer: int) -> tuple[jax.Array, Any]:
         q, k, v = self.project(x)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, context.angle), rotate(k, context.angle)
         if context.cache is not None:
             k = write(context.cache.k[layer], k, context.start)
@@ -131,18 +123,14 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU feed-forward."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
-        D, F = config.d_model, config.d_mlp
-        self.packed = packed
-        if packed:
-            self.gate_up_proj = _weight(rngs, (D, 2, F), dtype)
-        else:
-            self.gate_proj = _weight(rngs, (D, F), dtype)
-            self.up_proj = _weight(rngs, (D, F), dtype)
-        self.down_proj = _weight(rngs, (F, D), dtype)
+    def __init__(self, weight: Weight):
+        self.gate_up_proj = weight("mlp.gate_up_proj")  # packed, or else the two below
+        self.gate_proj = weight("mlp.gate_proj")
+        self.up_proj = weight("mlp.up_proj")
+        self.down_proj = weight("mlp.down_proj")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.packed:
+        if self.gate_up_proj is not None:
             both = jnp.einsum("BTD,DPF->BTPF", x, self.gate_up_proj[...])
             gate, up = both[:, :, 0], both[:, :, 1]
         else:
@@ -154,11 +142,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One transformer block; `tap` sees the stream at each site and may change it."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool):
-        self.attn_norm = RMSNorm(config, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs, packed=packed)
-        self.mlp_norm = RMSNorm(config, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs, packed=packed)
+    def __init__(self, config: LlamaConfig, weight: Weight):
+        self.attn_norm = _norm("attn_norm", config, weight)
+        self.attn = Attention(config, weight)
+        self.mlp_norm = _norm("mlp_norm", config, weight)
+        self.mlp = MLP(weight)
 
     def __call__(
         self, x: jax.Array, context: "Context", layer: int, tap: Tap
@@ -177,15 +165,15 @@ class Block(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings, `[V, D]`."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.embedding = _weight(rngs, (config.vocab_size, config.d_model), dtype)
+    def __init__(self, weight: Weight):
+        self.embedding = weight("embed.embedding")
 
 
 class Head(nnx.Module):
     """The untied output projection, `[D, V]`."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel = _weight(rngs, (config.d_model, config.vocab_size), dtype)
+    def __init__(self, weight: Weight):
+        self.kernel = weight("lm_head.kernel")
 
 
 class Llama(nnx.Module):
@@ -194,12 +182,11 @@ class Llama(nnx.Module):
     def __init__(
         self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool = False
     ):
-        self.embed = Embedding(config, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [Block(config, dtype=dtype, rngs=rngs, packed=packed) for _ in range(config.n_layers)]
-        )
-        self.final_norm = RMSNorm(config, dtype=dtype)
-        self.lm_head = None if config.tie_embeddings else Head(config, dtype=dtype, rngs=rngs)
+        weight = _random_weights(config, dtype=dtype, rngs=rngs, packed=packed)
+        self.embed = Embedding(weight)
+        self.layers = nnx.List([Block(config, weight) for _ in range(config.n_layers)])
+        self.final_norm = _norm("final_norm", config, weight)
+        self.lm_head = None if config.tie_embeddings else Head(weight)
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`."""
@@ -209,6 +196,30 @@ class Llama(nnx.Module):
         else:
             weight, spec = self.lm_head.kernel[...], "...D,DV->...V"
         return jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+
+
+def _random_weights(
+    config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool
+) -> Weight:
+    """Makes the parameters that the table has for this config: norms 1, the rest random."""
+    rows = family_rows(config)
+    axes = {row.path: row.axes for row in (packed_rows(rows) if packed else rows)}
+
+    def weight(path: str) -> nnx.Param | None:
+        letters = axes.get(path) or axes.get("layers.{}." + path)
+        if letters is None:
+            return None
+        shape = shape_of(letters, config)
+        if path.endswith("norm.scale"):
+            return nnx.Param(jnp.ones(shape, dtype))
+        return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+
+    return weight
+
+
+def _norm(path: str, config: LlamaConfig, weight: Weight) -> Any:  # RMSNorm, or None
+    scale = weight(f"{path}.scale")
+    return None if scale is None else RMSNorm(scale, config.norm_eps)
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,6 @@ K · r key/value heads which computes the same, and the sharded model's config s
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -28,26 +27,12 @@ from jax.sharding import PartitionSpec as P
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.cache import KVCache
 from jaxsteer.llama.model import Model, Params, abstract_params
-from jaxsteer.llama.param_paths import dotted, flatten, nest
+from jaxsteer.llama.parameters import AXES, SPLIT, axes_of, flatten, nest
 from jaxsteer.runtime import hosts
 
 DATA, TENSOR = "data", "tensor"
 
-# Which axis of a parameter is split, by its path; axes that are not named are whole everywhere.
-PARAMS: tuple[tuple[str, P], ...] = (
-    (r"embed\.embedding", P(TENSOR, None)),  # [V, D]
-    (r"layers\.\d+\.attn\.[qkv]_proj", P(None, TENSOR, None)),  # [D, N or K, H]
-    (r"layers\.\d+\.attn\.[qkv]_bias", P(TENSOR, None)),  # [N or K, H]
-    (r"layers\.\d+\.attn\.qkv_proj", P(None, TENSOR, None, None)),  # [D, K, N / K + 2, H]
-    (r"layers\.\d+\.attn\.qkv_bias", P(TENSOR, None, None)),  # [K, N / K + 2, H]
-    (r"layers\.\d+\.attn\.o_proj", P(TENSOR, None, None)),  # [N, H, D]
-    (r"layers\.\d+\.mlp\.(gate|up)_proj", P(None, TENSOR)),  # [D, F]
-    (r"layers\.\d+\.mlp\.gate_up_proj", P(None, None, TENSOR)),  # [D, 2, F]
-    (r"layers\.\d+\.mlp\.down_proj", P(TENSOR, None)),  # [F, D]
-    (r"(.*\.)?(attn|mlp|final)_norm\.scale", P(None)),  # [D]
-    (r"lm_head\.kernel", P(None, TENSOR)),  # [D, V]
-)
-_KV, _JOINED = ("k_proj", "v_proj", "k_bias", "v_bias"), ("qkv_proj", "qkv_bias")
+_ATTN = "layers.{}.attn."
 KEYS_AND_VALUES = P(DATA, None, TENSOR, None)  # [B, S, K, H]
 
 Tree = TypeVar("Tree")
@@ -110,30 +95,24 @@ def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
 
 
 def shardings(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
-    """The table applied to any tree of parameters (or their shapes), packed ones included.
+    """Where any tree of parameters (or their shapes) goes, packed ones included.
 
     Raises:
-        ValueError: for a parameter that the table does not name.
+        ValueError: for a parameter that is not in the table of `parameters`.
     """
-
-    def place(path: tuple[str | int, ...], x: Any) -> NamedSharding:
-        return NamedSharding(mesh, _fitting(_spec(dotted(path)), x.shape, mesh.shape[TENSOR]))
-
-    return nest((path, place(path, x)) for path, x in flatten(params))
-
-
-def _spec(name: str) -> P:
-    for pattern, spec in PARAMS:
-        if re.fullmatch(pattern, name):
-            return spec
-    raise ValueError(f"{name}: no entry in the table of sharding, expected one")
+    tensor = mesh.shape[TENSOR]
+    return nest(
+        (path, NamedSharding(mesh, _spec(axes_of(path), x.shape, tensor)))
+        for path, x in flatten(params)
+    )
 
 
-def _fitting(spec: P, shape: tuple[int, ...], tensor: int) -> P:
-    """`spec`; for key/value heads too few to split, the width instead, until they are repeated."""
-    if all(name is None or n % tensor == 0 for name, n in zip(spec, shape, strict=True)):
-        return spec
-    return P(TENSOR) if len(shape) > 2 and shape[0] % tensor == 0 else P()
+def _spec(axes: str, shape: tuple[int, ...], tensor: int) -> P:
+    """Which axis is split; for key/value heads too few to split, D instead, until repeated."""
+    split = next((i for i, letter in enumerate(axes) if letter in SPLIT), None)
+    if split is not None and shape[split] % tensor:
+        split = axes.find("D") if "D" in axes and shape[axes.find("D")] % tensor == 0 else None
+    return P() if split is None else P(*(TENSOR if i == split else None for i in range(len(axes))))
 
 
 def shard_model(model: Model, mesh: Mesh) -> Model:
@@ -154,7 +133,7 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
     layers = {}
     # Layer by layer, so that little is there twice.
     for i, layer in model.params["layers"].items():
-        few = {name: x for name, x in layer["attn"].items() if name in _KV + _JOINED}
+        few = _kv_weights(layer["attn"])
         many = _repeat(hosts.place(few, NamedSharding(mesh, P())), times)
         many = hosts.place(many, {name: placed["layers"][i]["attn"][name] for name in few})
         layers[i] = layer | {"attn": layer["attn"] | many}
@@ -164,7 +143,7 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
 def repeat_kv_heads(model: Model, times: int) -> Model:
     """The same function with each key/value head there `times` times; pure."""
     layers = {
-        i: layer | {"attn": _repeat(layer["attn"], times)}
+        i: layer | {"attn": layer["attn"] | _repeat(_kv_weights(layer["attn"]), times)}
         for i, layer in model.params["layers"].items()
     }
     return _with_heads(model, layers, times)
@@ -175,18 +154,21 @@ def _with_heads(model: Model, layers: Params, times: int) -> Model:
     return replace(model, params=model.params | {"layers": layers}, config=config)
 
 
-@functools.partial(jax.jit, static_argnames="times")
-def _repeat(attn: Params, times: int) -> Params:
-    def repeat(name: str, x: jax.Array) -> jax.Array:
-        if name in _KV:  # [D, K, H]; biases without D
-            return jnp.repeat(x, times, axis=-2)
-        if name in _JOINED:  # [D, K, N / K + 2, H]; biases without D
-            *lead, K, P, H = x.shape
-            q = x[..., :-2, :].reshape(*lead, K * times, (P - 2) // times, H)
-            return jnp.concatenate([q, jnp.repeat(x[..., -2:, :], times, axis=-3)], axis=-2)
-        return x
+def _kv_weights(attn: Params) -> Params:
+    """What an attention has for each key/value head."""
+    return {name: x for name, x in attn.items() if "K" in AXES.get(_ATTN + name, "")}
 
-    return {name: repeat(name, x) for name, x in attn.items()}
+
+@functools.partial(jax.jit, static_argnames="times")
+def _repeat(kv_weights: Params, times: int) -> Params:
+    def repeat(axes: str, x: jax.Array) -> jax.Array:
+        if "G" not in axes:  # [D, K, H]; biases without D
+            return jnp.repeat(x, times, axis=axes.index("K"))
+        *lead, K, G, H = x.shape  # [D, K, N / K + 2, H]; biases without D
+        q = x[..., :-2, :].reshape(*lead, K * times, (G - 2) // times, H)
+        return jnp.concatenate([q, jnp.repeat(x[..., -2:, :], times, axis=-3)], axis=-2)
+
+    return {name: repeat(AXES[_ATTN + name], x) for name, x in kv_weights.items()}
 
 
 def shard_batch(tree: Tree, mesh: Mesh) -> Tree:

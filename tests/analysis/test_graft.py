@@ -13,7 +13,7 @@ import pytest
 from jaxsteer.analysis.grafting import graft, part_of, part_sizes, parts
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.packing import pack
-from jaxsteer.llama.param_paths import flatten
+from jaxsteer.llama.parameters import flatten
 
 CONFIG = oracle.SHALLOW
 

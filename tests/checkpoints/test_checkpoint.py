@@ -18,7 +18,7 @@ from jaxsteer.checkpoints import writer as checkpoint_writer
 from jaxsteer.config.shape import LlamaConfig, RopeScaling
 from jaxsteer.files.directories import new_directory
 from jaxsteer.llama import model, packing
-from jaxsteer.llama.param_paths import flatten
+from jaxsteer.llama.parameters import flatten
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama.cache import empty_cache
 from jaxsteer.llama.model import Model, Output, abstract_params, forward, from_params
-from jaxsteer.llama.param_paths import flatten, nest
+from jaxsteer.llama.parameters import flatten, nest
 from jaxsteer.llama.tokens import TokenBatch
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.sites import SITES

@@ -31,11 +31,11 @@ from jaxsteer.directions.learned import learn_directions, token_logprobs
 from jaxsteer.directions.moments import difference_of_means
 from jaxsteer.directions.raw_activations import read_activations, save_activations
 from jaxsteer.directions.targets import make_targets
-from jaxsteer.llama import attention
+from jaxsteer.llama import attention, attention_cudnn
 from jaxsteer.llama.attention import cudnn_attention
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.packing import pack
-from jaxsteer.llama.param_paths import dotted, flatten
+from jaxsteer.llama.parameters import dotted, flatten
 from jaxsteer.llama.sharding import (
     cache_sharding,
     make_mesh,
@@ -269,7 +269,7 @@ def with_a_kernel(mesh: Mesh, rows: tuple[int, ...], *, cursors: bool) -> dict[s
     placed = [
         jax.device_put(x, NamedSharding(mesh, to)) for x, to in zip(arrays, where, strict=True)
     ]
-    with mock.patch.object(attention, "_cudnn_rows", plain):
+    with mock.patch.object(attention_cudnn, "_cudnn_rows", plain):
         program = jax.jit(
             cells(lambda q, k, v, valid, start: cudnn_attention(q, k, v, valid=valid, start=start))
         ).lower(*placed)

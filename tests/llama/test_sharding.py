@@ -19,7 +19,7 @@ from jaxsteer.config.shape import PRESETS, LlamaConfig
 from jaxsteer.decoding import memory
 from jaxsteer.llama.model import abstract_params, from_params
 from jaxsteer.llama.packing import pack
-from jaxsteer.llama.param_paths import dotted, flatten
+from jaxsteer.llama.parameters import dotted, flatten
 from jaxsteer.llama.sharding import check_tensor, make_mesh, params_sharding, shard_batch, shardings
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def ran(tmp_path_factory) -> Path:
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "sharded_worker.py"), str(folder), str(folder)],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "sharded_worker.py"), str(folder), str(folder)],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -214,7 +214,7 @@ def test_the_sizes_that_people_rent_do():
 
 
 def test_a_parameter_without_an_entry_is_refused():
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.router: no entry in the table"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.router: no row in the table"):
         shardings({"layers": {0: {"mlp": {"router": np.ones(4)}}}}, abstract_mesh(data=1, tensor=1))
 
 

@@ -24,7 +24,7 @@ from jaxsteer.checkpoints import checkpoint
 from jaxsteer.huggingface import load_tokenizer, stream, tokenizer_check
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.huggingface.folder import open_folder
-from jaxsteer.llama.param_paths import flatten
+from jaxsteer.llama.parameters import flatten
 from jaxsteer.models import conversion as convert_module
 from jaxsteer.models.conversion import convert, main
 from jaxsteer.models.exporting import export

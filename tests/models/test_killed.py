@@ -15,7 +15,7 @@ from jaxsteer.checkpoints import checkpoint
 from jaxsteer.checkpoints import writer as checkpoint_writer
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.llama.model import abstract_params
-from jaxsteer.llama.param_paths import flatten
+from jaxsteer.llama.parameters import flatten
 from jaxsteer.models.conversion import convert
 
 

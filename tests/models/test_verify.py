@@ -13,7 +13,7 @@ from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.huggingface.folder import open_folder
 from jaxsteer.llama import model
-from jaxsteer.llama.param_paths import flatten
+from jaxsteer.llama.parameters import flatten
 from jaxsteer.models import verification as verify
 from jaxsteer.models.conversion import convert
 
