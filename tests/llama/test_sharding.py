@@ -52,7 +52,12 @@ def ran(tmp_path_factory) -> Path:
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "sharded_worker.py"), str(folder), str(folder)],
+        [
+            sys.executable,
+            str(ROOT / "tests" / "helpers" / "sharded_worker.py"),
+            str(folder),
+            str(folder),
+        ],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
