@@ -6,9 +6,10 @@
 
 By default on the small pair, with `experiments/configs/small.toml`. Each stage is a module and
 leaves a folder under `--out`. What is there and still valid is not made again, and an interrupted
-run goes on. `--full` adds the figures that take longer. `--pairs` does all of it for every training
-seed in a folder of `weights.train_small`, and sets their verdicts side by side. `--mesh` and
-`--hosts` are in `machines`.
+run goes on. `--full` adds the figures that take longer. `--set section.key=value` replaces a value
+of the settings. `--pairs` does all of it for every training seed in a folder of
+`weights.train_small`, and sets their verdicts side by side. `--mesh` and `--hosts` are in
+`machines`.
 """
 
 import argparse
@@ -44,14 +45,15 @@ def reproduce(run: Run) -> None:
 
 
 def _work(args: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> None:
+    options = {"changes": args.changes, "full": args.full, "mesh": mesh}
     if args.pairs is None:
-        run = open_run(args.out, args.config, full=args.full, mesh=mesh)
+        run = open_run(args.out, args.config, **options)
         with locked(run.out):
             reproduce(run)
         return
     pairs = pairs_in(args.pairs)
     runs = {
-        seed: open_run(args.out / seed, args.config, full=args.full, models=models, mesh=mesh)
+        seed: open_run(args.out / seed, args.config, models=models, **options)
         for seed, models in pairs.items()
     }
     for seed, run in runs.items():

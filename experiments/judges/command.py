@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.judges.language_model import Estimate, Names, Traces, llm_judge, within
-from experiments.judges.settings import Judge
+from experiments.judges.settings import Judge, read_section
 from jaxsteer.analysis import (
     KEYWORDS,
     OTHER,
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about["keywords"] = args.keywords
         names = keyword_judge(traces, args.keywords)
     else:
-        judge = Judge(**{name: getattr(args, name) for name in _JUDGE_OPTIONS})
+        judge = read_section(Judge, {name: getattr(args, name) for name in _JUDGE_OPTIONS})
         about |= {"url": judge.url, "model": judge.model}
         about["sentences_per_request"] = judge.sentences_per_request
         cache = args.cache or args.out.with_suffix(".cache.jsonl")

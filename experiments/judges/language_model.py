@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.judges.endpoint import EndpointError, Message, RefusedError, complete, read_key
 from experiments.judges.prompt import ask, ask_again, read_answer
-from experiments.judges.settings import Judge, check_judge
+from experiments.judges.settings import Judge
 from jaxsteer.analysis import Sentence
 from jaxsteer.files import append_rows, locked, recover_rows
 
@@ -72,12 +72,11 @@ def llm_judge(
         agree: is given the estimate before anything is asked, and raises ValueError to refuse it.
 
     Raises:
-        ValueError: for settings or a key that cannot be, or if `agree` refuses.
+        ValueError: for a key that cannot be, or if `agree` refuses.
         EndpointError: if requests failed for good. The others are done and kept: the same call
             asks for the rest.
         FileExistsError: if another process works with the cache.
     """
-    check_judge(judge)
     requests = plan(traces, judge)
     cache.parent.mkdir(parents=True, exist_ok=True)
     with locked(cache, busy=f"{cache}: another process is asking with this cache"):

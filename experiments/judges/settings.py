@@ -1,81 +1,142 @@
-"""How a language model is asked for labels, and what of that cannot be."""
+"""How a language model is asked for labels; and how a section of settings is checked."""
 
-import math
+import difflib
 import re
 import urllib.parse
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, StrictInt, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+Section = TypeVar("Section")
+Count = Annotated[StrictInt, Field(ge=1, le=10_000)]
+Dollars = Annotated[StrictFloat, Field(ge=0, le=1e6)]
+
+_PRIVATE = ("url", "key_variable")  # a password or key may stand there by mistake: never repeated
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """A language model that labels sentences, behind an OpenAI-compatible endpoint."""
+def must(hold: Callable[[Any], object], expected: str) -> AfterValidator:
+    """What a value must be, beyond its type and bounds."""
 
-    url: str  # ends in /v1 as a rule; /chat/completions is added
-    model: str
-    price_in: float  # dollars for a million tokens, 0 for a model of your own
-    price_out: float
-    max_cost: float = 0.0  # dollars; nothing is asked if the estimate is above
-    key_variable: str = "OPENAI_API_KEY"  # where the environment has the key; "" for none
-    sentences_per_request: int = 40
-    concurrency: int = 8
-    timeout: float = 120.0  # seconds
-    attempts: int = 6
+    def checked(value: Any) -> Any:
+        if not hold(value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(checked)
 
 
-def check_judge(judge: Judge) -> None:
-    """Raise ValueError, naming every value that cannot be."""
-    wrong = [
-        f"{name}: got {value!r}, expected {text}"
-        for name, value, ok, text in judge_checks(judge)
-        if not ok
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong))
-
-
-def judge_checks(judge: Judge, where: str = "") -> list[tuple[str, Any, bool, str]]:
-    """Name, value, whether it can be, and what is expected.
-
-    What may be a password or a key, put where it does not belong, is not repeated.
-    """
-    problem, name = url_problem(judge.url), judge.key_variable
-    named = re.fullmatch(r"[A-Z_][A-Z0-9_]*|", name) is not None
-    values: list[tuple[str, Any, bool, str]] = [
-        ("url", judge.url if problem is None else "something else", problem is None, problem or ""),
-        ("model", judge.model, bool(judge.model.strip()), "a name"),
-        (
-            "key_variable",
-            name if named else "something else",
-            named,
-            "the name of an environment variable, in capitals (not the key)",
-        ),
-        ("timeout", judge.timeout, 0 < judge.timeout <= 3600, "seconds, at most 3600"),
-    ]
-    for field in ("price_in", "price_out", "max_cost"):
-        dollars = getattr(judge, field)
-        ok = dollars >= 0 and math.isfinite(dollars)
-        values.append((field, dollars, ok, "dollars, at least 0"))
-    for field in ("sentences_per_request", "concurrency", "attempts"):
-        number = getattr(judge, field)
-        values.append((field, number, number >= 1, "at least 1"))
-    return [(f"{where}{field}", value, ok, text) for field, value, ok, text in values]
-
-
-def url_problem(url: str) -> str | None:
-    """What an endpoint's address should be and is not; None if nothing is wrong with it.
-
-    >>> url_problem("https://api.openai.com/v1")
-    >>> url_problem("https://me:secret@host/v1")
-    'an address without user, password, ? or #'
-    """
+def _address(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return "an address"
+        raise ValueError("an address") from None
     if parts.scheme not in ("http", "https") or not host:
-        return "an address that begins with http:// or https://"
+        raise ValueError("an address that begins with http:// or https://")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        return "an address without user, password, ? or #"
-    return None
+        raise ValueError("an address without user, password, ? or #")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_address)]
+Filled = Annotated[str, must(str.strip, "a text that is not blank")]
+Variable = Annotated[
+    str,
+    must(
+        lambda name: re.fullmatch(r"[A-Z_][A-Z0-9_]*|", name),
+        "the name of an environment variable, in capitals (not the key)",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Judge:
+    """A language model that labels sentences, behind an OpenAI-compatible endpoint."""
+
+    url: Url  # ends in /v1 as a rule; /chat/completions is added
+    model: Filled
+    price_in: Dollars  # for a million tokens, 0 for a model of your own
+    price_out: Dollars
+    max_cost: Dollars = 0.0  # nothing is asked if the estimate is above
+    key_variable: Variable = "OPENAI_API_KEY"  # where the environment has the key; "" for none
+    sentences_per_request: Count = 40
+    concurrency: Annotated[Count, Field(le=1000)] = 8
+    timeout: Annotated[StrictFloat, Field(gt=0, le=3600)] = 120.0  # seconds for a whole request
+    attempts: Annotated[Count, Field(le=100)] = 6
+
+
+def read_section(kind: type[Section], values: Any, name: str = "") -> Section:
+    """A section from a table, which may hold further tables.
+
+    Args:
+        kind: a dataclass of pydantic.
+        values: the table.
+        name: of the section, for messages.
+
+    Raises:
+        ValueError: a line for every key that is unknown, missing or has a value that cannot be.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except PydanticError as error:
+        problems = error.errors(include_url=False)
+    raise ValueError("\n  ".join(_line(kind, name, dict(problem)) for problem in problems))
+
+
+def unknown(name: str, key: str, keys: list[str]) -> str:
+    """A line on a key that is none of `keys`: the nearest of them, or all.
+
+    >>> unknown("models", "bass", ["base", "reasoning"])
+    'models.bass: unknown key, expected base'
+    """
+    near = difflib.get_close_matches(key, keys, 1, 0.7) or [f"one of {', '.join(keys)}"]
+    return f"{_joined(name, key)}: unknown key, expected {near[0]}"
+
+
+def wrong(name: str, value: Any, expected: str) -> str:
+    """A line on a value that cannot be; one that is long is cut.
+
+    >>> wrong("direction.layer", -1, "at least 0")
+    'direction.layer: got -1, expected at least 0'
+    """
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
+        shown = f"a {type(value).__name__} that is too large to show"
+    return f"{name}: got {shown if len(shown) <= 200 else shown[:200] + ' …'}, expected {expected}"
+
+
+def _line(kind: Any, name: str, problem: dict[str, Any]) -> str:
+    *above, last = problem["loc"] or ("",)
+    where = _joined(name, *above, last)
+    if problem["type"] == "unexpected_keyword_argument":
+        for part in above:  # to the table within the table that has the key
+            of = next(field.type for field in fields(kind) if field.name == part)
+            kind = next(option for option in (of, *get_args(of)) if isinstance(option, type))
+        return unknown(_joined(name, *above), str(last), [field.name for field in fields(kind)])
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] == "dataclass_type":
+        expected = "a table"
+    if last in _PRIVATE:
+        return f"{where}: got something else, expected {expected}"
+    return wrong(where, problem["input"], expected)
+
+
+def _joined(*parts: str | int) -> str:
+    """Names, and places in a list, as one name; what has odd characters is escaped."""
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part:
+            word = part if re.fullmatch(r"[\w.\[\]-]+", part) else repr(part)[:80]
+            text += f".{word}" if text else word
+    return text

@@ -26,8 +26,6 @@ tokens instead (`<`, `think`, `>`), which is why traces are encoded once, by the
 
 from typing import Any
 
-FORMATS = ("chat", "continuation")
-
 
 def unseen_tokens(base: Any, reasoning: Any) -> dict[str, dict[str, str | None]]:
     """Special tokens of the reasoning model that mean nothing to the base model, by id.

@@ -11,8 +11,10 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.huggingface import load_tokenizer, read_json
 
 
-def read_configs(sources: Mapping[str, Path], *, layer: int) -> dict[str, LlamaConfig]:
-    """The models' shapes, by role.
+def read_configs(
+    sources: Mapping[str, Path], layers: Mapping[str, Sequence[int]]
+) -> dict[str, LlamaConfig]:
+    """The models' shapes, by role; `layers` are those that settings ask for, by their names.
 
     Raises:
         FileNotFoundError: if there is no model where one is named.
@@ -33,8 +35,9 @@ def read_configs(sources: Mapping[str, Path], *, layer: int) -> dict[str, LlamaC
             f"models.reasoning: got a vocabulary of {configs['reasoning'].vocab_size}, expected at "
             f"most the base model's {base.vocab_size}"
         )
-    if layer >= base.n_layers:
-        raise ValueError(f"direction.layer: got {layer}, expected 0 to {base.n_layers - 1}")
+    for name, some in layers.items():
+        if wrong := [layer for layer in some if layer >= base.n_layers]:
+            raise ValueError(f"{name}: got {wrong[0]}, expected 0 to {base.n_layers - 1}")
     return configs
 
 

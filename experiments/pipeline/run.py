@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ def open_run(
     out: Path,
     settings_file: Path,
     *,
+    changes: Sequence[str] = (),
     full: bool = False,
     models: Path | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -122,6 +123,7 @@ def open_run(
     Args:
         out: the run's folder.
         settings_file: TOML.
+        changes: `section.key=value` each, instead of what the file says.
         full: whether the figures that take longer are made, too.
         models: a folder with `base`, `reasoning` and `control`, instead of those of the settings.
         mesh: over which models are split; the first device, if not given.
@@ -129,7 +131,7 @@ def open_run(
     Raises:
         FileNotFoundError, ValueError: for whatever would stop the run later.
     """
-    settings = load_settings(settings_file)
+    settings = load_settings(settings_file, changes)
     if models is not None:
         settings = replace(settings, models=_models_in(models, settings.models))
     return replace(_checked(out, settings, full=full), mesh=mesh)
@@ -147,7 +149,13 @@ def _checked(out: Path, settings: Settings, *, full: bool) -> Run:
     models = settings.models
     named = {"base": models.base, "reasoning": models.reasoning, "control": models.control}
     sources = {role: Path(path) for role, path in named.items() if path is not None}
-    configs = read_configs(sources, layer=settings.direction.layer)
+    layers = {
+        "direction.layer": [settings.direction.layer],
+        "search.other_layers": settings.search.other_layers,
+    }
+    configs = read_configs(sources, layers)
+    if full and not any(coeff > 0 for coeff in settings.steering.coeffs):
+        raise ValueError("steering.coeffs: got none above 0, expected one for --full")
     if settings.labels.file and not Path(settings.labels.file).is_file():
         raise FileNotFoundError(f"labels.file: {settings.labels.file}: no such file")
     if settings.labels.judge and not (out / "labels").exists():
@@ -177,6 +185,14 @@ def stage_parser(module: str, summary: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="SECTION.KEY=VALUE",
+        help="another value than the settings', as in TOML: decoding.seed=4; may be repeated",
+    )
     machines.add_options(parser)
     return parser
 
@@ -205,7 +221,7 @@ def command(
     @guarded(resumes=True)
     def stage() -> None:
         with machines.together(args) as mesh:
-            run = open_run(args.out, args.config, mesh=mesh)
+            run = open_run(args.out, args.config, changes=args.changes, mesh=mesh)
             with locked(run.out):
                 work(run)
 

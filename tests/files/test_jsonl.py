@@ -80,7 +80,7 @@ def test_a_locked_file_is_one_process_own_and_keeps_its_content(tmp_path: Path) 
     append_rows(file, [{"i": 0}])
     script = """
 import sys
-from jaxsteer.jsonl import locked
+from jaxsteer.files import locked
 try:
     with locked(sys.argv[1], busy="taken"):
         print("mine")

@@ -9,7 +9,7 @@ from chat_server import Reply, chat_server, said
 
 from experiments.judges import endpoint
 from experiments.judges.endpoint import Completion, EndpointError, RefusedError, complete, read_key
-from experiments.judges.settings import Judge, check_judge
+from experiments.judges.settings import Judge, read_section
 
 KEY = "sk-planted-0123456789abcdef"
 ASK = [{"role": "user", "content": "hm?"}]
@@ -161,27 +161,26 @@ def test_a_key_does_not_cross_a_network_in_the_clear() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"url": f"https://me:{KEY}@host/v1"},
-            "url: got 'something else', expected an address wit",
-        ),
-        (
-            {"url": f"https://host/v1?key={KEY}"},
-            "url: got 'something else', expected an address wi",
-        ),
+        ({"url": f"https://me:{KEY}@host/v1"}, "url: got something else, expected an address wit"),
+        ({"url": f"https://host/v1?key={KEY}"}, "url: got something else, expected an address wi"),
         ({"url": "ftp://host"}, "an address that begins with http"),
         ({"url": "https://[bad"}, "expected an address"),
-        ({"model": " "}, "model: got ' ', expected a name"),
-        ({"key_variable": KEY}, r"key_variable: got 'something else', .* \(not the key\)"),
-        ({"price_in": -1.0}, "price_in: got -1.0"),
-        ({"max_cost": float("nan")}, "max_cost: got nan"),
+        ({"url": [KEY]}, "url: got something else, expected a valid string"),
+        ({"model": " "}, "model: got ' ', expected a text that is not blank"),
+        ({"key_variable": KEY}, r"key_variable: got something else, .* \(not the key\)"),
+        ({"price_in": -1.0}, "price_in: got -1.0, expected greater than or equal to 0"),
+        ({"max_cost": float("nan")}, "max_cost: got nan, expected a finite number"),
         ({"timeout": 0.0}, "timeout: got 0.0"),
-        ({"concurrency": 0}, "concurrency: got 0, expected at least 1"),
-        ({"attempts": 0, "model": ""}, "model: got '', .*; attempts: got 0"),
+        ({"timeout": 1e300}, "timeout: got 1e.300, expected less than or equal to 3600"),
+        ({"concurrency": 0}, "concurrency: got 0, expected greater than or equal to 1"),
+        ({"attempts": 0, "model": ""}, "model: got '', .*\n  attempts: got 0"),
     ],
 )
 def test_values_that_cannot_be(values: dict[str, Any], message: str) -> None:
-    given = {"url": "https://api.openai.com/v1", **values}
+    given = {"url": "https://api.openai.com/v1", "model": "m", "price_in": 1.0, "price_out": 2.0}
     with pytest.raises(ValueError, match=message) as caught:
-        check_judge(judge(given.pop("url"), **given))
+        read_section(Judge, {**given, **values})
+    assert KEY not in str(caught.value)
+    with pytest.raises(ValueError, match="validation error") as caught:
+        Judge(**{**given, **values})
     assert KEY not in str(caught.value)

@@ -63,7 +63,9 @@ def test_numbers_get_their_kind(file: Path) -> None:
 def test_models_in_a_store_are_to_be_copied_first(file: Path) -> None:
     said = message(file, models={"base": "gs://bucket/base", "control": "gs://bucket/control"})
     for role in ("base", "control"):
-        assert f"models.{role}: got gs://bucket/{role}, expected a path on a disk: copy it" in said
+        assert (
+            f"models.{role}: got 'gs://bucket/{role}', expected a path on a disk: copy" in said
+        )
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -71,12 +73,22 @@ def test_missing_file(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("text", [b"[models\n", b"a = \xff\n"])
-def test_invalid_toml(tmp_path: Path, text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[models\n", "not valid TOML: Expected"),
+        (b"a = \xff\n", "not valid TOML: .*utf-8"),
+        (b"a = " + b"[" * 9000, "not valid TOML: nested too deep"),
+        (b"a = " + b"9" * 5000, "not valid TOML: Exceeds the limit"),
+        (b"#" * 20_000, "got 20000 bytes, expected at most 16384"),
+    ],
+)
+def test_invalid_toml(tmp_path: Path, text: bytes, message: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(text)
-    with pytest.raises(ValueError, match=r"bad\.toml: not valid TOML"):
+    with pytest.raises(ValueError, match=rf"bad\.toml: {message}") as caught:
         load_settings(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_all_wrong_keys_and_types_are_said_at_once(file: Path) -> None:
@@ -85,17 +97,18 @@ def test_all_wrong_keys_and_types_are_said_at_once(file: Path) -> None:
         models={"bass": "x", "base": None},
         rollouts={"max_new_token": 3, "max_new_tokens": "many"},
         direction={"layer": 1.0, "offsets": [-3, 0.5]},
-        steering={"random_directions": True},
+        steering={"random_directions": True, "coeffs": []},
         plot={"colour": "red"},
     )
     for line in (
-        "models.bass: unknown key, expected one of base, reasoning, control, dtype",
+        "models.bass: unknown key, expected base",
         "models.base: missing",
-        "rollouts.max_new_token: unknown key",
-        "rollouts.max_new_tokens: got 'many', expected int",
-        "direction.layer: got 1.0, expected int",
-        "direction.offsets: got [-3, 0.5], expected list[int]",
-        "steering.random_directions: got True, expected int",
+        "rollouts.max_new_token: unknown key, expected max_new_tokens",
+        "rollouts.max_new_tokens: got 'many', expected a valid integer",
+        "direction.layer: got 1.0, expected a valid integer",
+        "direction.offsets[1]: got 0.5, expected a valid integer",
+        "steering.random_directions: got True, expected a valid integer",
+        "steering.coeffs: got [], expected distinct numbers",  # a value, beside wrong keys
         "plot: unknown key, expected one of models, prompts",
     ):
         assert line in text
@@ -115,46 +128,68 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected"),
     [
-        ("models", "dtype", "float16", "float32 or bfloat16"),
+        ("models", "dtype", "float16", "'float32' or 'bfloat16'"),
         ("prompts", "base_template", "Problem:", "a text with {prompt} in it"),
-        ("prompts", "base_format", "prose", "chat or continuation"),
-        ("prompts", "reasoning_format", "", "chat or continuation"),
+        ("prompts", "base_format", "prose", "'chat' or 'continuation'"),
+        ("prompts", "reasoning_format", "", "'chat' or 'continuation'"),
         ("prompts", "evaluate_split", "dom", "another one than derive_split"),
-        ("prompts", "derive_limit", 0, "at least 1"),
-        ("prompts", "evaluate_limit", -2, "at least 1"),
-        ("prompts", "base_evaluate_limit", 0, "at least 1"),
+        ("prompts", "derive_limit", 0, "greater than or equal to 1"),
+        ("prompts", "evaluate_limit", -2, "greater than or equal to 1"),
+        ("prompts", "base_evaluate_limit", 0, "greater than or equal to 1"),
         ("figure2", "offsets", [-3, -2], "some below 0 and some not"),
         ("figure2", "offsets", [-31, 2], "some of activations.offsets"),
-        ("figure2", "coeff", 0.0, "a finite number but 0"),
-        ("figure2", "layer_stride", 0, "at least 1"),
-        ("figure2", "prompts", 1, "at least 2"),
-        ("labels", "keywords", [], "at least one word"),
-        ("labels", "keywords", ["wait", " "], "none empty"),
-        ("labels", "source", "judge", "keywords or grammar"),
+        ("figure2", "coeff", 0.0, "a number other than 0"),
+        ("figure2", "layer_stride", 0, "greater than or equal to 1"),
+        ("figure2", "prompts", 1, "greater than or equal to 2"),
+        ("labels", "keywords", [], "at least 1 item"),
+        ("labels", "keywords[1]", " ", "a text that is not blank"),
+        ("labels", "source", "judge", "'keywords' or 'grammar'"),
         ("activations", "offsets", [], "distinct"),
-        ("direction", "layer", -1, "at least 0"),
+        ("direction", "layer", -1, "greater than or equal to 0"),
         ("direction", "offsets", [], "distinct"),
         ("direction", "offsets", [-3, -3], "distinct"),
         ("direction", "site", "resid", "one of resid_pre"),
-        ("steering", "coeffs", [], "distinct finite numbers without 0"),
-        ("steering", "coeffs", [0.0, 0.5], "without 0"),
+        ("steering", "coeffs", [], "distinct numbers"),
+        ("steering", "coeffs[0]", 0.0, "a number other than 0"),
         ("steering", "coeffs", [0.5, 0.5], "distinct"),
         ("steering", "baseline_coeffs", [0.7], "some of steering.coeffs"),
-        ("steering", "unit", "metres", "vector or residual"),
-        ("steering", "random_directions", -1, "at least 0"),
-        ("report", "coherence", "nice", "repetition or grammar"),
-        ("report", "margin", 3.0, "0 to 1"),
-        ("rollouts", "max_new_tokens", 0, "at least 1"),
-        ("rollouts", "rows_per_chunk", 0, "at least 1"),
-        ("decoding", "temperature", -0.5, "at least 0"),
-        ("decoding", "top_p", 0.0, "above 0, at most 1"),
-        ("decoding", "seed", -1, "0 to 2"),
+        ("steering", "unit", "metres", "'vector' or 'residual'"),
+        ("steering", "random_directions", -1, "greater than or equal to 0"),
+        ("report", "coherence", "nice", "'repetition' or 'grammar'"),
+        ("report", "margin", 3.0, "less than or equal to 1"),
+        ("rollouts", "max_new_tokens", 0, "greater than or equal to 1"),
+        ("rollouts", "rows_per_chunk", 0, "greater than or equal to 1"),
+        ("decoding", "temperature", -0.5, "0, or .001 to 100"),
+        ("decoding", "top_p", 0.0, "greater than or equal to 0.000001"),
+        # What would fail in the middle of a run: overflows of int32, of float32, of memory.
+        ("direction", "offsets[0]", -(2**40), "greater than or equal to -100000"),
+        ("direction", "offsets", [-3, 39, 40], "less than rollouts.max_new_tokens from 0"),
+        ("steering", "coeffs[1]", 1e300, "1e-6 to 1e6 in size"),
+        ("steering", "coeffs[1]", 1e-40, "1e-6 to 1e6 in size"),
+        ("steering", "coeffs", [0.1, 0.1 + 1e-12], "distinct"),
+        ("figure2", "coeff", 1e300, "1e-6 to 1e6 in size"),
+        ("steering", "random_directions", 10**9, "less than or equal to 1000"),
+        ("steering", "baselines[0]", "nosie", "'mean', 'noise', 'self' or 'behaviour'"),
+        ("analyses", "random_directions", 10**9, "less than or equal to 1000"),
+        ("analyses", "folds", 21, "at most groups"),
+        ("search", "steps", 2**63, "less than or equal to 10000"),
+        ("search", "other_layers", [1], "without the steered one"),
+        ("search", "coeff", -0.5, "one of steering.coeffs above 0"),
+        ("grafting", "tokens", 1, "greater than or equal to 2"),
+        ("decoding", "max_new_tokens", 2**31, "less than or equal to 1000000"),
+        ("decoding", "temperature", 1e-320, "0, or .001 to 100"),
+        ("decoding", "top_p", 1e-320, "greater than or equal to 0.000001"),
+        ("decoding", "seed", 2**32, "less than 4294967296"),
+        ("models", "base", "/a\0b", "a path"),
+        ("decoding", "seed", -1, "greater than or equal to 0"),
     ],
 )
 def test_values_that_cannot_be(
     file: Path, section: str, key: str, value: object, expected: str
 ) -> None:
-    text = message(file, **{section: {key: value}})
+    name, _, place = key.partition("[")  # a wrong item of a list is put there alone
+    items = [0.5] * int(place[:-1]) + [value] if place else value
+    text = message(file, **{section: {name: items}})
     assert f"{section}.{key}: got {value!r}, expected" in text
     assert expected in text
 
@@ -180,10 +215,10 @@ def test_a_judge_is_a_section_that_may_be_left_out(file: Path) -> None:
     ("old", "new", "expected"),
     [
         ("price_in = 2.5", "", "labels.judge.price_in: missing"),
-        ("price_in", "price", "labels.judge.price: unknown key, expected one of url, model"),
-        ('"m"', "3", "labels.judge.model: got 3, expected str"),
-        ("2.5", "-1", "labels.judge.price_in: got -1.0, expected dollars, at least 0"),
-        ("//host", "//me:pass@host", "labels.judge.url: got 'something else', expected an address"),
+        ("price_in", "price", "labels.judge.price: unknown key, expected price_in"),
+        ('"m"', "3", "labels.judge.model: got 3, expected a valid string"),
+        ("2.5", "-1", "labels.judge.price_in: got -1, expected greater than or equal to 0"),
+        ("//host", "//me:pass@host", "labels.judge.url: got something else, expected an address"),
         (
             "[labels.judge]",
             '[labels]\nfile = "l.jsonl"\n[labels.judge]',
@@ -201,6 +236,47 @@ def test_judges_that_cannot_be(file: Path, old: str, new: str, expected: str) ->
     assert "pass@" not in str(caught.value)
 
 
+def test_names_and_values_from_the_file_are_escaped_and_cut(file: Path) -> None:
+    long = "x" * 10_000
+    file.write_text(SETTINGS + f'[labels]\nsource = "{long}"\n"\\u001b[31m" = 1\n')
+    with pytest.raises(ValueError) as caught:
+        load_settings(file)
+    assert r"labels.'\x1b[31m': unknown key" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_values_are_replaced_as_in_toml(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    changes = ["steering.coeffs = [1, 2]", "steering.baseline_coeffs=[]", "models.base='other'"]
+    settings = load_settings(file, changes)
+    assert settings.steering.coeffs == [1.0, 2.0]
+    assert settings.models.base == "/other"  # of the current folder, not of the file's
+    assert settings.models.reasoning == str(file.parent / "reasoning")
+    assert settings.steering.random_directions == 2
+    file.write_text(SETTINGS + JUDGE)
+    judge = load_settings(file, ["labels.judge.attempts=2"]).labels.judge
+    assert judge is not None
+    assert (judge.attempts, judge.model) == (2, "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("models.dtype=float32", r"--set: got 'models.dtype=float32', expected as "),
+        ("decoding.seed", "--set: got 'decoding.seed', expected as"),
+        ("decoding.sede=3", "decoding.sede: unknown key, expected seed"),
+        ("seed=3", "seed: unknown key, expected one of models"),
+        ("decoding=3", "decoding: got 3, expected a table"),
+        ("decoding.seed=-3", "decoding.seed: got -3, expected"),
+    ],
+)
+def test_changes_that_cannot_be(file: Path, change: str, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_settings(file, [change])
+    assert expected in str(caught.value)
+
+
 def test_numbers_that_are_none_are_refused(file: Path) -> None:
     """TOML has nan and inf, with which a stage would never be valid."""
     path = file.with_name("nan.toml")
@@ -210,5 +286,5 @@ def test_numbers_that_are_none_are_refused(file: Path) -> None:
     path.write_text(text.replace("temperature = 1.0", "temperature = inf"))
     with pytest.raises(ValueError) as caught:
         load_settings(path)
-    for name in ("steering.coeffs", "report.margin", "rollouts.temperature"):
+    for name in ("steering.coeffs[1]", "report.margin", "rollouts.temperature"):
         assert f"{name}: got" in str(caught.value)

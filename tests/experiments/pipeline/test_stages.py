@@ -147,8 +147,8 @@ def test_a_killed_process_leaves_its_partial_folder_and_the_next_goes_on_in_it(
     script = f"""
 import os, signal
 from pathlib import Path
-from experiments.stages import run_stage
-from jaxsteer.jsonl import append_rows
+from experiments.pipeline.stages import run_stage
+from jaxsteer.files import append_rows
 
 def work(folder):
     append_rows(folder / "rows.jsonl", [{{"i": 0}}])
@@ -180,7 +180,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from experiments.stages import locked
+from experiments.pipeline.stages import locked
 try:
     with locked(Path(sys.argv[1])):
         print("mine")

@@ -134,7 +134,7 @@ def test_every_sweep_of_the_reasoning_model_reads_the_same_prompts(
     """Also where that is a continuation: Figure 2 and the searches share cells with Figure 3."""
     written: list[Any] = []
     monkeypatch.setattr(steer, "write_sweep", lambda *args, **asked: written.append(asked))
-    formats = Prompts(file="", reasoning_format="continuation", base_template=TEMPLATE)
+    formats = Prompts(file="prompts.json", reasoning_format="continuation", base_template=TEMPLATE)
     run: Any = SimpleNamespace(
         settings=SimpleNamespace(prompts=formats, decoding=Decoding(max_new_tokens=8)),
         evaluate_prompts=[Prompt("a", PROBLEM)],
