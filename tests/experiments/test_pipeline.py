@@ -222,7 +222,7 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         for module_with_hooks, hook in ((threading, "excepthook"), (sys, "unraisablehook")):
             monkeypatch.setattr(module_with_hooks, hook, getattr(module_with_hooks, hook))
         monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.delitem(sys.modules, f"experiments.{module}")  # as a fresh interpreter
+        monkeypatch.delitem(sys.modules, f"experiments.{module}", raising=False)
         with pytest.raises(SystemExit) as exited:
             runpy.run_module(f"experiments.{module}", run_name="__main__")
         assert exited.value.code == 0

@@ -63,9 +63,7 @@ def test_numbers_get_their_kind(file: Path) -> None:
 def test_models_in_a_store_are_to_be_copied_first(file: Path) -> None:
     said = message(file, models={"base": "gs://bucket/base", "control": "gs://bucket/control"})
     for role in ("base", "control"):
-        assert (
-            f"models.{role}: got 'gs://bucket/{role}', expected a path on a disk: copy" in said
-        )
+        assert f"models.{role}: got 'gs://bucket/{role}', expected a path on a disk: copy" in said
 
 
 def test_missing_file(tmp_path: Path) -> None:
