@@ -34,8 +34,8 @@ from jaxsteer.analysis import (
     token_spans,
 )
 from jaxsteer.directions import cosine, load_replication
-from jaxsteer.huggingface import R1_NAMED, load_tokenizer, meta_tokenizer
 from jaxsteer.runtime import guarded, run
+from jaxsteer.tokenizers import R1_NAMED, load_tokenizer, meta_tokenizer
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
 CELL = ("target", "source", "magnitude")

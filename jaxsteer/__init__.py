@@ -13,7 +13,8 @@ Rooms, each of which uses only those above it:
     steering     what is read and changed in the residual stream, as data
     llama        the network, its attention, cache and meshes
     decoding     generation: prefill, a step, the loop; samplers, ends of rows
-    huggingface  other people's folders: names of tensors, tokenizers, the hub
+    tokenizers   texts and chats as token ids, and what goes before them
+    huggingface  other people's folders: names of tensors, shards, the hub
     checkpoints  models on disk
     models       models in and out: convert, export, verify
     sweeps       cells × prompts in one compiled program
@@ -38,6 +39,7 @@ from jaxsteer import (
     runtime,
     steering,
     sweeps,
+    tokenizers,
 )
 from jaxsteer.analysis import graft, score, token_logprobs
 from jaxsteer.checkpoints import end_tokens, load, save
@@ -115,6 +117,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "runtime",
     "steering",
     "sweeps",
+    "tokenizers",
     # runtime
     "compile_cache",
     "hosts",

@@ -8,7 +8,8 @@ from experiments.pipeline.settings import Settings
 from experiments.pipeline.text import Prompt, encode_prompts
 from jaxsteer.checkpoints import checkpoint, named_ends
 from jaxsteer.config import LlamaConfig
-from jaxsteer.huggingface import load_tokenizer, read_json
+from jaxsteer.huggingface import read_json
+from jaxsteer.tokenizers import load_tokenizer
 
 
 def read_configs(

@@ -31,8 +31,6 @@ from jaxsteer.files import (
     new_directory,
     write_atomic,
 )
-from jaxsteer.huggingface import TOKENIZERS
-from jaxsteer.huggingface import load_tokenizer as read_tokenizer
 from jaxsteer.llama import (
     Model,
     ParamPath,
@@ -46,6 +44,8 @@ from jaxsteer.llama import (
     unpack,
 )
 from jaxsteer.runtime import hosts, timed
+from jaxsteer.tokenizers import TOKENIZERS
+from jaxsteer.tokenizers import load_tokenizer as read_tokenizer
 
 MANIFEST = "jaxsteer.json"
 FORMAT = 1

@@ -25,12 +25,9 @@ from jaxsteer.files import check_free
 from jaxsteer.huggingface import (
     CONFIGS,
     GENERATION,
-    TOKENIZERS,
     Folder,
     Source,
-    check_tokenizer,
     find_source,
-    load_tokenizer,
     n_bytes,
     open_folder,
     tensors_as_ours,
@@ -38,6 +35,7 @@ from jaxsteer.huggingface import (
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import ParamPath, dotted
 from jaxsteer.runtime import guarded, timed
+from jaxsteer.tokenizers import TOKENIZERS, check_tokenizer, load_tokenizer
 
 _PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
 
