@@ -223,5 +223,5 @@ def test_the_corpus_says_no_more_than_value_error(tmp_path: Path) -> None:
 
 
 def test_fuzzing_for_a_moment() -> None:
-    """Another seed in each run; `tests/fuzz_files.py` goes on for longer."""
+    """Another seed in each run; `tests/helpers/fuzz_files.py` goes on for longer."""
     assert fuzz(3.0, random.SystemRandom().randrange(2**32)) > 100
