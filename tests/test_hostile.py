@@ -400,11 +400,7 @@ def disk(tmp_path: Path) -> Iterator[Path | None]:
 _DRIVER = """
 import resource, shutil, sys
 from jaxsteer.models import conversion as convert, exporting as export
-<<<<<<< HEAD
 from jaxsteer.runtime import run
-=======
-from jaxsteer.runtime import command
->>>>>>> a6a5076 (Tests' processes and workers at their new places; docs: Sphinx with MyST, what the README said by subject)
 source, made, limited, *disk = sys.argv[1:]
 usage = shutil.disk_usage("/")
 shutil.disk_usage = lambda _: usage._replace(free=10**12)

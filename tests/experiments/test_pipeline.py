@@ -222,11 +222,7 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         for module_with_hooks, hook in ((threading, "excepthook"), (sys, "unraisablehook")):
             monkeypatch.setattr(module_with_hooks, hook, getattr(module_with_hooks, hook))
         monkeypatch.setattr(sys, "argv", argv)
-<<<<<<< HEAD
         monkeypatch.delitem(sys.modules, f"experiments.{module}", raising=False)
-=======
-        monkeypatch.delitem(sys.modules, f"experiments.{module}", raising=False)  # as a fresh interpreter
->>>>>>> cc67476 (Tests' processes and workers at their new places; docs: Sphinx with MyST, what the README said by subject)
         with pytest.raises(SystemExit) as exited:
             runpy.run_module(f"experiments.{module}", run_name="__main__")
         assert exited.value.code == 0
@@ -281,7 +277,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     script = """
 import os, signal, sys
 from experiments import reproduce
-from jaxsteer.sweeps import row_store
+from jaxsteer import row_store
 
 append, chunks = row_store.append_rows, []
 

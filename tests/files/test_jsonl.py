@@ -80,11 +80,7 @@ def test_a_locked_file_is_one_process_own_and_keeps_its_content(tmp_path: Path) 
     append_rows(file, [{"i": 0}])
     script = """
 import sys
-<<<<<<< HEAD
 from jaxsteer.files import locked
-=======
-from jaxsteer.files.jsonl import locked
->>>>>>> cc67476 (Tests' processes and workers at their new places; docs: Sphinx with MyST, what the README said by subject)
 try:
     with locked(sys.argv[1], busy="taken"):
         print("mine")

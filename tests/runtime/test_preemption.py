@@ -233,11 +233,7 @@ def test_the_activation_pass_stops_behind_a_batch(shallow, monkeypatch, capsys):
 def test_an_interrupted_command_is_not_taken_apart(code: int):
     """A thread of XLA that is still at work then would end it with a fault: seen in a soak."""
     script = (
-<<<<<<< HEAD
         "import atexit; from jaxsteer.runtime import end; print('said');"
-=======
-        "import atexit; from jaxsteer.runtime.command import end; print('said');"
->>>>>>> a6a5076 (Tests' processes and workers at their new places; docs: Sphinx with MyST, what the README said by subject)
         f"atexit.register(lambda: print('taken apart')); end({code})"
     )
     ended = subprocess.run(

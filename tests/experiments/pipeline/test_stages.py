@@ -148,11 +148,7 @@ def test_a_killed_process_leaves_its_partial_folder_and_the_next_goes_on_in_it(
 import os, signal
 from pathlib import Path
 from experiments.pipeline.stages import run_stage
-<<<<<<< HEAD
 from jaxsteer.files import append_rows
-=======
-from jaxsteer.files.jsonl import append_rows
->>>>>>> cc67476 (Tests' processes and workers at their new places; docs: Sphinx with MyST, what the README said by subject)
 
 def work(folder):
     append_rows(folder / "rows.jsonl", [{{"i": 0}}])
