@@ -6,6 +6,7 @@ Uses `runtime`, `files`, `config`, `llama`.
 """
 
 from jaxsteer.huggingface.folder import (
+    COMPANIONS,
     CONFIGS,
     GENERATION,
     INDEX,
@@ -13,13 +14,13 @@ from jaxsteer.huggingface.folder import (
     Folder,
     n_bytes,
     open_folder,
-    read_json,
 )
 from jaxsteer.huggingface.source import Source, find_source
 from jaxsteer.huggingface.stream import tensors_as_ours
 from jaxsteer.huggingface.tensor_names import to_hf
 
 __all__ = [
+    "COMPANIONS",
     "CONFIGS",
     "GENERATION",
     "INDEX",
@@ -29,7 +30,6 @@ __all__ = [
     "find_source",
     "n_bytes",
     "open_folder",
-    "read_json",
     "tensors_as_ours",
     "to_hf",
 ]

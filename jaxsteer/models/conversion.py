@@ -88,7 +88,10 @@ def convert(
     with ThreadPoolExecutor() as pool:
         # Beside the rest, which then finds the files in the system's cache: importing what loads a
         # tokenizer takes seconds, in which the disk would wait.
-        hashes = {file.name: pool.submit(_sha256, file, stopped) for file in folder.shards + files}
+        hashes = {
+            file.relative_to(folder.path).as_posix(): pool.submit(_sha256, file, stopped)
+            for file in folder.shards + files
+        }
         try:
             if tokenizer:
                 _prove_tokenizer(folder)
