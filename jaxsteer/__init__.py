@@ -13,8 +13,7 @@ Rooms, each of which uses only those above it:
     steering     what is read and changed in the residual stream, as data
     llama        the network, its attention, cache and meshes
     decoding     generation: prefill, a step, the loop; samplers, ends of rows
-    tokenizers   texts and chats as token ids, and what goes before them
-    huggingface  other people's folders: names of tensors, shards, the hub
+    huggingface  other people's folders: names of tensors, tokenizers, the hub
     checkpoints  models on disk
     models       models in and out: convert, export, verify
     sweeps       cells × prompts in one compiled program
@@ -39,10 +38,9 @@ from jaxsteer import (
     runtime,
     steering,
     sweeps,
-    tokenizers,
 )
 from jaxsteer.analysis import graft, score, token_logprobs
-from jaxsteer.checkpoints import end_tokens, load, save
+from jaxsteer.checkpoints import end_tokens, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
     DecodeState,
@@ -78,6 +76,7 @@ from jaxsteer.llama import (
     shard_model,
     unpack,
 )
+from jaxsteer.models import Loaded, convert, export, load
 from jaxsteer.runtime import compile_cache, hosts, preemption
 from jaxsteer.steering import (
     SITES,
@@ -117,7 +116,6 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "runtime",
     "steering",
     "sweeps",
-    "tokenizers",
     # runtime
     "compile_cache",
     "hosts",
@@ -173,8 +171,12 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "unfinished",
     # checkpoints
     "end_tokens",
-    "load",
     "save",
+    # models
+    "convert",
+    "export",
+    "load",
+    "Loaded",
     # sweeps
     "Cell",
     "grid",
