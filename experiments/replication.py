@@ -11,9 +11,7 @@ them, too. Exits with 1 if anything does not hold.
 """
 
 import argparse
-import gzip
 import itertools
-import json
 import math
 import sys
 from collections import Counter
@@ -34,8 +32,9 @@ from jaxsteer.analysis import (
     token_spans,
 )
 from jaxsteer.directions import cosine, load_replication
-from jaxsteer.huggingface import R1_NAMED, load_tokenizer, meta_tokenizer
+from jaxsteer.files import MOST_DATA, read_json
 from jaxsteer.runtime import guarded, run
+from jaxsteer.tokenizers import R1_NAMED, load_tokenizer, meta_tokenizer
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
 CELL = ("target", "source", "magnitude")
@@ -209,16 +208,20 @@ def check(
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder}: missing {', '.join(missing)}")
-    results = read_json(folder / "steering_results.json.gz")
+    results = read_json(folder / "steering_results.json.gz", most=MOST_DATA)
     if not isinstance(results, dict) or "rows" not in results:
         raise ValueError("steering_results.json.gz: expected an object with rows")
     keys = (*CELL, "prompt_id", "keyword_rate", "n_words", "wait_count", "text")
     steered = records(results["rows"], keys, "steering_results.json.gz")
     told = records(
-        read_json(folder / "traces.json.gz"), ("question_id", "full_response"), "traces.json.gz"
+        read_json(folder / "traces.json.gz", most=MOST_DATA),
+        ("question_id", "full_response"),
+        "traces.json.gz",
     )
     prompts = records(
-        read_json(folder / "prompts.json"), ("id", "category", "split"), "prompts.json"
+        read_json(folder / "prompts.json", most=MOST_DATA),
+        ("id", "category", "split"),
+        "prompts.json",
     )
     loaded = read_tokenizer(tokenizer) if tokenizer else None
     return [
@@ -228,15 +231,6 @@ def check(
         check_sentences(told, prompts, expected=traces),
         *([check_tokens(told, loaded)] if loaded is not None else []),
     ]
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, compressed or not; ValueError names a file that is not JSON."""
-    try:
-        data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path.name}: not JSON ({error})") from None
 
 
 def records(content: Any, keys: Sequence[str], name: str) -> list[Row]:

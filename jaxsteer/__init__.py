@@ -13,7 +13,8 @@ Rooms, each of which uses only those above it:
     steering     what is read and changed in the residual stream, as data
     llama        the network, its attention, cache and meshes
     decoding     generation: prefill, a step, the loop; samplers, ends of rows
-    huggingface  other people's folders: names of tensors, tokenizers, the hub
+    tokenizers   texts and chats as token ids, and what goes before them
+    huggingface  other people's folders: names of tensors, shards, the hub
     checkpoints  models on disk
     models       models in and out: convert, export, verify
     sweeps       cells × prompts in one compiled program
@@ -38,9 +39,10 @@ from jaxsteer import (
     runtime,
     steering,
     sweeps,
+    tokenizers,
 )
 from jaxsteer.analysis import graft, score, token_logprobs
-from jaxsteer.checkpoints import end_tokens, save
+from jaxsteer.checkpoints import end_tokens, load, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
     DecodeState,
@@ -76,7 +78,6 @@ from jaxsteer.llama import (
     shard_model,
     unpack,
 )
-from jaxsteer.models import Loaded, convert, export, load
 from jaxsteer.runtime import compile_cache, hosts, preemption
 from jaxsteer.steering import (
     SITES,
@@ -116,6 +117,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "runtime",
     "steering",
     "sweeps",
+    "tokenizers",
     # runtime
     "compile_cache",
     "hosts",
@@ -171,12 +173,8 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "unfinished",
     # checkpoints
     "end_tokens",
-    "save",
-    # models
-    "convert",
-    "export",
     "load",
-    "Loaded",
+    "save",
     # sweeps
     "Cell",
     "grid",

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hf_folders import edit_json, write_folder
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
+from jaxsteer.files import checksums, read_header
 from jaxsteer.files.jsonl import append_rows, read_rows, recover_rows
+from jaxsteer.models.conversion import convert
 from jaxsteer.models.conversion import main as convert_main
 from jaxsteer.models.exporting import main as export_main
 from jaxsteer.models.verification import main as verify_main
@@ -211,7 +213,7 @@ def test_a_config_that_is_no_json(src: Path, text: str, message: str, capsys: An
         ("none\0.safetensors", "null byte"),
         ("", "lists missing files"),
         ("pipe", "lists missing files: pipe"),
-        (5, "lists missing files: 5"),
+        (5, "expected weight_map, a name of a file per tensor"),
     ],
 )
 def test_an_index_that_points_elsewhere(src: Path, name: Any, message: str, capsys: Any) -> None:
@@ -220,6 +222,25 @@ def test_an_index_that_points_elsewhere(src: Path, name: Any, message: str, caps
     index = {"weight_map": {NORM: name}}
     (src / "model.safetensors.index.json").write_text(json.dumps(index))
     assert message in refused(capsys, src)
+
+
+def test_shards_of_one_name_in_two_folders(src: Path, tmp_path: Path) -> None:
+    """Each is read from its own place, and has its own hash in the provenance."""
+    tensors = load_file(src / WEIGHTS)
+    halves = {"a": list(tensors)[::2], "b": list(tensors)[1::2]}
+    (src / WEIGHTS).unlink()
+    for folder, names in halves.items():
+        (src / folder).mkdir()
+        save_file({name: tensors[name] for name in names}, src / folder / WEIGHTS)
+    where = {name: f"{folder}/{WEIGHTS}" for folder, names in halves.items() for name in names}
+    index = src / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    convert(src, tmp_path / "dst")
+    hashes = checkpoint.read_manifest(tmp_path / "dst").provenance["source_sha256"]
+    assert {f"a/{WEIGHTS}", f"b/{WEIGHTS}"} <= hashes.keys()
+    index.write_text(json.dumps({"weight_map": where | {halves["a"][0]: f"b/{WEIGHTS}"}}))
+    with pytest.raises(ValueError, match=f"says it is in b/{WEIGHTS}, where it is not"):
+        convert(src, tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
@@ -303,7 +324,13 @@ def test_urls_are_not_repeated(tmp_path: Path, capsys: Any) -> None:
     [
         ({"files": 5}, "damaged or of another version"),
         ({"files": {"a": "b"}}, "damaged or of another version"),
-        ({"files": {}, "config": {"n_layers": 10**9}}, "not a jaxsteer config"),
+        ({"files": {"params/a": [1, 2], "../../etc/passwd": [1, 2]}}, "got '../../etc/passwd': ["),
+        ({"files": {"params/a": [1, 2], "/etc/passwd": [1, 2]}}, "got '/etc/passwd': [1, 2], exp"),
+        ({"files": {"params/a": [-1, 2]}}, "got 'params/a': [-1, 2], expected size, CRC-32"),
+        ({"files": {"params/a": [1.0, True]}}, "got 'params/a': [1.0, True], expected size"),
+        ({"files": {}}, "files: got none of the weights"),
+        ({"files": {"huggingface/config.json": [1, 2]}}, "files: got none of the weights"),
+        ({"config": {"n_layers": 10**9}}, "not a jaxsteer config"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"provenance": []}, "a provenance that is no object"),
         ({"format": None}, "'format'"),
@@ -319,16 +346,51 @@ def test_a_manifest_that_lies(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
+def fit_checksums(folder: Path) -> None:
+    """Make the manifest agree with the files as they are now."""
+    files = checksums(folder)
+    del files[checkpoint.MANIFEST]
+    edit_json(folder / checkpoint.MANIFEST, files=files)
+
+
+def test_a_number_that_no_file_can_have(converted: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = shutil.copytree(converted, tmp_path / "m")
+    file = folder / checkpoint.MANIFEST
+    file.write_text(file.read_text().replace('"files": {', '"files": {"a": [1e999, 1],', 1))
+    assert "not JSON: 1e999 is no number" in says(capsys, export_main, folder, tmp_path / "out")
+
+
+def test_what_lies_beside_a_tokenizer_is_not_exported(
+    converted: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Neither weights in place of the checkpoint's, nor what a link leads to."""
+    folder = shutil.copytree(converted, tmp_path / "m")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "huggingface" / WEIGHTS).write_bytes(b"other weights")
+    (folder / "huggingface" / "notes.txt").symlink_to(tmp_path / "secret")
+    (folder / "huggingface" / "pipe").mkdir()
+    assert export_main([str(folder), str(tmp_path / "out")]) == 0
+    exported = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {WEIGHTS, "config.json", "tokenizer.json"} <= exported
+    assert not exported & {"notes.txt", "pipe"}
+    assert read_header(tmp_path / "out" / WEIGHTS).entries
+    (folder / "huggingface" / "vocab.json").symlink_to(tmp_path / "secret")
+    said = says(capsys, export_main, folder, tmp_path / "again")
+    assert "vocab.json: leads out of the folder" in said
+    with pytest.raises(ValueError, match=r"vocab\.json: leads out of the folder"):
+        checkpoint.load(folder)
+
+
 def test_orbax_files_that_are_damaged(converted: Path, tmp_path: Path, capsys: Any) -> None:
     """Behind a manifest whose checksums were made to fit, so that Orbax itself must notice."""
     folder = shutil.copytree(converted, tmp_path / "m")
     metadata = folder / "params" / "state" / "_METADATA"
     metadata.write_bytes(b"{" + metadata.read_bytes())
-    edit_json(folder / checkpoint.MANIFEST, files={})
+    fit_checksums(folder)
     said = says(capsys, export_main, folder, tmp_path / "out")
     assert f"{folder}: its weights cannot be read" in said
     shutil.rmtree(folder / "params")
-    assert "cannot be read" in says(capsys, export_main, folder, tmp_path / "out")
+    assert "missing: params/" in says(capsys, export_main, folder, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 

@@ -22,10 +22,10 @@ from safetensors.numpy import load, save
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
 from jaxsteer.files.safetensors_header import parse_header
-from jaxsteer.huggingface import load_tokenizer
-from jaxsteer.huggingface.tokenizer_check import check_tokenizer, text_problems
 from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps.cells import check_cells, grid
+from jaxsteer.tokenizers import load_tokenizer
+from jaxsteer.tokenizers.proof import check_tokenizer, text_problems
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 arrays = st.builds(
@@ -223,5 +223,5 @@ def test_the_corpus_says_no_more_than_value_error(tmp_path: Path) -> None:
 
 
 def test_fuzzing_for_a_moment() -> None:
-    """Another seed in each run; `tests/fuzz_files.py` goes on for longer."""
+    """Another seed in each run; `tests/helpers/fuzz_files.py` goes on for longer."""
     assert fuzz(3.0, random.SystemRandom().randrange(2**32)) > 100

@@ -8,7 +8,7 @@ transformers' own `generate` with its default cache. Needs PyTorch.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from experiments.benchmarks.sweep_work import Work, make_work
+from jaxsteer.config import LlamaConfig
 
 _WARM_UP = 2  # tokens
 
@@ -23,17 +24,17 @@ _WARM_UP = 2  # tokens
 def measure(work: Work, *, batch: int, tokens: int) -> Iterator[dict[str, Any]]:
     """Time the first `tokens` new tokens of every batch of at most `batch` rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model(work, device)
+    model = random_model(work.config, device)
     prompts, mask, vectors, coeffs = make_work(work)
     ids = torch.tensor(np.asarray(prompts), dtype=torch.long, device=device)
     attend = torch.tensor(np.asarray(mask), dtype=torch.long, device=device)
     shift = torch.tensor(vectors * coeffs[:, None], dtype=torch.bfloat16, device=device)
     cells = max(1, batch // work.prompts)  # a batch holds whole cells
     parts = [shift[i : i + cells] for i in range(0, work.cells, cells)]
-    _generate(model, ids, attend, parts[0], layer=work.layer, tokens=_WARM_UP)
+    run_cells(model, ids, attend, parts[0], layer=work.layer, tokens=_WARM_UP)
     started = time.perf_counter()
     for part in parts:
-        _generate(model, ids, attend, part, layer=work.layer, tokens=tokens)
+        run_cells(model, ids, attend, part, layer=work.layer, tokens=tokens)
     seconds = time.perf_counter() - started
     step_ms = seconds / (len(parts) * tokens) * 1e3
     rows = work.cells * work.prompts
@@ -57,9 +58,10 @@ def measure(work: Work, *, batch: int, tokens: int) -> Iterator[dict[str, Any]]:
     yield found
 
 
-def _model(work: Work, device: str) -> Any:
-    config = transformers.LlamaConfig(
-        **work.config.to_hf(),
+def random_model(config: LlamaConfig, device: str) -> Any:
+    """Transformers' model of a shape, bf16, with random weights; it never ends a row."""
+    twin = transformers.AutoConfig.for_model(
+        **config.to_hf(),
         attn_implementation="sdpa",
         bos_token_id=None,
         eos_token_id=None,
@@ -69,14 +71,14 @@ def _model(work: Work, device: str) -> Any:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = transformers.LlamaForCausalLM(config).eval()
+            model = transformers.AutoModelForCausalLM.from_config(twin).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     model.generation_config.eos_token_id = None  # the same number of tokens for both
     return model
 
 
-def _generate(
+def run_cells(
     model: Any,
     ids: torch.Tensor,
     mask: torch.Tensor,
@@ -86,28 +88,46 @@ def _generate(
     tokens: int,
 ) -> torch.Tensor:
     """Every prompt with every one of `shift` `[C, D]`; returns new tokens `[C · B, tokens]`."""
-    prompts, length = ids.shape
-    each = shift.repeat_interleave(prompts, dim=0)[:, None]
+    each = shift.repeat_interleave(len(ids), dim=0)[:, None]
+    ids, mask = (x.repeat(len(shift), 1) for x in (ids, mask))
+    return generate(model, ids, mask, {layer: each}, tokens=tokens)
 
-    def hook(module: Any, inputs: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.shape[1] == 1:  # a generated token
-            hidden += each
-        return output
 
-    handle = model.model.layers[layer].register_forward_hook(hook)
+def generate(
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    shifts: Mapping[int, torch.Tensor],
+    *,
+    tokens: int,
+) -> torch.Tensor:
+    """New tokens `[B, tokens]`; a layer's `shifts` `[B, 1, D]` are added at generated tokens."""
+    length = ids.shape[1]
+
+    def adding(shift: torch.Tensor) -> Callable[..., Any]:
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.shape[1] == 1:  # a generated token
+                hidden += shift
+            return output
+
+        return hook
+
+    layers = model.model.layers
+    handles = [layers[i].register_forward_hook(adding(shift)) for i, shift in shifts.items()]
     try:
         with torch.inference_mode():
             out = model.generate(
-                ids.repeat(len(shift), 1),
-                attention_mask=mask.repeat(len(shift), 1),
+                ids,
+                attention_mask=mask,
                 min_new_tokens=tokens,
                 max_new_tokens=tokens,
                 do_sample=False,
                 pad_token_id=0,
             )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if out.is_cuda:
         torch.cuda.synchronize()
     return out[:, length:]

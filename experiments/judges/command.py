@@ -11,7 +11,6 @@ environment variable and is written nowhere.
 """
 
 import argparse
-import gzip
 import json
 import math
 import sys
@@ -31,7 +30,7 @@ from jaxsteer.analysis import (
     split_sentences,
     write_labels,
 )
-from jaxsteer.files import read_rows, write_atomic
+from jaxsteer.files import MOST_DATA, check_regular, read_json, read_rows, write_atomic
 from jaxsteer.runtime import guarded
 
 
@@ -51,16 +50,8 @@ def read_traces(path: Path) -> dict[str, list[Sentence]]:
     Raises:
         FileNotFoundError, ValueError: for a file that is not there or holds something else.
     """
-    if path.suffix == ".jsonl":
-        rows: Any = read_rows(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-    else:
-        data = path.read_bytes()
-        try:
-            rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-        except (ValueError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: not JSON ({error})") from None
+    check_regular(path)
+    rows = read_rows(path) if path.suffix == ".jsonl" else read_json(path, most=MOST_DATA)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of traces")
     traces = {}

@@ -8,7 +8,8 @@ from experiments.pipeline.settings import Settings
 from experiments.pipeline.text import Prompt, encode_prompts
 from jaxsteer.checkpoints import checkpoint, named_ends
 from jaxsteer.config import LlamaConfig
-from jaxsteer.huggingface import load_tokenizer, read_json
+from jaxsteer.files import read_json_object
+from jaxsteer.tokenizers import load_tokenizer
 
 
 def read_configs(
@@ -93,7 +94,7 @@ def _read_config(role: str, path: Path) -> LlamaConfig:
         if (path / checkpoint.MANIFEST).is_file():
             return checkpoint.read_manifest(path).config
         if (path / "config.json").is_file():
-            return LlamaConfig.from_hf(read_json(path / "config.json"))
+            return LlamaConfig.from_hf(read_json_object(path / "config.json"))
     except ValueError as error:
         raise ValueError(f"models.{role}: {error}") from None
     raise FileNotFoundError(

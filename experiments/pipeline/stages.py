@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxsteer
-from jaxsteer.files import jsonl, sha256, write_atomic
+from jaxsteer.files import jsonl, read_json, sha256, write_atomic
 from jaxsteer.runtime import hosts, preemption
 
 _RECORD = "stage.json"
@@ -185,7 +185,7 @@ def fingerprint(folder: Path) -> str:
 def _record(folder: Path) -> dict[str, Any]:
     """What `stage.json` says; nothing if it is missing or damaged, so that the stage is redone."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = read_json(folder / _RECORD)
     except (FileNotFoundError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -1,6 +1,5 @@
 """What the models are given to read, and their tokens as text again."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pipeline.settings import Prompts
+from jaxsteer.files import read_json
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,10 @@ def load_prompts(settings: Prompts, split: str, limit: int | None) -> list[Promp
         ValueError: if it is something else, ids are not distinct, or the split is empty.
     """
     path = Path(settings.file)
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts.file: {path}: no such file")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts.file: {path}: not JSON ({error})") from None
+        rows = read_json(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"prompts.file: {error}") from None
     try:
         entries = _entries(rows)
     except ValueError as error:

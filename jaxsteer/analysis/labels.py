@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.analysis.sentences import Sentence
-from jaxsteer.files import write_atomic
+from jaxsteer.files import load_json, read_whole, write_atomic
 
 TAXONOMY = (
     "initializing",
@@ -28,6 +28,8 @@ OTHER = "other"
 
 LABELS = (*TAXONOMY, OTHER)
 """The labels that a sentence can have."""
+
+_MOST_BYTES = 1 << 28  # of a file: some two million labels
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,11 @@ def labels_from_file(
 
 def _records(path: Path) -> list[tuple[str, Any]]:
     """Return the records of a JSON array or of JSON lines, each with the place it stands at."""
-    content, where = path.read_text(encoding="utf-8"), str(path)
-    try:
-        if content.lstrip().startswith("["):
-            return [(f"{path}: record {i}", row) for i, row in enumerate(json.loads(content))]
-        records = []
-        for number, line in enumerate(content.split("\n"), 1):
-            where = f"{path}:{number}"
-            if line.strip():
-                records.append((where, json.loads(line)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    return records
+    data = read_whole(path, most=_MOST_BYTES)
+    if data.lstrip().startswith(b"["):
+        return [(f"{path}: record {i}", row) for i, row in enumerate(load_json(data, path))]
+    lines = [(f"{path}:{number}", line) for number, line in enumerate(data.split(b"\n"), 1)]
+    return [(where, load_json(line, where)) for where, line in lines if line.strip()]
 
 
 def _checked_label(record: Any, where: str) -> SentenceLabel:
@@ -122,9 +117,10 @@ def _checked_label(record: Any, where: str) -> SentenceLabel:
         raise ValueError(f"{where}: expected the fields {sorted(fields)}, found {found}")
     for name, kind in fields.items():
         if type(record[name]) is not kind:
-            raise ValueError(f"{where}: {name}: expected {kind.__name__}, found {record[name]!r}")
+            found = f"{record[name]!r:.80}"
+            raise ValueError(f"{where}: {name}: expected {kind.__name__}, found {found}")
     if record["label"] not in LABELS:
         raise ValueError(
-            f"{where}: label: expected one of {', '.join(LABELS)}, found {record['label']!r}"
+            f"{where}: label: expected one of {', '.join(LABELS)}, found {record['label']!r:.80}"
         )
     return SentenceLabel(**record)

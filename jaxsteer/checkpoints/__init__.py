@@ -2,7 +2,7 @@
 
 `save` writes a model, `load` reads it straight into its places on the devices.
 
-Uses `runtime`, `files`, `config`, `llama`, `huggingface`.
+Uses `runtime`, `files`, `config`, `llama`, `tokenizers`, `huggingface`.
 """
 
 from jaxsteer.checkpoints.checkpoint import load, read_manifest, save

@@ -21,18 +21,21 @@ from orbax.checkpoint import v1
 from jaxsteer.checkpoints.writer import Leaves, write_params
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import (
+    MOST_BYTES,
     absolute,
     as_path,
     check_files,
     check_together,
     checksums,
+    inside,
+    is_plain_name,
     is_remote,
     load_json,
     new_directory,
+    read_whole,
     write_atomic,
 )
-from jaxsteer.huggingface import TOKENIZERS
-from jaxsteer.huggingface import load_tokenizer as read_tokenizer
+from jaxsteer.huggingface import COMPANIONS
 from jaxsteer.llama import (
     Model,
     ParamPath,
@@ -46,6 +49,8 @@ from jaxsteer.llama import (
     unpack,
 )
 from jaxsteer.runtime import hosts, timed
+from jaxsteer.tokenizers import TOKENIZERS
+from jaxsteer.tokenizers import load_tokenizer as read_tokenizer
 
 MANIFEST = "jaxsteer.json"
 FORMAT = 1
@@ -90,13 +95,14 @@ def save(
     Args:
         path: the directory.
         model: the model; a packed one is written as the separate one it was made of.
-        files: tokenizer files and Hugging Face configs to carry along.
+        files: tokenizer files and Hugging Face configs to carry along, by their usual names.
         provenance: where the weights came from, JSON-ready.
         overwrite: replace a checkpoint that is already there.
 
     Raises:
         FileExistsError: `path` exists (without `overwrite`, or it is no checkpoint).
-        ValueError: on many hosts, where one process alone may write, or for an object store.
+        ValueError: on many hosts, where one process alone may write, for an object store, or for
+            other files.
     """
     write(
         path,
@@ -140,10 +146,13 @@ def write(
             f"{path}: checkpoints are written by one process that works alone: convert models "
             "(python -m weights.convert SRC DST) before many hosts load them"
         )
+    carried = [Path(file) for file in files]
+    if other := [file.name for file in carried if file.name not in COMPANIONS]:
+        raise ValueError(f"files: got {', '.join(other)}, expected some of {', '.join(COMPANIONS)}")
     with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
         write_params(folder / _PARAMS, _checked(leaves, config, dtype))
         (folder / _HUGGINGFACE).mkdir()
-        for file in map(Path, files):
+        for file in carried:
             shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
         about = provenance() if callable(provenance) else provenance
         with timed("checkpoint/checksums"):
@@ -189,32 +198,28 @@ def load(
         sharding = params_sharding(read_manifest(folder).config, mesh)
     check_together(folder, read_manifest(folder).files)
     manifest = _open(folder)
-    wanted = jnp.dtype(dtype_name(dtype or manifest.dtype))
+    try:
+        wanted = jnp.dtype(dtype or manifest.dtype)
+    except TypeError:
+        wanted = None
+    if wanted is None or wanted.name not in DTYPES:
+        found = wanted.name if wanted else repr(dtype)
+        raise ValueError(f"dtype: got {found}, expected {' or '.join(DTYPES)}")
     params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
     model = from_params(params, manifest.config)
     return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
 
 
-def dtype_name(dtype: Any) -> str:
-    """The name of a dtype that weights can have; raises `ValueError` for another."""
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        name = repr(dtype)
-    if name not in DTYPES:
-        raise ValueError(f"dtype: got {name}, expected {' or '.join(DTYPES)}")
-    return name
-
-
 def load_tokenizer(path: PathLike) -> Any:
     """The tokenizer inside a checkpoint, or None if there is none."""
     folder = as_path(path) / _HUGGINGFACE
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    files = companions(path)
+    if not any(file.name in TOKENIZERS for file in files):
         return None
     if not is_remote(path):
         return read_tokenizer(folder)
     with tempfile.TemporaryDirectory() as here:
-        for file in folder.iterdir():
+        for file in files:
             (Path(here) / file.name).write_bytes(file.read_bytes())
         return read_tokenizer(here)
 
@@ -239,14 +244,19 @@ def read_manifest(path: PathLike) -> Manifest:
         inside = "; one lies in its folder checkpoint" if (folder / "checkpoint").is_dir() else ""
         raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST}{inside})")
     try:
-        data = load_json(file.read_bytes())
+        data = load_json(read_whole(file, most=MOST_BYTES))
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
         config = LlamaConfig.from_dict(data["config"])
         if data["dtype"] not in DTYPES or not isinstance(data["provenance"], dict):
             raise ValueError(f"dtype {data['dtype']!r} or a provenance that is no object")
-        files = {str(name): [int(size), int(crc)] for name, (size, crc) in data["files"].items()}
-        return Manifest(config, data["dtype"], data["provenance"], files)
+        for name, numbers in data["files"].items():
+            size, crc = numbers
+            if not is_plain_name(name) or not all(type(n) is int and n >= 0 for n in (size, crc)):
+                raise ValueError(f"files: got {name!r:.80}: {numbers!r:.80}, expected size, CRC-32")
+        if not any(name.startswith(f"{_PARAMS}/") for name in data["files"]):
+            raise ValueError("files: got none of the weights, expected the size and CRC of each")
+        return Manifest(config, data["dtype"], data["provenance"], data["files"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: damaged or of another version: {error}") from None
 
@@ -276,8 +286,14 @@ def read_leaves(
 
 
 def companions(path: PathLike) -> tuple[Path, ...]:
-    """Tokenizer files and Hugging Face configs inside a checkpoint."""
-    return tuple(sorted((as_path(path) / _HUGGINGFACE).iterdir()))
+    """Tokenizer files and Hugging Face configs inside a checkpoint, and nothing else.
+
+    Raises:
+        ValueError: one of them is a link out of the folder.
+    """
+    folder = as_path(path) / _HUGGINGFACE
+    names = [name for name in COMPANIONS if (folder / name).is_file()]
+    return tuple(folder / n if is_remote(path) else inside(folder, n) for n in sorted(names))
 
 
 def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:

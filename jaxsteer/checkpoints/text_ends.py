@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.checkpoints.checkpoint import companions, read_manifest
-from jaxsteer.files import load_json
+from jaxsteer.files import read_json_object
 
 
 def end_tokens(path: str | Path, tokenizer: Any = None) -> list[int]:
@@ -49,11 +49,7 @@ def ends_in(file: Path, vocab_size: int) -> list[int]:
     Raises:
         ValueError: it is no JSON, or names what is no id of the model.
     """
-    try:
-        data = load_json(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    named = data.get("eos_token_id") if isinstance(data, dict) else None
+    named = read_json_object(file).get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
     for token in ids:
         if type(token) is not int or not 0 <= token < vocab_size:

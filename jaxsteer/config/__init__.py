@@ -5,10 +5,12 @@ A parsed `config.json` in, a frozen config out, and back.
 Uses nothing of jaxsteer.
 """
 
+from jaxsteer.config.config_json import unknown_fields
 from jaxsteer.config.shape import PRESETS, LlamaConfig, RopeScaling
 
 __all__ = [
     "PRESETS",
     "LlamaConfig",
     "RopeScaling",
+    "unknown_fields",
 ]

@@ -1,12 +1,74 @@
-"""Hugging Face's `config.json` of a Llama or Qwen2, and the fields of `LlamaConfig`: both ways.
+"""Hugging Face's `config.json` and the fields of `LlamaConfig`, both ways, for each model type.
 
-Strict: every field must either be one that is implemented here, have a value that asks for
-nothing, or be known not to change the numbers.
+Strict about arithmetic, easy about the rest: a field that would change the numbers and is not
+implemented is refused; one that is known to change nothing is taken; an unknown one is taken and
+reported. What a missing field means is what transformers takes it for.
 """
 
-from collections.abc import Mapping
+import json
+import math
+import re
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+
+@dataclass(frozen=True)
+class Family:
+    """A model type: its class in transformers, and what it is among the fields of `LlamaConfig`."""
+
+    architecture: str
+    traits: dict[str, bool]
+    defaults: dict[str, Any]  # of fields that are not there, in transformers
+    neutral: dict[str, Any]  # fields that say: nothing beyond this
+
+
+_LLAMA = {"qkv_bias": False, "qk_norm": False}
+# A new family goes here, and its parameters into `llama.parameters`.
+FAMILIES = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        _LLAMA,
+        {"max_position_embeddings": 2048},
+        {"attention_bias": False, "mlp_bias": False},
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        _LLAMA | {"qkv_bias": True},
+        {
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 32,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+        },
+        {"use_sliding_window": False},
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        _LLAMA | {"qk_norm": True},
+        {
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+        },
+        {"attention_bias": False, "use_sliding_window": False},
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        _LLAMA,
+        {
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+        },
+        {"sliding_window": None},
+    ),
+}
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -16,97 +78,123 @@ _REQUIRED = (
 )
 _OPTIONAL = ("num_key_value_heads", "head_dim")  # may be null or 0, too
 _WHOLE = (*_REQUIRED, *_OPTIONAL, "max_position_embeddings")
+_WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 _READ = {
     *_WHOLE,
+    *_WINDOW,
+    "model_type",
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
     "rope_parameters",
+    "original_max_position_embeddings",
     "tie_word_embeddings",
-    "layer_types",
 }
-# What transformers takes when a field is not there.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
-    "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32},
-}
-# Fields that must hold one of these values, because another value would ask for other arithmetic.
+_LAYERS = {"full_attention", "sliding_attention"}
+# Fields that must hold one of these values, because another would ask for other arithmetic.
+_OFF = (False, None)
+_NONE = (None,)
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "model_type": tuple(_DEFAULTS),
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, 0.0, None),
-    "pretraining_tp": (1, None),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-    "max_window_layers": (None,),
-    "use_mrope": (False, None),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1, 1.0, None),
-    "logits_soft_cap": (None,),
-    "attn_logit_softcapping": (None,),
+    "hidden_act": ("silu", "swish"),
+    "is_causal": (True, None),
+    "partial_rotary_factor": (1, None),
+    "logit_scale": (1, None),
+    "scale_emb": (1, None),
+    "num_experts": (0, None),
+    "num_local_experts": (0, None),
+    **dict.fromkeys(
+        (
+            "add_cross_attention", "alibi", "attention_bias", "is_encoder_decoder", "mlp_bias",
+            "qk_layernorm", "rope_interleaved", "tie_encoder_decoder", "use_alibi",
+            "use_bidirectional_attention", "use_mrope", "use_qk_norm",
+        ),
+        _OFF,
+    ),
+    **dict.fromkeys(
+        (
+            "attention_multiplier", "attn_logit_softcapping", "clip_qkv", "compression_config",
+            "embedding_multiplier", "final_logit_softcapping", "logits_scaling",
+            "logits_soft_cap", "no_rope_layers", "query_pre_attn_scalar", "residual_multiplier",
+        ),
+        _NONE,
+    ),
+}  # fmt: skip
+# Fields that describe the file, its history or how it is used, never the numbers of a forward pass.
+_NO_EFFECT = set(
+    """
+    architectures auto_map is_llama_config transformers.js_config tokenizer_class dtype torch_dtype
+    transformers_version model_max_length max_sequence_length max_seq_length max_seq_len
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    initializer_range initializer_factor init_std gradient_checkpointing neftune_noise_alpha
+    attention_dropout hidden_dropout residual_dropout resid_pdrop embd_pdrop attn_pdrop dropout
+    classifier_dropout pretraining_tp chunk_size_feed_forward is_decoder use_cache pruned_heads
+    torchscript use_bfloat16 tf_legacy_loss attn_implementation cache_implementation
+    output_attentions output_hidden_states output_router_logits return_dict
+    id2label label2id num_labels problem_type finetuning_task task_specific_params prefix
+    keys_to_ignore_at_inference cross_attention_hidden_size
+
+    max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens
+    """.split()
+)
+# `_name_or_path`, `_from_model_config`, `_attn_implementation` … are transformers' own notes.
+_NOTES = re.compile(r"_\w+|\w*flash_attn\w*|unsloth_\w+")
+# Keys of the rotary settings of each kind: those it must have, and those it may have.
+_ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, {"original_max_position_embeddings"}),
+    "llama3": (
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+        set(),
+    ),
+    "yarn": (
+        {"factor"},
+        {
+            "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
+            "mscale", "mscale_all_dim", "truncate",
+            "attn_factor",  # of other programs; transformers does not read it, nor do we
+        },
+    ),
+}  # fmt: skip
+_ROPE_WRITTEN = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
-# Fields that say how a sliding window would look if `use_sliding_window` asked for one.
-_WINDOW = {"sliding_window", "max_window_layers"}
-# Fields that describe the file or how it is used, never the arithmetic of a forward pass.
-_NO_EFFECT = {
-    "architectures",
-    "auto_map",
-    "_name_or_path",
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "sep_token_id",
-    "initializer_range",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "is_encoder_decoder",
-    "chunk_size_feed_forward",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "unsloth_fixed",
-    "unsloth_version",
-}
-_ROPE_KEYS = {
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
-}
+_SHOWN = 60  # characters of a value in a message
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `LlamaConfig`, as `LlamaConfig.to_dict` has them, from a parsed `config.json`.
+    """The fields of `LlamaConfig` that a parsed `config.json` asks for.
 
     Raises:
-        ValueError: naming every field that is missing or not implemented, all at once.
+        ValueError: of a model type that is not implemented, in one line; or naming everything
+            that is missing or not implemented, all at once.
     """
-    model_type = hf.get("model_type", "llama")
-    theta, scaling, rope_problems = _read_rope(hf)
-    problems = [f"missing field: {name}" for name in _REQUIRED if name not in hf]
-    problems += _refused(hf, model_type)
-    problems += [
-        f"{name}={hf[name]!r}: expected a whole number of at least 1"
+    family = FAMILIES.get(hf["model_type"]) if isinstance(hf.get("model_type"), str) else None
+    if family is None:
+        raise ValueError(_other_type(hf))
+    theta, scaling, problems = _read_rope(hf)
+    missing = [f"{name}: missing" for name in _REQUIRED if name not in hf]
+    sizes = [
+        f"{name}: got {_short(hf[name])}, expected a whole number of at least 1"
         for name in _WHOLE
         if name in hf and not is_size(hf[name]) and not (name in _OPTIONAL and not hf[name])
     ]
-    problems += rope_problems
-    if problems:
-        raise ValueError("config.json cannot be used:\n  " + "\n  ".join(problems))
-    hf = _DEFAULTS[model_type] | dict(hf)
+    refused = [*missing, *_refused(hf), *sizes, *problems]
+    absent, hf = family.defaults.keys() - hf.keys(), family.defaults | dict(hf)
+    positions = hf["max_position_embeddings"]
+    if not refused:
+        positions = _reachable(positions, scaling)
+        refused = _window(hf, positions, absent)
+    if refused:
+        raise ValueError(_message(refused))
     n_heads = hf["num_attention_heads"]
     return {
         "vocab_size": hf["vocab_size"],
@@ -116,33 +204,60 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
         "n_heads": n_heads,
         "n_kv_heads": hf.get("num_key_value_heads") or n_heads,
         "head_dim": hf.get("head_dim") or hf["hidden_size"] // n_heads,
-        "max_positions": hf["max_position_embeddings"],
+        "max_positions": positions,
         "norm_eps": hf.get("rms_norm_eps", 1e-6),  # transformers' default, not Llama-3's 1e-5
         "rope_theta": theta,
         "rope_scaling": scaling,
         "tie_embeddings": hf.get("tie_word_embeddings", False),
-        "qkv_bias": model_type == "qwen2",  # by the type, in transformers too
+        **family.traits,
     }
+
+
+def unknown_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` of which it is not known what they do.
+
+    >>> unknown_fields({"model_type": "llama", "torch_dtype": "bfloat16", "my_note": 3})
+    {'my_note': 3}
+    """
+    known = _READ | _NEUTRAL.keys() | _NO_EFFECT | {"quantization_config"}
+    unknown = {k: v for k, v in hf.items() if k not in known and not _NOTES.fullmatch(k)}
+    for where in ("rope_parameters", "rope_scaling"):
+        rope = hf.get(where)
+        if isinstance(rope, dict) and "attn_factor" in rope:
+            unknown[f"{where}.attn_factor"] = rope["attn_factor"]
+    return unknown
+
+
+def listed(fields: Mapping[str, Any]) -> str:
+    """Names and values for a message, each cut to a few words.
+
+    >>> listed({"a": 1, "b": "x" * 100})
+    'a=1, b="xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'
+    """
+    shown = [f"{name}={_short(value)}" for name, value in list(fields.items())[:10]]
+    more = len(fields) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A Hugging Face `config.json` from the fields of `LlamaConfig`; the inverse of `read`."""
+    traits = {name: fields[name] for name in _LLAMA}
+    found = [(kind, family) for kind, family in FAMILIES.items() if family.traits == traits]
+    if not found:
+        raise ValueError(f"config: got {traits}, which no model type of transformers has together")
+    model_type, family = found[0]
+    positions = fields["max_positions"]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
     if scaling := fields["rope_scaling"]:
-        rope |= {"rope_type": scaling["kind"], "factor": scaling["factor"]}
-        if scaling["kind"] == "llama3":
-            rope |= {
-                "low_freq_factor": scaling["low_freq_factor"],
-                "high_freq_factor": scaling["high_freq_factor"],
-                "original_max_position_embeddings": scaling["original_max_positions"],
-            }
-    if fields["qkv_bias"]:
-        kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-        own: dict[str, Any] = {"use_sliding_window": False}
-    else:
-        kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-        own = {"attention_bias": False, "mlp_bias": False}
-    return kind | {
+        kind = rope["rope_type"] = scaling["kind"]
+        rope |= {name: scaling[name] for name in _ROPE_WRITTEN[kind]}
+        if kind in ("llama3", "yarn"):
+            rope["original_max_position_embeddings"] = scaling["original_max_positions"]
+        if kind == "dynamic":
+            positions = scaling["original_max_positions"]
+    return {
+        "architectures": [family.architecture],
+        "model_type": model_type,
         "vocab_size": fields["vocab_size"],
         "hidden_size": fields["d_model"],
         "intermediate_size": fields["d_mlp"],
@@ -151,10 +266,10 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": fields["n_kv_heads"],
         "head_dim": fields["head_dim"],
         "hidden_act": "silu",
-        "max_position_embeddings": fields["max_positions"],
+        "max_position_embeddings": positions,
         "rms_norm_eps": fields["norm_eps"],
         "rope_parameters": rope,
-        **own,
+        **family.neutral,
         "tie_word_embeddings": fields["tie_embeddings"],
     }
 
@@ -164,59 +279,186 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _refused(hf: Mapping[str, Any], model_type: Any) -> list[str]:
-    """A line for each field that is unknown or asks for what is not implemented."""
-    # Qwen2 configs carry a window that is off unless it is turned on.
-    window_is_off = not hf.get("use_sliding_window", model_type != "qwen2")
-    problems = []
-    for name, value in hf.items():
-        if name in _READ or name in _NO_EFFECT or (name in _WINDOW and window_is_off):
-            continue
-        if name not in _NEUTRAL:
-            problems.append(f"{name}={value!r}: unknown field")
-        elif value not in _NEUTRAL[name]:
-            allowed = " or ".join(repr(v) for v in _NEUTRAL[name])
-            problems.append(f"{name}={value!r}: not implemented, expected {allowed}")
-    layer_types = hf.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
-        problems.append(f"layer_types={layer_types!r}: not implemented, expected 'full_attention'")
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0; JSON's true and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= sys.float_info.max
+
+
+def _other_type(hf: Mapping[str, Any]) -> str:
+    """One line: nothing else in the config of another architecture is of interest."""
+    found = _short(hf["model_type"]) if "model_type" in hf else "none"
+    architectures = hf.get("architectures")
+    if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
+        found += f" ({architectures[0][:_SHOWN]})"
+    *kinds, last = FAMILIES
+    return f"config.json: model_type: got {found}, expected {', '.join(kinds)} or {last}"
+
+
+def _message(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"config.json: {problems[0]}"
+    return "config.json cannot be used:\n  " + "\n  ".join(problems)
+
+
+def _refused(hf: Mapping[str, Any]) -> list[str]:
+    """A line for each field that asks for what is not implemented."""
+    problems = [
+        f"{name}: got {_short(hf[name])}, expected {' or '.join(map(_short, values))}"
+        for name, values in _NEUTRAL.items()
+        if name in hf and not _is_one_of(hf[name], values)
+    ]
+    if quantised := hf.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        problems.append(
+            f"quantization_config: got {_short(method)}, expected none: quantised weights are not "
+            "implemented"
+        )
     return problems
+
+
+def _reachable(positions: int, scaling: Mapping[str, Any] | None) -> int:
+    """How long a text may be: yarn and dynamic reach beyond the context that they begin with."""
+    if scaling is None or scaling["kind"] not in ("yarn", "dynamic"):
+        return positions
+    return max(positions, int(scaling["factor"] * scaling["original_max_positions"]))
+
+
+def _window(hf: Mapping[str, Any], positions: int, absent: Collection[str]) -> list[str]:
+    """A line if a sliding window would hide a token from another within reach.
+
+    A window of W lets a token see itself and the W - 1 before it, so one that is as large as the
+    positions hides nothing.
+    """
+    window, kinds = hf.get("sliding_window"), hf.get("layer_types") or []
+    if not isinstance(kinds, list) or not _LAYERS.issuperset(map(str, kinds)):
+        return [f"layer_types: got {_short(kinds)}, expected full_attention only"]
+    first = hf.get("max_window_layers", 0)
+    if hf["model_type"] == "mistral":  # has neither a switch nor layers without the window
+        on = True
+    elif kinds:
+        on = "sliding_attention" in kinds
+    else:
+        on = hf.get("use_sliding_window", True) and not (
+            is_size(first) and first >= hf["num_hidden_layers"]
+        )
+    if not on or window is None or (is_size(window) and window >= positions):
+        return []
+    note = " (the default; the file names none)" if "sliding_window" in absent else ""
+    return [
+        f"sliding_window: got {_short(window)}{note}, which hides tokens from each other within "
+        f"{positions} positions and is not implemented. Texts of at most {_short(window)} tokens "
+        f"do not need it: with max_position_embeddings={_short(window)} the model loads for them"
+    ]
 
 
 def _read_rope(hf: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None, list[str]]:
     """Rotary base and scaling from transformers 5's `rope_parameters` or 4's two fields."""
-    where = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
-    found = hf.get(where) or {}
-    if not isinstance(found, dict):
-        return 0.0, None, [f"{where}={found!r}: expected an object"]
-    rope = dict(found)
-    theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
+    given = [where for where in ("rope_parameters", "rope_scaling") if hf.get(where)]
+    readings = [_read_rope_field(hf, where) for where in given or ["rope_scaling"]]
+    for reading in readings:
+        if reading[2]:
+            return reading
+    if any(reading != readings[0] for reading in readings):
+        problem = "rope_scaling: got other settings than rope_parameters, expected equal ones"
+        return 0.0, None, [problem]
+    return readings[0]
+
+
+def _read_rope_field(
+    hf: Mapping[str, Any], where: str
+) -> tuple[float, dict[str, Any] | None, list[str]]:
+    settings = hf.get(where) or {}
+    if not isinstance(settings, dict):
+        return 0.0, None, [f"{where}: got {_short(settings)}, expected an object"]
+    rope = dict(settings)
+    thetas = [x for x in (rope.pop("rope_theta", None), hf.get("rope_theta")) if x is not None]
+    theta = thetas[0] if thetas else 10_000.0
     kinds = [rope.pop(key, None) for key in ("rope_type", "type")]  # `type` is older
     kinds = [kind for kind in kinds if kind is not None]
     if len(kinds) > 1 and kinds[0] != kinds[1]:
-        return theta, None, [f"{where}: rope_type and type differ: {kinds}"]
+        return theta, None, [f"{where}: got rope_type and type {_short(kinds)}, expected one kind"]
     kind = kinds[0] if kinds else "default"
     partial = rope.pop("partial_rotary_factor", 1.0)
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         known = ", ".join(_ROPE_KEYS)
-        return theta, None, [f"{where}.rope_type={kind!r}: not implemented, expected {known}"]
-    problems = [f"{where}: missing {key}" for key in sorted(_ROPE_KEYS[kind] - set(rope))]
-    problems += [f"{where}.{key}: unknown field" for key in sorted(set(rope) - _ROPE_KEYS[kind])]
-    if partial != 1.0:
-        problems.append(f"{where}.partial_rotary_factor={partial!r}: not implemented, expected 1.0")
-    if hf.get("rope_parameters") and hf.get("rope_scaling"):
-        problems.append("rope_scaling: given beside rope_parameters, expected one of them")
-    if theta != hf.get("rope_theta", theta):
-        problems.append(f"{where}.rope_theta={theta!r}: rope_theta={hf['rope_theta']!r} differs")
+        return theta, None, [f"{where}.rope_type: got {_short(kind)}, expected one of {known}"]
+    required, optional = _ROPE_KEYS[kind]
+    problems = [f"{where}.{key}: missing" for key in sorted(required - set(rope))]
+    problems += [
+        f"{where}.{key}: got {_short(rope[key])}, expected no such key with {kind}"
+        for key in sorted(set(rope) - required - optional)
+    ]
+    if partial not in (1.0, None):
+        problems.append(f"{where}.partial_rotary_factor: got {_short(partial)}, expected 1.0")
+    if thetas and theta != thetas[-1]:
+        problems.append(
+            f"{where}.rope_theta: got {_short(theta)}, expected rope_theta={_short(thetas[-1])}"
+        )
+    for key in sorted(set(rope) & (required | optional)):
+        right = isinstance(rope[key], bool) if key == "truncate" else is_positive(rope[key])
+        if not right and not (rope[key] is None and kind == "yarn"):
+            problems.append(f"{where}.{key}: got {_short(rope[key])}, expected more than 0")
     if problems or kind == "default":
         return theta, None, problems
+    try:
+        return theta, _scaling(hf, kind, rope), []
+    except ValueError as error:
+        return theta, None, [f"{where}: {error}"]
+
+
+def _scaling(hf: Mapping[str, Any], kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RopeScaling`, as transformers understands the settings of a kind."""
     if kind == "linear":
-        return theta, {"kind": kind, "factor": rope["factor"]}, []
-    scaling = {
-        "kind": kind,
-        "factor": rope["factor"],
-        "low_freq_factor": rope["low_freq_factor"],
-        "high_freq_factor": rope["high_freq_factor"],
-        "original_max_positions": rope["original_max_position_embeddings"],
+        return {"kind": kind, "factor": rope["factor"]}
+    largest = (FAMILIES[hf["model_type"]].defaults | dict(hf))["max_position_embeddings"]
+    outer = hf.get("original_max_position_embeddings")
+    original = rope.get("original_max_position_embeddings") or outer or largest
+    if outer not in (None, original):
+        raise ValueError(
+            f"got original_max_position_embeddings={_short(original)}, and {_short(outer)} beside "
+            "it, expected one number"
+        )
+    scaling = {"kind": kind, "factor": rope["factor"], "original_max_positions": original}
+    if kind == "dynamic":
+        if original != largest:
+            raise ValueError(
+                f"got original_max_position_embeddings={_short(original)}, expected "
+                f"max_position_embeddings={_short(largest)}, from which dynamic scaling counts"
+            )
+        return scaling
+    if kind == "llama3":
+        return scaling | {name: rope[name] for name in ("low_freq_factor", "high_freq_factor")}
+    if scaling["factor"] is None:
+        scaling["factor"] = largest / original
+    return scaling | {
+        "beta_fast": rope.get("beta_fast") or 32,
+        "beta_slow": rope.get("beta_slow") or 1,
+        "attention_factor": _attention_factor(scaling["factor"], rope),
+        "truncate": rope.get("truncate") is not False,
     }
-    return theta, scaling, []
+
+
+def _attention_factor(factor: float, rope: Mapping[str, Any]) -> float:
+    """By how much yarn scales rotated queries and keys (arXiv 2309.00071, eq. 22)."""
+    if rope.get("attention_factor") is not None:
+        return rope["attention_factor"]
+
+    def mscale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
+    return mscale(1.0)
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether it is one of them; JSON's true is no 1, and 1.0 is."""
+    return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
+
+
+def _short(value: Any) -> str:
+    """As JSON, cut to a few words."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

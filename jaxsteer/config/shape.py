@@ -1,36 +1,58 @@
-"""The shape of a Llama or Qwen2: a frozen config, and presets with the published numbers."""
+"""The shape of a model: a frozen config, and presets with the published numbers."""
 
 import dataclasses
-import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from jaxsteer.config import config_json as hf_config
-from jaxsteer.config.config_json import is_size
+from jaxsteer.config import config_json
+from jaxsteer.config.config_json import is_positive, is_size
+
+_KINDS = ("linear", "llama3", "yarn", "dynamic")
+_NUMBERS = (
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_positions", "beta_fast",
+    "beta_slow", "attention_factor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the pre-training context.
 
-    `kind` is `"linear"` (all frequencies divided by `factor`) or `"llama3"` (Llama-3.1: long
-    wavelengths divided by `factor`, short ones kept, the band between interpolated).
+    `kind` is one of
+
+    - `"linear"`: all frequencies divided by `factor`;
+    - `"llama3"` (Llama-3.1): long wavelengths divided by `factor`, short ones kept, the band
+      between interpolated;
+    - `"yarn"` (arXiv 2309.00071): pairs that turn often kept, pairs that turn seldom divided by
+      `factor`, those between interpolated; rotated queries and keys times `attention_factor`;
+    - `"dynamic"`: within the original context as it was; beyond it the base grows with the length
+      of the text.
     """
 
     kind: str
     factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    original_max_positions: int = 8192  # llama3, yarn, dynamic
+    beta_fast: float = 32.0  # yarn: turns over the original context above which a pair is kept
+    beta_slow: float = 1.0  # yarn: and below which it is divided
+    attention_factor: float = 1.0  # yarn
+    truncate: bool = True  # yarn: the band between begins and ends at whole pairs
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope_scaling.kind: got {self.kind!r}, expected linear or llama3")
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions"):
-            if not _is_positive(getattr(self, name)):
+        if self.kind not in _KINDS:
+            raise ValueError(
+                f"rope_scaling.kind: got {self.kind!r}, expected {' or '.join(_KINDS)}"
+            )
+        for name in _NUMBERS:
+            if not is_positive(getattr(self, name)):
                 raise ValueError(
                     f"rope_scaling.{name}: got {getattr(self, name)!r}, expected more than 0"
                 )
+        if not isinstance(self.truncate, bool):
+            raise ValueError(f"rope_scaling.truncate: got {self.truncate!r}, expected a bool")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 f"rope_scaling: got low_freq_factor={self.low_freq_factor} and high_freq_factor="
@@ -66,7 +88,7 @@ class LlamaConfig:
         if self.n_layers > _MOST_LAYERS:
             raise ValueError(f"n_layers: got {self.n_layers:,}, expected at most {_MOST_LAYERS:,}")
         for name in ("norm_eps", "rope_theta"):
-            if not _is_positive(getattr(self, name)):
+            if not is_positive(getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected more than 0")
         for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
             if not isinstance(getattr(self, name), bool):
@@ -193,6 +215,44 @@ class LlamaConfig:
         return replace(cls.r1_distill_qwen_14b(), d_mlp=27_648, n_layers=64)
 
     @classmethod
+    def qwen3_0_6b(cls) -> Self:
+        """Qwen3-0.6B."""
+        return cls(
+            vocab_size=151_936,
+            d_model=1024,
+            d_mlp=3072,
+            n_layers=28,
+            n_heads=16,
+            n_kv_heads=8,
+            head_dim=128,
+            max_positions=40_960,
+            norm_eps=1e-6,
+            rope_theta=1_000_000.0,
+            tie_embeddings=True,
+            qk_norm=True,
+        )
+
+    @classmethod
+    def qwen3_4b(cls) -> Self:
+        """Qwen3-4B."""
+        return replace(cls.qwen3_0_6b(), d_model=2560, d_mlp=9728, n_layers=36, n_heads=32)
+
+    @classmethod
+    def mistral_7b(cls) -> Self:
+        """Mistral-7B-v0.3; v0.2 has 32,000 tokens."""
+        return cls(
+            vocab_size=32_768,
+            d_model=4096,
+            d_mlp=14_336,
+            n_layers=32,
+            n_heads=32,
+            n_kv_heads=8,
+            head_dim=128,
+            max_positions=32_768,
+            rope_theta=1_000_000.0,
+        )
+
+    @classmethod
     def tiny(cls) -> Self:
         """A model for tests and examples: 3 layers, two query heads to a key/value head."""
         return cls(
@@ -208,17 +268,33 @@ class LlamaConfig:
         )
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> Self:
-        """Read a Hugging Face `config.json` that was parsed into a dict; see `hf_config.read`.
+    def from_hf(cls, hf: Mapping[str, Any], *, strict: bool = False) -> Self:
+        """Read a Hugging Face `config.json` that was parsed into a dict; see `config_json`.
+
+        Fields of which it is not known what they do are named in one warning.
 
         Raises:
-            ValueError: naming every field that is missing or not implemented, all at once.
+            ValueError: naming every field that is missing or not implemented, all at once; of an
+                architecture that is none of ours, in one line; with `strict`, naming the unknown.
         """
-        return cls(**_with_scaling(hf_config.read(hf)))
+        fields, unknown = config_json.read(hf), config_json.unknown_fields(hf)
+        if unknown and strict:
+            listed = config_json.listed(unknown)
+            raise ValueError(f"config.json: got unknown fields {listed}, expected none (strict)")
+        if unknown:
+            warnings.warn(
+                f"config.json: unknown fields are ignored: {config_json.listed(unknown)}",
+                stacklevel=2,
+            )
+        return cls(**_with_scaling(fields))
 
     def to_hf(self) -> dict[str, Any]:
-        """The same config as the fields of a Hugging Face `config.json`."""
-        return hf_config.write(self.to_dict())
+        """The same config as the fields of a Hugging Face `config.json`.
+
+        Raises:
+            ValueError: if no model type has this config's biases and norms together.
+        """
+        return config_json.write(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` reads it back."""
@@ -245,6 +321,9 @@ PRESETS = (
     "r1_distill_qwen_7b",
     "r1_distill_qwen_14b",
     "r1_distill_qwen_32b",
+    "qwen3_0_6b",
+    "qwen3_4b",
+    "mistral_7b",
 )
 _SIZES = (
     "vocab_size", "d_model", "d_mlp", "n_layers", "n_heads", "n_kv_heads", "head_dim",
@@ -258,10 +337,3 @@ def _with_scaling(fields: dict[str, Any]) -> dict[str, Any]:
     """The same fields, with the dict under `rope_scaling` made a `RopeScaling`."""
     scaling = fields.get("rope_scaling")
     return fields | {"rope_scaling": RopeScaling(**scaling)} if scaling else fields
-
-
-def _is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0; JSON's true and false are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= sys.float_info.max

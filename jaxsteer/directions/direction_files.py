@@ -70,8 +70,8 @@ class Direction:
         if not isinstance(self.provenance, dict):
             raise ValueError(f"direction {self.name!r}: provenance: got {self.provenance!r:.80}")
         try:
-            json.dumps(self.provenance, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            load_json(json.dumps(self.provenance, allow_nan=False))  # or a file could not be read
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"direction {self.name!r}: provenance: {error}") from None
         vector.flags.writeable = False
         object.__setattr__(self, "vector", vector)
@@ -218,10 +218,7 @@ def _as_layer(layer: Any, name: str) -> int:
 
 
 def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        found = load_json(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: the header's directions: {error}") from None
+    found = load_json(text, f"{path}: the header's directions")
     if not isinstance(found, dict):
         raise ValueError(f"{path}: the header's directions: expected an object by name")
     return found

@@ -5,9 +5,16 @@ Paths and bytes in; files that are complete, and rows and arrays that are checke
 Uses `runtime`.
 """
 
-from jaxsteer.files.atomic import absolute, as_path, is_remote, sha256, write_atomic, write_json
+from jaxsteer.files.atomic import (
+    absolute,
+    as_path,
+    check_regular,
+    is_remote,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from jaxsteer.files.directories import check_free, new_directory
-from jaxsteer.files.gguf_header import GgufTensor, is_gguf, read_gguf_header
 from jaxsteer.files.integrity import check_files, check_together, checksums
 from jaxsteer.files.jsonl import (
     append_rows,
@@ -19,29 +26,44 @@ from jaxsteer.files.jsonl import (
     sort_rows,
 )
 from jaxsteer.files.safetensors_file import read_tensors, tensor_bytes
-from jaxsteer.files.safetensors_header import Entry, load_json, read_header
+from jaxsteer.files.safetensors_header import Entry, read_header
+from jaxsteer.files.untrusted import (
+    MOST_BYTES,
+    MOST_DATA,
+    inside,
+    is_plain_name,
+    load_json,
+    read_json,
+    read_json_object,
+    read_whole,
+)
 
 __all__ = [
+    "MOST_BYTES",
+    "MOST_DATA",
     "Entry",
-    "GgufTensor",
     "absolute",
     "append_rows",
     "as_path",
     "check_files",
     "check_free",
+    "check_regular",
     "check_together",
     "checksums",
     "encode_rows",
-    "is_gguf",
+    "inside",
+    "is_plain_name",
     "is_remote",
     "load_json",
     "locked",
     "new_directory",
     "parse_rows",
-    "read_gguf_header",
     "read_header",
+    "read_json",
+    "read_json_object",
     "read_rows",
     "read_tensors",
+    "read_whole",
     "recover_rows",
     "sha256",
     "sort_rows",

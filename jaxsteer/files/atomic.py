@@ -33,6 +33,22 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return as_path(path) if is_remote(path) else Path(path).absolute()
 
 
+def check_regular(path: str | os.PathLike[str], *, missing_ok: bool = False) -> None:
+    """Refuse what is no regular file: opening a pipe waits for ever, a device may have no end.
+
+    Raises:
+        FileNotFoundError: nothing is there, and that is not `missing_ok`.
+        ValueError: naming what is no file.
+    """
+    place = as_path(path)
+    if place.is_file():
+        return
+    if place.exists():
+        raise ValueError(f"{path}: is no regular file")
+    if not missing_ok:
+        raise FileNotFoundError(f"{path}: no such file")
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` in one step: a reader sees the old file or the new one, never half.
 
@@ -43,6 +59,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         as_path(path).write_bytes(data)
         return
     target = Path(path)
+    check_regular(target, missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

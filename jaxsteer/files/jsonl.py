@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.files.atomic import write_atomic
+from jaxsteer.files.atomic import check_regular, write_atomic
 
 
 def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
     data = encode_rows(rows)
+    check_regular(path, missing_ok=True)
     with open(path, "ab") as file:
         file.write(data)
         file.flush()
@@ -29,10 +30,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the line, if another one is no JSON object.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    data = path.read_bytes()
+    data = _content(path)
     whole = data.rfind(b"\n") + 1
     rows = parse_rows(path, data[:whole])
     try:
@@ -50,10 +48,7 @@ def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the line, if another one is no JSON object.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    data = path.read_bytes()
+    data = _content(path)
     whole = data[: data.rfind(b"\n") + 1]
     rows = parse_rows(path, whole)
     if len(whole) < len(data):
@@ -61,7 +56,13 @@ def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def parse_rows(path: os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
+def _content(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes; none if it does not exist."""
+    check_regular(path, missing_ok=True)
+    return Path(path).read_bytes() if Path(path).exists() else b""
+
+
+def parse_rows(path: str | os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
     """Rows from the whole lines of a file's content.
 
     Raises:
@@ -71,7 +72,7 @@ def parse_rows(path: os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(data.splitlines(), start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: got {row!r:.80}, expected an object")
@@ -101,6 +102,7 @@ def locked(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
     Raises:
         FileExistsError: with the message `busy`, if another process holds it.
     """
+    check_regular(path, missing_ok=True)
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

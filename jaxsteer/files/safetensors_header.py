@@ -8,12 +8,12 @@ Other readers let a name that stands there twice pass and keep one of the two. H
 after the header belongs to exactly one tensor, or the file is refused.
 """
 
-import json
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+from jaxsteer.files.untrusted import load_json
 
 # Bytes of one number, by safetensors' names. Its formats of 4 and 6 bits are not read here.
 BYTES = {
@@ -88,31 +88,6 @@ def parse_header(length: int, text: bytes, size: int) -> Header:
     entries = {name: _entry(name, about, start) for name, about in data.items()}
     _check_layout(entries, start, size)
     return Header(entries, metadata)
-
-
-def load_json(text: bytes | str) -> Any:
-    """Parse JSON strictly: no name twice in one object, no NaN; `ValueError` says what is wrong."""
-    try:
-        text = text.decode() if isinstance(text, bytes) else text  # json would guess UTF-16, too
-        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise ValueError("not JSON: not UTF-8") from None
-    except RecursionError:
-        raise ValueError("not JSON: nested too deep") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
-        raise ValueError(f"given twice: {', '.join(map(repr, twice))}")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"not JSON: {name} is no number")
 
 
 def _entry(name: str, about: Any, start: int) -> Entry:

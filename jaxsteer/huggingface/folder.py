@@ -11,9 +11,8 @@ import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only when it is there)
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.files import Entry, load_json, read_header
+from jaxsteer.files import Entry, inside, read_header, read_json_object
 from jaxsteer.huggingface import tensor_names as hf
-from jaxsteer.huggingface.tokenizers import TOKENIZERS
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,8 +35,6 @@ COMPANIONS = (
 # safetensors' names of dtypes; others are shown as they are.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-_ROWS_COMPARED = 8192
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -58,41 +55,24 @@ class Folder:
         found = [self.headers[name].dtype for name in hf.tensors(self.config)]
         return {dtype: found.count(dtype) for dtype in sorted(set(found))}
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether there is a tokenizer's vocabulary."""
-        return any(file.name in TOKENIZERS for file in self.companions)
-
-    def check_tied(self) -> None:
-        """Raise `ValueError` if a tied model came with a head that is not its embedding."""
-        if not (self.config.tie_embeddings and hf.HEAD in self.headers):
-            return
-        for start in range(0, self.config.vocab_size, _ROWS_COMPARED):
-            stop = min(start + _ROWS_COMPARED, self.config.vocab_size)
-            pair = (self.read_rows(name, start, stop) for name in (hf.HEAD, hf.EMBEDDING))
-            try:
-                hf.check_tied(*pair)
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {error}") from None
-
-    def in_file_order(self) -> list[hf.Tensor]:
-        """The model's tensors as they stand in the files, shard by shard."""
-        return sorted(
-            hf.tensors(self.config).values(),
-            key=lambda t: (self.file_of[t.name], self.entries[t.name].begin),
-        )
-
     def read(self, name: str) -> np.ndarray:
         """One tensor, in Hugging Face's layout."""
         return self.read_rows(name, 0, (*self.headers[name].shape, 1)[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor, along its first axis."""
+        """Rows `start` to `stop` of a tensor, along its first axis.
+
+        Read, not mapped: the pages of a mapping would count as memory of this process.
+        """
         header, entry, file = self.headers[name], self.entries[name], self.file_of[name]
         rows = (*header.shape, 1)[0]
         row_bytes = (entry.end - entry.begin) // max(rows, 1)
         shape = (stop - start, *header.shape[1:]) if header.shape else ()
-        x = read_bytes(file, entry.begin + start * row_bytes, (stop - start) * row_bytes)
+        x = np.empty((stop - start) * row_bytes, np.uint8)
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(entry.begin + start * row_bytes)
+            if not _fill(opened, memoryview(x.data)):
+                raise ValueError(f"{file}: became shorter while it was read")
         if header.dtype not in hf.FLOATS:  # an ignored tensor; its bytes can still be compared
             return x
         return x.view(header.dtype).reshape(shape)
@@ -111,13 +91,13 @@ def open_folder(path: str | Path) -> Folder:
         raise FileNotFoundError(f"{path}: no such folder")
     if not path.is_dir():
         raise ValueError(f"{path}: got a file, expected a folder with config.json and safetensors")
-    config_json = read_json(member(path, "config.json"))
+    config_json = read_json_object(inside(path, "config.json"))
     try:
         config = LlamaConfig.from_hf(config_json)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     shards, index = _find_shards(path)
-    entries, file_of = _read_headers(shards, index)
+    entries, file_of = _read_headers(path, shards, index)
     headers = {
         name: hf.Header(entry.shape, _DTYPES.get(entry.dtype, entry.dtype))
         for name, entry in entries.items()
@@ -126,54 +106,20 @@ def open_folder(path: str | Path) -> Folder:
         hf.check(headers, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    companions = tuple(member(path, name) for name in COMPANIONS if (path / name).exists())
+    companions = tuple(inside(path, name) for name in COMPANIONS if (path / name).exists())
     return Folder(path, config, config_json, shards, headers, entries, file_of, companions)
-
-
-def member(folder: Path, name: str) -> Path:
-    """A file of the folder, by its name.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it lies outside the folder, by its name or through a link. (Links from a
-            snapshot of the Hugging Face cache to the blobs of the same model are inside.)
-    """
-    path = folder / name
-    home = folder.resolve()
-    roots = [home]
-    if home.parent.name == "snapshots":
-        roots.append(home.parent.parent / "blobs")
-    try:
-        place = path.resolve()
-    except RuntimeError:  # in Python 3.13 an OSError
-        raise ValueError(f"{path}: a link that leads in a circle") from None
-    if not any(place.is_relative_to(root) for root in roots):
-        raise ValueError(f"{path}: leads out of the folder, to {place}; expected a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `ValueError` names the file when it is none."""
-    try:
-        data = load_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: got a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
     """The weight files, and which tensor the index says is where (None without an index)."""
     if (folder / SINGLE).exists():  # transformers, too, looks for this one first
-        return (member(folder, SINGLE),), None
+        return (inside(folder, SINGLE),), None
     if (folder / INDEX).exists():
-        index = read_json(member(folder, INDEX)).get("weight_map")
-        if not isinstance(index, dict) or not index:
+        index = read_json_object(inside(folder, INDEX)).get("weight_map")
+        names = index.values() if isinstance(index, dict) else ()
+        if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{folder / INDEX}: expected weight_map, a name of a file per tensor")
-        return _listed(folder, sorted({str(name) for name in index.values()})), index
+        return _listed(folder, sorted(set(names))), index
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise ValueError(
@@ -190,7 +136,7 @@ def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
     found, missing = [], []
     for name in names:
         try:
-            found.append(member(folder, name))
+            found.append(inside(folder, name))
         except FileNotFoundError:
             missing.append(name)
         except ValueError as error:
@@ -201,40 +147,28 @@ def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
 
 
 def _read_headers(
-    shards: tuple[Path, ...], index: dict[str, str] | None
+    folder: Path, shards: tuple[Path, ...], index: dict[str, str] | None
 ) -> tuple[dict[str, Entry], dict[str, Path]]:
     """Place, shape and dtype of all tensors, and the file of each; index and files must agree."""
     entries: dict[str, Entry] = {}
     file_of: dict[str, Path] = {}
     problems = []
+    names = {shard: shard.relative_to(folder).as_posix() for shard in shards}
     for shard in shards:
         for name, entry in read_header(shard).entries.items():
             if name in entries:
-                problems.append(f"{name}: in {file_of[name].name} and in {shard.name}")
+                problems.append(f"{name}: in {names[file_of[name]]} and in {names[shard]}")
             entries[name], file_of[name] = entry, shard
     if index is not None:
         problems += [
             f"{name}: {INDEX} says it is in {where}, where it is not"
             for name, where in index.items()
-            if name not in file_of or file_of[name].name != Path(where).name
+            if file_of.get(name) != folder / where
         ]
         problems += [f"{n}: not in {INDEX}" for n in file_of if n not in index]
     if problems:
         raise ValueError("the shards do not fit together:\n  " + "\n  ".join(problems))
     return entries, file_of
-
-
-def read_bytes(file: Path, begin: int, count: int) -> np.ndarray:
-    """So many bytes of a file, as uint8.
-
-    Read, not mapped: the pages of a mapping would count as memory of this process.
-    """
-    data = np.empty(count, np.uint8)
-    with open(file, "rb", buffering=0) as opened:
-        opened.seek(begin)
-        if not _fill(opened, memoryview(data.data)):
-            raise ValueError(f"{file}: became shorter while it was read")
-    return data
 
 
 def _fill(file: RawIOBase, buffer: memoryview) -> bool:

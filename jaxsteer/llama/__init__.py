@@ -9,16 +9,7 @@ Uses `runtime`, `config`, `steering`.
 from jaxsteer.llama.attention import cudnn_attention, default_attention, xla_attention
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
 from jaxsteer.llama.cache import KVCache, lengthen, write
-from jaxsteer.llama.model import (
-    Model,
-    abstract_params,
-    bind,
-    forward,
-    from_params,
-    init,
-    is_packed,
-    rope_frequencies,
-)
+from jaxsteer.llama.model import Model, abstract_params, bind, forward, from_params, init, is_packed
 from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
 from jaxsteer.llama.parameters import (
     ParamPath,
@@ -82,7 +73,6 @@ __all__ = [
     "pack",
     "params_sharding",
     "parts",
-    "rope_frequencies",
     "rows_sharding",
     "run_prompts",
     "shape_of",

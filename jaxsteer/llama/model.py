@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.attention import AttentionFn, default_attention
 from jaxsteer.llama.cache import KVCache, write
 from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
+from jaxsteer.llama.rope import angles, rotate
 from jaxsteer.steering import Capture, Steering
 from jaxsteer.steering import capture as capturing
 from jaxsteer.steering import steering as steers
@@ -31,35 +31,6 @@ Params = dict[Any, Any]  # nested dict of arrays, layers under their numbers
 Tap = Callable[[str, jax.Array], jax.Array]
 # Makes the parameter of a path in the table of `parameters`; None where the model has none there.
 Weight = Callable[[str], Any]
-
-
-def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Angle per position of each rotary pair, float32 `[H / 2]`, scaling included."""
-    # Rounded where PyTorch rounds, to the last bit: half a unit there is an angle of 1e-4 at
-    # position 2,000, and the models were trained with these.
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    power = config.rope_theta ** exponent.astype(np.float64)
-    frequency = np.float32(1.0) / power.astype(np.float32)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequency
-    stretched = frequency / np.float32(scaling.factor)
-    if scaling.kind == "linear":
-        return stretched
-    # llama3: how often a pair turns over the original context decides how much it is stretched.
-    wavelength = np.float32(2 * np.pi) / frequency
-    turns = np.float32(scaling.original_max_positions) / wavelength
-    low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
-    keep = np.clip((turns - low) / (high - low), 0, 1)  # 1: a fast pair, left as it is
-    return (1 - keep) * stretched + keep * frequency
-
-
-def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotary embedding of `x` `[B, T, N, H]` by `angle` `[B, T, H / 2]`, halves paired as in HF."""
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -106,7 +77,7 @@ class Attention(nnx.Module):
         q, k, v = self.project(x)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, context.angle), rotate(k, context.angle)
+        q, k = (rotate(x, context.angle, context.rope_scale) for x in (q, k))
         if context.cache is not None:
             k = write(context.cache.k[layer], k, context.start)
             v = write(context.cache.v[layer], v, context.start)
@@ -241,16 +212,6 @@ class Model:
         """The weights' dtype, which is also the residual stream's."""
         return self.params["embed"]["embedding"].dtype
 
-    def __repr__(self) -> str:
-        """One line without weights; also of a model whose leaves are no arrays (`jax.tree.map`)."""
-        sizes = [getattr(x, "size", 0) for x in jax.tree.leaves(self.params)]
-        dtype = getattr(self.params["embed"]["embedding"], "dtype", None)
-        config = self.config
-        return (
-            f"Model({config.n_layers} layers, width {config.d_model}, "
-            f"vocabulary {config.vocab_size:,}: {sum(sizes):,} parameters, {dtype})"
-        )
-
     def with_attention(self, attention: AttentionFn) -> "Model":
         """The same model computing attention with another function (see `attention`)."""
         return replace(self, attention=attention)
@@ -261,6 +222,7 @@ class Context:
     """What all layers of one forward pass share."""
 
     angle: jax.Array  # float32 [B, T, H / 2], rotary
+    rope_scale: float  # of rotated queries and keys
     valid: jax.Array  # bool [B, S]
     start: jax.Array  # int32 scalar or [B], slot of the first query token
     cache: KVCache | None
@@ -369,8 +331,9 @@ def forward(
     padding = jnp.argmax(valid, axis=1).astype(jnp.int32)  # [B], rows are left-padded
     slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
     position = slot - padding[:, None]  # [B, T], negative on padding
-    angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * rope_frequencies(config)
-    context = Context(angle, valid, start, cache, model.attention)
+    scale = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
+    angle = angles(position, config)
+    context = Context(angle, scale, valid, start, cache, model.attention)
 
     steerings = steers.as_tuple(steering)
     for one in steerings:

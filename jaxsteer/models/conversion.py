@@ -25,18 +25,17 @@ from jaxsteer.files import check_free
 from jaxsteer.huggingface import (
     CONFIGS,
     GENERATION,
-    TOKENIZERS,
     Folder,
     Source,
-    check_tokenizer,
     find_source,
-    load_tokenizer,
     n_bytes,
     open_folder,
     tensors_as_ours,
 )
+from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import ParamPath, dotted
 from jaxsteer.runtime import guarded, timed
+from jaxsteer.tokenizers import TOKENIZERS, check_tokenizer, load_tokenizer
 
 _PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
 
@@ -78,9 +77,10 @@ def convert(
     for file in folder.companions:
         if file.name == GENERATION:
             ends_in(file, folder.config.vocab_size)
-    target = target_dtype(folder, dtype)
+    target = _target_dtype(folder, dtype)
     _check_room(Path(dst), n_bytes(folder.config, target))
-    folder.check_tied()
+    if folder.config.tie_embeddings and hf.HEAD in folder.headers:
+        hf.check_tied(folder.read(hf.HEAD), folder.read(hf.EMBEDDING))
     files = folder.companions
     if not tokenizer:  # what is not proved is not carried along
         files = tuple(file for file in files if file.name in CONFIGS)
@@ -88,11 +88,13 @@ def convert(
     with ThreadPoolExecutor() as pool:
         # Beside the rest, which then finds the files in the system's cache: importing what loads a
         # tokenizer takes seconds, in which the disk would wait.
-        hashes = {file.name: pool.submit(_sha256, file, stopped) for file in folder.shards + files}
+        hashes = {
+            file.relative_to(folder.path).as_posix(): pool.submit(_sha256, file, stopped)
+            for file in folder.shards + files
+        }
         try:
             if tokenizer:
-                _require_tokenizer(folder)
-                proved_tokenizer(folder)
+                _prove_tokenizer(folder)
             checkpoint.write(
                 dst,
                 folder.config,
@@ -127,12 +129,7 @@ def _leaves(
         )
 
 
-def target_dtype(folder: Folder, dtype: str) -> str:
-    """The dtype that weights are to have: `dtype`, or for `"keep"` the one that all have.
-
-    Raises:
-        ValueError: it is no dtype of ours, or the folder's weights have none to keep.
-    """
+def _target_dtype(folder: Folder, dtype: str) -> str:
     if dtype in checkpoint.DTYPES:
         return dtype
     if dtype != "keep":
@@ -142,31 +139,19 @@ def target_dtype(folder: Folder, dtype: str) -> str:
         counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
         raise ValueError(
             f"{folder.path}: weights are {counts}; expected one of "
-            f"{' or '.join(checkpoint.DTYPES)} to keep: choose with dtype=… (--dtype …)"
+            f"{' or '.join(checkpoint.DTYPES)} to keep: choose with --dtype"
         )
     return next(iter(found))
 
 
-def _require_tokenizer(folder: Folder) -> None:
-    if not folder.has_tokenizer:
+@timed("convert/tokenizer")
+def _prove_tokenizer(folder: Folder) -> None:
+    if not any(file.name in TOKENIZERS for file in folder.companions):
         raise FileNotFoundError(
             f"{folder.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
             "(convert the weights alone with --no-tokenizer)"
         )
-
-
-@timed("convert/tokenizer")
-def proved_tokenizer(folder: Folder) -> Any:
-    """The folder's tokenizer, which was seen to keep what it encodes; None if it has none.
-
-    Raises:
-        ValueError: it does not load, or loses something; see `check_tokenizer`.
-    """
-    if not folder.has_tokenizer:
-        return None
-    tokenizer = load_tokenizer(folder.path)
-    check_tokenizer(tokenizer, folder.config)
-    return tokenizer
+    check_tokenizer(load_tokenizer(folder.path), folder.config)
 
 
 @timed("convert/threads/hash")

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.files import check_free, new_directory, write_atomic
-from jaxsteer.huggingface import INDEX, SINGLE, n_bytes, read_json
+from jaxsteer.files import check_free, new_directory, read_json_object, write_atomic
+from jaxsteer.huggingface import INDEX, SINGLE, n_bytes
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.runtime import guarded
 
@@ -107,7 +107,7 @@ def _part(number: int) -> str:
 
 def _write_config(file: Path, manifest: checkpoint.Manifest) -> None:
     """The config as it came, if one came, with the dtype that the weights have now."""
-    config = read_json(file) if file.is_file() else manifest.config.to_hf()
+    config = read_json_object(file) if file.is_file() else manifest.config.to_hf()
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     if config.get(key) != manifest.dtype:
         write_atomic(file, _json({**config, key: manifest.dtype}))

@@ -11,7 +11,6 @@ cache, multiplying, and adding up over chips take at least at the published rate
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxsteer.config import PRESETS, LlamaConfig
 from jaxsteer.decoding import USABLE
-from jaxsteer.files import as_path
+from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chip_memory import Bytes, Work, footprint, weight_bytes
@@ -232,13 +231,7 @@ def read_config(name: str) -> LlamaConfig:
     path = as_path(name)
     file = path / "config.json" if (path / "config.json").is_file() else path
     if file.is_file():
-        try:
-            fields = json.loads(file.read_text())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file}: no JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{file}: expected a JSON object")
-        return LlamaConfig.from_hf(fields)
+        return LlamaConfig.from_hf(read_json_object(file))
     if path.is_dir():
         from jaxsteer.checkpoints import read_manifest  # here, as Orbax takes a second
 

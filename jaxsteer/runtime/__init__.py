@@ -1,7 +1,8 @@
 """The machine that a program runs on; knows no model.
 
 Hosts and their processes, SIGTERM before a machine is taken away, compiled programs kept on disk,
-what a machine can do at best, the time that parts take, how commands end.
+what a machine can do at best, the time that parts take, how commands end, what strangers' files
+make of libraries that read them.
 
 Uses nothing of jaxsteer.
 """
@@ -15,17 +16,21 @@ from jaxsteer.runtime.command import (
     without_torch,
 )
 from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
+from jaxsteer.runtime.strangers import is_panic, one_line, strangers
 from jaxsteer.runtime.timing import seconds_by_part, timed
 
 __all__ = [
     "begin",
     "end",
     "guarded",
+    "is_panic",
     "matrix_rate",
+    "one_line",
     "read_bandwidth",
     "run",
     "seconds",
     "seconds_by_part",
+    "strangers",
     "timed",
     "without_accelerator",
     "without_torch",

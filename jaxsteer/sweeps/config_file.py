@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.decoding import Request
-from jaxsteer.files import as_path, write_atomic
+from jaxsteer.files import MOST_DATA, as_path, read_json, write_atomic
 from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.steering import as_tuple
 from jaxsteer.sweeps.cells import Cell
@@ -76,7 +76,7 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
     beside = config_path(path)
     if rows:
         try:
-            there = json.loads(beside.read_bytes())
+            there = read_json(beside, most=MOST_DATA)
         except FileNotFoundError:
             raise ValueError(
                 f"{path}: has {rows} rows, but {beside.name} is missing, which says what they were "

@@ -122,7 +122,10 @@ def sweep_to_file(
         stores.append(held.enter_context(open_rows(path)))
         rows = stores[0].rows
         agree(path, config, rows=len(rows))
-        return [key_of({name: row.get(name) for name in names}) for row in rows]
+        try:
+            return [key_of({name: row.get(name) for name in names}) for row in rows]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def write(chunk: Sequence[CellResult]) -> None:
         stores[0].append([_row(result, ids, to_row) for result in chunk])

@@ -378,10 +378,12 @@ def test_weights_of_another_model_in_the_directory(saved, config, tmp_path):
 
 
 def test_files_are_carried_along(tmp_path, config):
-    (tmp_path / "notes.txt").write_bytes(b"as it came\r\n")
-    checkpoint.save(tmp_path / "m", make(config), files=[tmp_path / "notes.txt"])
+    (tmp_path / "chat_template.jinja").write_bytes(b"as it came\r\n")
+    checkpoint.save(tmp_path / "m", make(config), files=[tmp_path / "chat_template.jinja"])
     (found,) = checkpoint.companions(tmp_path / "m")
     assert found.read_bytes() == b"as it came\r\n"
+    with pytest.raises(ValueError, match=r"files: got model\.safetensors, expected some of config"):
+        checkpoint.save(tmp_path / "n", make(config), files=[tmp_path / "model.safetensors"])
 
 
 def test_a_moved_checkpoint_loads(saved, tmp_path, config):

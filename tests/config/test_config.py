@@ -1,12 +1,14 @@
-"""jaxsteer.config: real configs are read right, and what is not implemented is refused by name."""
+"""jaxsteer.config: real configs are read right; what changes numbers otherwise is refused."""
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import transformers
 
+from jaxsteer.config import unknown_fields
 from jaxsteer.config.shape import LlamaConfig, RopeScaling
 
 LLAMA3_ROPE = {
@@ -107,7 +109,18 @@ def test_optional_fields_have_the_defaults_of_transformers():
 
 
 @pytest.mark.parametrize(
-    "hf", [LLAMA31_8B, LLAMA31_8B_V5, OLD, QWEN2], ids=["v4", "v5", "old", "qwen2"]
+    "hf",
+    [
+        LLAMA31_8B,
+        LLAMA31_8B_V5,
+        OLD,
+        QWEN2,
+        QWEN2 | {"model_type": "qwen3"},
+        LLAMA31_8B | {"model_type": "mistral", "sliding_window": None},
+        QWEN2 | {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        OLD | {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    ],
+    ids=["v4", "v5", "old", "qwen2", "qwen3", "mistral", "yarn", "dynamic"],
 )
 def test_what_transformers_saves_again_means_the_same(hf, tmp_path):
     transformers.AutoConfig.for_model(**copy.deepcopy(hf)).save_pretrained(tmp_path)
@@ -124,36 +137,117 @@ def test_linear_scaling_in_both_spellings(key):
 def test_everything_that_is_not_implemented_is_named_at_once():
     hf = {
         **LLAMA31_8B,
-        "model_type": "mistral",
         "hidden_act": "gelu",
         "attention_bias": True,
         "mlp_bias": True,
-        "pretraining_tp": 2,
-        "sliding_window": 4096,
-        "quantization_config": {"bits": 4},
+        "rope_interleaved": True,
+        "is_causal": False,
+        "quantization_config": {"quant_method": "fp8", "bits": "x" * 30_000},
         "partial_rotary_factor": 0.5,
         "attn_logit_softcapping": 50.0,
-        "router_aux_loss_coef": 0.1,
-        "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+        "vocab_size": 0,
+        "rope_scaling": {"rope_type": "longrope", "long_factor": [1.0] * 10_000},
     }
     del hf["hidden_size"]
     with pytest.raises(ValueError) as caught:
         LlamaConfig.from_hf(hf)
-    assert str(caught.value).splitlines() == [
-        "config.json cannot be used:",
-        "  missing field: hidden_size",
-        "  attention_bias=True: not implemented, expected False or None",
-        "  hidden_act='gelu': not implemented, expected 'silu'",
-        "  mlp_bias=True: not implemented, expected False or None",
-        "  model_type='mistral': not implemented, expected 'llama' or 'qwen2'",
-        "  pretraining_tp=2: not implemented, expected 1 or None",
-        "  sliding_window=4096: not implemented, expected None",
-        "  quantization_config={'bits': 4}: not implemented, expected None",
-        "  partial_rotary_factor=0.5: not implemented, expected 1 or 1.0 or None",
-        "  attn_logit_softcapping=50.0: not implemented, expected None",
-        "  router_aux_loss_coef=0.1: unknown field",
-        "  rope_scaling.rope_type='yarn': not implemented, expected default, linear, llama3",
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "  attention_bias: got true, expected false or null",
+        "  attn_logit_softcapping: got 50.0, expected null",
+        '  hidden_act: got "gelu", expected "silu" or "swish"',
+        "  hidden_size: missing",
+        "  is_causal: got false, expected true or null",
+        "  mlp_bias: got true, expected false or null",
+        "  partial_rotary_factor: got 0.5, expected 1 or null",
+        '  quantization_config: got "fp8", expected none: quantised weights are not implemented',
+        "  rope_interleaved: got true, expected false or null",
+        '  rope_scaling.rope_type: got "longrope", expected one of default, linear, dynamic, '
+        "llama3, yarn",
+        "  vocab_size: got 0, expected a whole number of at least 1",
     ]
+
+
+OTHERS = {
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "attn_logit_softcapping": 50.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "model_type": "gemma2",
+        "sliding_window": 4096,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "rope_scaling": {"type": "longrope", "long_factor": [1.0] * 5000},
+    },
+    # Of images and text: what describes the language model stands one level below.
+    "llava": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": {"model_type": "llama", "vocab_size": 32064},
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_architecture_is_named_in_one_line(name):
+    with pytest.raises(ValueError) as caught:
+        LlamaConfig.from_hf(OTHERS[name])
+    assert str(caught.value) == (
+        f'config.json: model_type: got "{name}" ({OTHERS[name]["architectures"][0]}), '
+        "expected llama, qwen2, qwen3 or mistral"
+    )
+
+
+@pytest.mark.parametrize("found", [{}, {"model_type": None}, {"model_type": ["llama"]}])
+def test_a_config_without_a_model_type_is_told_so(found):
+    with pytest.raises(ValueError, match=r"^config.json: model_type: got .*, expected llama, "):
+        LlamaConfig.from_hf(found)
+
+
+# Found in published configs; none of them changes a number.
+HARMLESS = {
+    "is_llama_config": True,
+    "rope_interleaved": False,
+    "max_sequence_length": 2048,
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "tokenizer_class": "LlamaTokenizer",
+    "model_max_length": 4096,
+    "_from_model_config": True,
+    "_flash_attn_2_enabled": True,
+    "use_flash_attn": True,
+    "torchscript": False,
+    "pruned_heads": {},
+    "is_decoder": True,
+    "gradient_checkpointing": False,
+    "neftune_noise_alpha": 5,
+    "attention_dropout": 0.1,
+    "pretraining_tp": 2,
+    "max_length": 4096,
+    "temperature": 0.9,
+    "do_sample": True,
+    "unsloth_version": "2024.9",
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_fields_that_change_nothing_are_taken_without_a_word(name, recwarn):
+    hf = LLAMA31_8B | {name: HARMLESS[name]}
+    assert LlamaConfig.from_hf(hf, strict=True) == LlamaConfig.llama31_8b()
+    assert not recwarn.list
+
+
+def test_an_unknown_field_is_taken_with_one_warning_and_kept():
+    hf = LLAMA31_8B | {"my_field": 0.1, "yours": "x" * 1000}
+    with pytest.warns(
+        UserWarning, match=r"unknown fields are ignored: my_field=0\.1, yours="
+    ) as seen:
+        assert LlamaConfig.from_hf(hf) == LlamaConfig.llama31_8b()
+    assert len(seen) == 1
+    assert len(str(seen[0].message)) < 200
+    assert unknown_fields(hf) == {"my_field": 0.1, "yours": "x" * 1000}
+    with pytest.raises(ValueError, match=r"got unknown fields my_field=0\.1, yours=.*\(strict\)"):
+        LlamaConfig.from_hf(hf, strict=True)
 
 
 def test_a_qwen2_has_biases_and_its_own_defaults():
@@ -168,42 +262,126 @@ def test_a_qwen2_has_biases_and_its_own_defaults():
     assert default == transformers.Qwen2Config().max_position_embeddings == 32_768
 
 
-UNUSED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21}
+QWEN3 = {name: value for name, value in QWEN2.items() if name != "num_key_value_heads"} | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_attention_heads": 64,
+    "hidden_size": 4096,
+}
+MISTRAL = LLAMA31_8B | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "rope_scaling": None,
+    "sliding_window": None,
+}
 
 
-@pytest.mark.parametrize("hf", [QWEN2, OLD], ids=["qwen2", "llama"])
-def test_a_window_that_is_switched_off_is_accepted(hf):
-    assert LlamaConfig.from_hf(hf | UNUSED) == LlamaConfig.from_hf(hf)
+def test_a_qwen3_has_norms_and_its_own_defaults():
+    config, theirs = LlamaConfig.from_hf(QWEN3), transformers.Qwen3Config(**QWEN3)
+    assert config.qk_norm
+    assert not config.qkv_bias
+    assert (config.n_kv_heads, config.head_dim) == (32, 128)
+    assert (theirs.num_key_value_heads, theirs.head_dim) == (32, 128)
 
 
-def test_a_window_of_a_qwen2_is_off_by_default():
-    window = {"sliding_window": 4096, "max_window_layers": 21}
-    assert LlamaConfig.from_hf(QWEN2 | window) == LlamaConfig.from_hf(QWEN2)
-    assert not transformers.Qwen2Config(**QWEN2, **window).sliding_window
+def test_a_mistral_is_a_llama_with_its_own_defaults():
+    assert LlamaConfig.from_hf(MISTRAL) == replace(LlamaConfig.llama31_8b(), rope_scaling=None)
+    del (hf := dict(MISTRAL))["num_key_value_heads"], hf["max_position_embeddings"]
+    config, theirs = LlamaConfig.from_hf(hf), transformers.MistralConfig(**hf)
+    assert config.n_kv_heads == theirs.num_key_value_heads == 8
+    assert config.max_positions == theirs.max_position_embeddings == 131_072
 
 
-def test_a_qwen2_that_uses_what_is_not_implemented_is_told_all_of_it():
-    wrong = {
-        **UNUSED,
-        "use_sliding_window": True,
-        "use_mrope": True,
-        "attention_bias": True,
-        "layer_types": ["full_attention", "sliding_attention"],
-        "rope_scaling": {"type": "yarn", "factor": 4.0},
-    }
-    with pytest.raises(ValueError) as caught:
-        LlamaConfig.from_hf(QWEN2 | wrong)
-    assert str(caught.value).splitlines() == [
-        "config.json cannot be used:",
-        "  use_sliding_window=True: not implemented, expected False or None",
-        "  sliding_window=4096: not implemented, expected None",
-        "  max_window_layers=21: not implemented, expected None",
-        "  use_mrope=True: not implemented, expected False or None",
-        "  attention_bias=True: not implemented, expected False or None",
-        "  layer_types=['full_attention', 'sliding_attention']: not implemented, "
-        "expected 'full_attention'",
-        "  rope_scaling.rope_type='yarn': not implemented, expected default, linear, llama3",
-    ]
+OFF = {"use_sliding_window": False, "sliding_window": 1024, "max_window_layers": 21}
+
+
+@pytest.mark.parametrize(
+    ("hf", "window"),
+    [
+        (QWEN2, OFF),
+        (OLD, OFF),
+        (QWEN2, {"sliding_window": 1024, "max_window_layers": 21}),  # off unless switched on
+        (QWEN2, OFF | {"use_sliding_window": True, "max_window_layers": 28}),  # of 28 layers
+        (QWEN2, OFF | {"use_sliding_window": True, "layer_types": ["full_attention"] * 28}),
+        (QWEN2, OFF | {"use_sliding_window": True, "sliding_window": 4096}),  # of 4,096 positions
+        (QWEN3, OFF),
+        (MISTRAL, {"sliding_window": 131_072}),
+    ],
+)
+def test_a_window_that_hides_nothing_is_taken(hf, window):
+    assert LlamaConfig.from_hf(hf | window) == LlamaConfig.from_hf(hf)
+
+
+@pytest.mark.parametrize(
+    ("hf", "window"),
+    [
+        (QWEN2, OFF | {"use_sliding_window": True}),
+        (QWEN2, OFF | {"layer_types": ["full_attention"] * 27 + ["sliding_attention"]}),
+        (QWEN3, OFF | {"use_sliding_window": True}),
+        (OLD, {"sliding_window": 1024}),
+        (MISTRAL, {"sliding_window": 1024}),
+        (MISTRAL, OFF),  # a Mistral has no such switch
+        (MISTRAL, {"sliding_window": 1024, "layer_types": ["full_attention"] * 32}),  # nor layers
+        # 1,024 positions grow to 4,096.
+        (
+            MISTRAL | {"max_position_embeddings": 1024},
+            {"sliding_window": 1024, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+        ),
+    ],
+)
+def test_a_window_that_hides_tokens_is_refused(hf, window):
+    message = r"^config.json: sliding_window: got 1024, which hides tokens .* within \d+ positions"
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig.from_hf(hf | window)
+
+
+def test_the_window_of_a_mistral_is_on_when_no_field_names_it():
+    del (hf := dict(MISTRAL))["sliding_window"]
+    assert transformers.MistralConfig(**hf).sliding_window == 4096
+    with pytest.raises(ValueError, match=r"sliding_window: got 4096 .*the file names none"):
+        LlamaConfig.from_hf(hf)
+    # What the message recommends.
+    assert LlamaConfig.from_hf(hf | {"max_position_embeddings": 4096}).max_positions == 4096
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (YARN, {"attention_factor": 0.1 * math.log(4) + 1}),
+        (YARN | {"attention_factor": 1.5, "mscale": 2.0}, {"attention_factor": 1.5}),
+        (YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, {"attention_factor": 1.0}),
+        (YARN | {"beta_fast": 16, "beta_slow": 2, "truncate": False},
+         {"attention_factor": 0.1 * math.log(4) + 1, "beta_fast": 16, "beta_slow": 2,
+          "truncate": False}),
+    ],
+)  # fmt: skip
+def test_yarn_and_its_defaults(rope, expected):
+    config = LlamaConfig.from_hf(QWEN2 | {"rope_scaling": rope})
+    scaling = RopeScaling(kind="yarn", factor=4.0, original_max_positions=1024, **expected)
+    assert config.rope_scaling == scaling
+    assert config.max_positions == 4096
+
+
+def test_yarn_and_dynamic_reach_as_far_as_they_stretch():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    assert LlamaConfig.from_hf(QWEN2 | {"rope_scaling": yarn}).max_positions == 16_384
+    config = LlamaConfig.from_hf(QWEN2 | {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    assert config.max_positions == 8192
+    assert config.rope_scaling == RopeScaling(
+        kind="dynamic", factor=2.0, original_max_positions=4096
+    )
+    assert config.to_hf()["max_position_embeddings"] == 4096
+
+
+def test_a_factor_of_other_programs_is_named():
+    """DeepSeek-R1-0528-Qwen3-8B has one. transformers does not read it."""
+    rope = YARN | {"attn_factor": 0.8782488562869419}
+    with pytest.warns(UserWarning, match=r"rope_scaling\.attn_factor=0\.878"):
+        config = LlamaConfig.from_hf(QWEN3 | {"rope_scaling": rope})
+    assert config == LlamaConfig.from_hf(QWEN3 | {"rope_scaling": YARN})
 
 
 @pytest.mark.parametrize(
@@ -211,9 +389,12 @@ def test_a_qwen2_that_uses_what_is_not_implemented_is_told_all_of_it():
     [
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-            "rope_scaling: given beside rope_parameters",
+            "rope_scaling: got other settings than rope_parameters",
         ),
-        ({"rope_theta": 1e6}, "rope_parameters.rope_theta=500000.0: rope_theta=1000000.0 differs"),
+        (
+            {"rope_theta": 1e6},
+            "rope_parameters.rope_theta: got 500000.0, expected rope_theta=1000000.0",
+        ),
     ],
 )
 def test_rope_settings_that_are_given_twice_and_differ(fields, message):
@@ -222,17 +403,29 @@ def test_rope_settings_that_are_given_twice_and_differ(fields, message):
     assert LlamaConfig.from_hf({**LLAMA31_8B_V5, "rope_scaling": None, "rope_theta": 5e5})
 
 
+def test_rope_settings_that_are_given_twice_and_equal():
+    rope = LLAMA31_8B_V5["rope_parameters"]
+    spelt_as_before = {"type": "llama3", **LLAMA3_ROPE, "rope_theta": 500000.0}
+    for again in (rope, spelt_as_before):
+        config = LlamaConfig.from_hf({**LLAMA31_8B_V5, "rope_scaling": again})
+        assert config == LlamaConfig.llama31_8b()
+
+
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
-        ({"rope_type": "llama3", "factor": 8.0}, "missing high_freq_factor"),
-        ({"rope_type": "linear", "factor": 2.0, "mscale": 1.0}, "mscale: unknown field"),
-        ({"rope_type": "linear"}, "missing factor"),
-        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"rope_type": "linear", "type": "dynamic", "factor": 2.0}, "rope_type and type differ"),
-        ({"full_attention": {"rope_type": "default"}}, "full_attention: unknown field"),
+        ({"rope_type": "llama3", "factor": 8.0}, "high_freq_factor: missing"),
+        ({"rope_type": "linear", "factor": 2.0, "mscale": 1.0}, "mscale: got 1.0, expected no"),
+        ({"rope_type": "linear"}, "factor: missing"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5"),
+        ({"rope_type": "linear", "type": "dynamic", "factor": 2.0}, "expected one kind"),
+        ({"full_attention": {"rope_type": "default"}}, "full_attention: got .*no such key"),
+        ({"rope_type": "yarn", "factor": "4"}, 'factor: got "4", expected more than 0'),
+        ({"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 99},
+         "got original_max_position_embeddings=99, expected max_position_embeddings=2048"),
+        ({"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "truncate: got 1"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
 def test_rope_settings_that_are_incomplete_or_unknown(field, rope, message):
     with pytest.raises(ValueError, match=f"{field}.*{message}"):
@@ -252,6 +445,7 @@ def test_rope_settings_that_are_incomplete_or_unknown(field, rope, message):
         ({"rope_theta": float("nan")}, "rope_theta: got nan, expected more than 0"),
         ({"tie_embeddings": "yes"}, "tie_embeddings: got 'yes', expected true or false"),
         ({"qkv_bias": 1}, "qkv_bias: got 1, expected true or false"),
+        ({"qk_norm": None}, "qk_norm: got None, expected true or false"),
     ],
 )
 def test_shapes_that_cannot_be(fields, message):
@@ -262,7 +456,12 @@ def test_shapes_that_cannot_be(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "yarn"}, "kind: got 'yarn', expected linear or llama3"),
+        (
+            {"kind": "longrope"},
+            "kind: got 'longrope', expected linear or llama3 or yarn or dynamic",
+        ),
+        ({"beta_slow": float("inf")}, "beta_slow: got inf, expected more than 0"),
+        ({"truncate": None}, "truncate: got None, expected a bool"),
         ({"factor": 0.0}, "factor: got 0.0, expected more than 0"),
         ({"factor": "8"}, "factor: got '8', expected more than 0"),
         ({"low_freq_factor": 4.0}, "expected 0 < low < high"),
@@ -278,7 +477,19 @@ CONFIGS = [
     LlamaConfig.tiny(),
     replace(LlamaConfig.tiny(), tie_embeddings=True, norm_eps=1e-6),
     replace(LlamaConfig.tiny(), rope_scaling=RopeScaling(kind="linear", factor=3.0)),
+    replace(
+        LlamaConfig.tiny(),
+        rope_scaling=RopeScaling(
+            kind="yarn", factor=3.0, original_max_positions=512, beta_fast=20.0, truncate=False
+        ),
+    ),
+    replace(
+        LlamaConfig.tiny(),
+        max_positions=8192,
+        rope_scaling=RopeScaling(kind="dynamic", factor=2.0, original_max_positions=4096),
+    ),
     LlamaConfig.r1_distill_qwen_1_5b(),
+    LlamaConfig.qwen3_0_6b(),
 ]
 
 
@@ -286,6 +497,11 @@ CONFIGS = [
 def test_round_trips_through_json(config):
     assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert LlamaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_a_config_of_no_model_type_is_not_written():
+    with pytest.raises(ValueError, match="which no model type of transformers has together"):
+        replace(LlamaConfig.tiny(), qkv_bias=True, qk_norm=True).to_hf()
 
 
 @pytest.mark.parametrize("edit", [{"n_layer": 3}, {"d_model": "32", "n_heads": "x"}])

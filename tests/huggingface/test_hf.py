@@ -21,15 +21,20 @@ def random_hf(config: LlamaConfig, dtype=np.float32) -> dict[str, np.ndarray]:
     }
 
 
+FAMILIES = [{}, {"tie_embeddings": True}, {"qkv_bias": True}, {"qk_norm": True}]
+
+
 @pytest.fixture
 def config() -> LlamaConfig:
     return LlamaConfig.tiny()
 
 
-@pytest.mark.parametrize(("tie", "bias"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "family", [{}, {"tie_embeddings": True}, {"qkv_bias": True}, {"qk_norm": True}]
+)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_tree_is_the_models_own(config, tie, bias, dtype):
-    config = replace(config, tie_embeddings=tie, qkv_bias=bias)
+def test_tree_is_the_models_own(config, family, dtype):
+    config = replace(config, **family)
     params = hf.from_hf(random_hf(config, dtype), config)
     expected = model.abstract_params(config, jnp.dtype(dtype))
     assert jax.tree.structure(params) == jax.tree.structure(expected)
@@ -39,10 +44,12 @@ def test_tree_is_the_models_own(config, tie, bias, dtype):
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), path
 
 
-@pytest.mark.parametrize(("tie", "bias"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "family", [{}, {"tie_embeddings": True}, {"qkv_bias": True}, {"qk_norm": True}]
+)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_there_and_back_is_the_same_bits(config, tie, bias, dtype):
-    config = replace(config, tie_embeddings=tie, qkv_bias=bias)
+def test_there_and_back_is_the_same_bits(config, family, dtype):
+    config = replace(config, **family)
     source = random_hf(config, dtype)
     back = hf.to_hf(hf.from_hf(source, config), config)
     assert list(back) == list(source)

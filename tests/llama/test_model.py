@@ -21,7 +21,8 @@ from oracle import (
 
 from jaxsteer.config.shape import LlamaConfig, RopeScaling
 from jaxsteer.llama.cache import empty_cache
-from jaxsteer.llama.model import Model, bind, forward, init, rope_frequencies
+from jaxsteer.llama.model import Model, bind, forward, init
+from jaxsteer.llama.rope import rope_frequencies
 from jaxsteer.llama.tokens import TokenBatch, left_pad
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.sites import SITES

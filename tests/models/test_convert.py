@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, pre_tokenizers
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.huggingface import load_tokenizer, stream, tokenizer_check
+from jaxsteer.huggingface import stream
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.huggingface.folder import open_folder
 from jaxsteer.llama.parameters import flatten
@@ -29,6 +29,7 @@ from jaxsteer.models import conversion as convert_module
 from jaxsteer.models.conversion import convert, main
 from jaxsteer.models.exporting import export
 from jaxsteer.models.exporting import main as export_main
+from jaxsteer.tokenizers import load_tokenizer, proof
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -402,7 +403,7 @@ def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
     save_file({**tensors, UP: tensors[UP].astype(ml_dtypes.bfloat16)}, src / SINGLE)
     refused(src, r"weights are bfloat16 \(1 tensors\), float32 \(20 tensors\)")
     save_file({**tensors, UP: tensors[UP].astype(np.float16)}, src / SINGLE)
-    refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with dtype=")
+    refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with --dtype")
     refused(src, "dtype: got 'float16', expected keep or float32 or", dtype="float16")
     convert(src, tmp_path / "dst", dtype="float32")
     up = checkpoint.load(tmp_path / "dst")[0].params["layers"][1]["mlp"]["up_proj"]
@@ -447,7 +448,7 @@ def test_byte_level_tokenizer_that_loses_spaces(src):
     write_tokenizer(src, tokenizer)
     message = refused(src, r"'Wait, let me check that again\.' came back as 'Wait,letme")
     # Texts without spaces survive; every other one is named.
-    assert message.count("came back as") == sum(" " in text for text in tokenizer_check.TEXTS)
+    assert message.count("came back as") == sum(" " in text for text in proof.TEXTS)
 
 
 def test_word_level_tokenizer_that_loses_spaces(folders, tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -33,16 +34,40 @@ from jaxsteer.models.conversion import convert
 
 PARITY = 1e-4  # as in test_model, which says why; observed: at most 4e-5
 QWEN = shrunk(PUBLISHED["r1_distill_qwen_1_5b"])
+QWEN3 = shrunk(PUBLISHED["qwen3_0_6b"])
+LLAMA2, MISTRAL = shrunk(PUBLISHED["llama2_7b"]), shrunk(PUBLISHED["mistral_7b"])
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+DYNAMIC = {"type": "dynamic", "factor": 4.0}
 # config.json and length: past position 2,000 in either family (test_model goes there in all cases).
 KINDS = {name: (shrunk(hf_config), 120) for name, hf_config in PUBLISHED.items()} | {
     "llama32_1b": (shrunk(PUBLISHED["llama32_1b"]), 2100),
     "r1_distill_qwen_1_5b": (QWEN, 2100),
     "qwen25_math_1_5b": (QWEN | {"tie_word_embeddings": True}, 120),
+    "qwen3_0_6b": (QWEN3, 2100),
+    # Heads that are wider than the stream divided by their number, and a head of its own.
+    "qwen3 wide": (QWEN3 | {"head_dim": 24, "tie_word_embeddings": False}, 120),
+    # A window as large as the positions, which transformers applies.
+    "mistral window": (MISTRAL | {"sliding_window": 120, "max_position_embeddings": 120}, 120),
+    # As of Qwen2.5 with long texts and of R1-0528-Qwen3-8B, past the original context.
+    "qwen2 yarn": (QWEN | {"rope_scaling": YARN, "max_position_embeddings": 512}, 2048),
+    "qwen3 yarn": (QWEN3 | {"rope_scaling": YARN, "max_position_embeddings": 2048}, 2048),
+    "yarn of another shape": (
+        QWEN
+        | {
+            "head_dim": 16,
+            "rope_scaling": YARN
+            | {"beta_fast": 16, "beta_slow": 2, "mscale": 2.0, "mscale_all_dim": 1.0}
+            | {"truncate": False},
+        },
+        2048,
+    ),
+    "dynamic": (LLAMA2 | {"rope_scaling": DYNAMIC, "max_position_embeddings": 512}, 2048),
+    "dynamic within": (LLAMA2 | {"rope_scaling": DYNAMIC, "max_position_embeddings": 512}, 512),
     "qwen2 linear": (QWEN | {"rope_scaling": {"type": "linear", "factor": 8.0}}, 120),
 }
 
-# When they are small, these are 70b with fewer heads, and 14b.
-for twin in ("llama31_8b", "r1_distill_qwen_32b"):
+# When they are small, these are 70b with fewer heads, 14b, and 0.6b with more.
+for twin in ("llama31_8b", "r1_distill_qwen_32b", "qwen3_4b"):
     del KINDS[twin]
 
 
@@ -81,25 +106,78 @@ def expected(qwen, tokens):
         return torch_twin(qwen, QWEN)(torch.tensor(tokens)).logits.numpy()
 
 
-@pytest.mark.parametrize("bias", ["q_bias", "k_bias", "v_bias"])
-def test_parity_would_notice_a_bias_that_is_left_out(qwen, tokens, expected, bias):
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        (QWEN, "q_bias"),
+        (QWEN, "k_bias"),
+        (QWEN, "v_bias"),
+        (QWEN3, "q_norm"),
+        (QWEN3, "k_norm"),
+    ],
+)
+def test_parity_would_notice_a_parameter_that_is_left_out(fields, parameter, tokens):
     def without(path, leaf):
-        return leaf * (path[-1].key != bias)
+        left_out = parameter in {key.key for key in path}
+        return jnp.full_like(leaf, 1.0 if "norm" in parameter else 0.0) if left_out else leaf
 
-    wrong = replace(qwen, params=jax.tree_util.tree_map_with_path(without, qwen.params))
-    assert relative_error(run(qwen, tokens).logits, expected) <= PARITY
+    model = random_model(LlamaConfig.from_hf(fields))
+    wrong = replace(model, params=jax.tree_util.tree_map_with_path(without, model.params))
+    with torch.no_grad():
+        expected = torch_twin(model, fields)(torch.tensor(tokens)).logits.numpy()
+    assert relative_error(run(model, tokens).logits, expected) <= PARITY
     assert relative_error(run(wrong, tokens).logits, expected) > 100 * PARITY
 
 
-def test_decoding_with_biases_gives_the_tokens_of_transformers(qwen):
-    prompts = random_rows([5, 9], QWEN["vocab_size"])
-    found = generate(pack(qwen), left_pad(prompts), max_new_tokens=8).tokens
-    twin = torch_twin(qwen, QWEN)
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("qwen2 yarn", {"attention_factor": 1.0}),
+        ("yarn of another shape", {"beta_fast": 32.0}),
+        ("yarn of another shape", {"truncate": True}),
+        ("dynamic", {"factor": 3.0}),
+    ],
+)
+def test_parity_would_notice_another_scaling(kind, wrong):
+    fields, length = KINDS[kind]
+    model = random_model(LlamaConfig.from_hf(fields))
+    tokens = np.array(random_rows([length], model.config.vocab_size))
+    scaling = replace(model.config.rope_scaling, **wrong)
+    other = replace(model, config=replace(model.config, rope_scaling=scaling))
+    with torch.no_grad():
+        expected = torch_twin(model, fields)(torch.tensor(tokens)).logits.numpy()
+    assert relative_error(run(other, tokens).logits, expected) > 100 * PARITY
+
+
+@pytest.mark.parametrize("fields", [QWEN, QWEN3], ids=["qwen2", "qwen3"])
+def test_decoding_gives_the_tokens_of_transformers(fields):
+    model = random_model(LlamaConfig.from_hf(fields))
+    prompts = random_rows([5, 9], fields["vocab_size"])
+    found = generate(pack(model), left_pad(prompts), max_new_tokens=8).tokens
+    twin = torch_twin(model, fields)
     for row, prompt in zip(found, prompts, strict=True):
-        given = torch.tensor([prompt])
-        mask = torch.ones_like(given)
-        theirs = twin.generate(given, attention_mask=mask, do_sample=False, max_new_tokens=8)
-        np.testing.assert_array_equal(row, theirs[0, len(prompt) :])
+        np.testing.assert_array_equal(row, greedy_tokens(twin, prompt, 8))
+
+
+def test_dynamic_scaling_decodes_each_row_as_transformers_does_alone():
+    """Rows pass the original context of 16 tokens at different steps, or began beyond it."""
+    fields = LLAMA2 | {"rope_scaling": DYNAMIC, "max_position_embeddings": 16}
+    model = random_model(LlamaConfig.from_hf(fields))
+    prompts = random_rows([5, 12, 24], fields["vocab_size"])
+    found = generate(model, left_pad(prompts), max_new_tokens=20).tokens
+    plain = replace(model, config=replace(model.config, rope_scaling=None))
+    without = generate(plain, left_pad(prompts), max_new_tokens=20).tokens
+    for row, other, prompt in zip(found, without, prompts, strict=True):
+        # A twin a row: it goes on with the angles of the longest text that it has seen.
+        np.testing.assert_array_equal(row, greedy_tokens(torch_twin(model, fields), prompt, 20))
+        assert not np.array_equal(row, other)
+
+
+def greedy_tokens(twin, prompt: list[int], count: int) -> np.ndarray:
+    given = torch.tensor([prompt])
+    mask = torch.ones_like(given)
+    theirs = twin.generate(given, attention_mask=mask, do_sample=False, max_new_tokens=count)
+    return theirs[0, len(prompt) :].numpy()
 
 
 # Folders.

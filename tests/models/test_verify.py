@@ -12,7 +12,7 @@ from hf_folders import edit_json, write_folder
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.huggingface.folder import open_folder
-from jaxsteer.llama import model
+from jaxsteer.llama import rope
 from jaxsteer.llama.parameters import flatten
 from jaxsteer.models import verification as verify
 from jaxsteer.models.conversion import convert
@@ -90,9 +90,9 @@ def test_one_changed_weight_fails_by_name(src, dst, tmp_path, capsys):
 
 
 def test_rope_without_its_scaling_fails(src, dst, monkeypatch, capsys):
-    right = model.rope_frequencies
+    right = rope.rope_frequencies
     plain = lambda c: right(LlamaConfig.from_dict({**c.to_dict(), "rope_scaling": None}))  # noqa: E731
-    monkeypatch.setattr(model, "rope_frequencies", plain)
+    monkeypatch.setattr(rope, "rope_frequencies", plain)
     assert run(src, dst) == 1
     out = capsys.readouterr().out
     assert "tensors: 21 of 21" in out  # only the arithmetic shows it
@@ -100,7 +100,7 @@ def test_rope_without_its_scaling_fails(src, dst, monkeypatch, capsys):
 
 
 def test_not_a_number_fails(src, dst, monkeypatch, capsys):
-    monkeypatch.setattr(model, "rope_frequencies", lambda _: np.full(4, np.nan, np.float32))
+    monkeypatch.setattr(rope, "rope_frequencies", lambda _: np.full(4, np.nan, np.float32))
     assert run(src, dst, 8) == 1
     assert "layer 0: largest relative error inf" in capsys.readouterr().out
 

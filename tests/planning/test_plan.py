@@ -242,7 +242,7 @@ def test_models_by_preset_checkpoint_and_published_config(tmp_path):
     ("content", "message"),
     [
         (None, "expected a folder, a config.json, or one of llama2_7b"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "expected a JSON object"),
         ('{"model_type": "bert"}', "model_type='bert'"),
     ],

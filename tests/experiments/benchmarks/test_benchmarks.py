@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import oracle
 import pytest
 
-from experiments.benchmarks import analyses, capture, cpu, decode, learned, profile, score
+from experiments.benchmarks import (
+    analyses,
+    capture,
+    cpu,
+    decode,
+    distinct,
+    learned,
+    profile,
+    score,
+)
 from experiments.benchmarks.machine import Compilations
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.llama.model import init
@@ -170,3 +179,28 @@ def test_analyses_benchmark_times_each_of_them(capsys):
     assert found["projection_tokens_per_s"] > 0
     for name in ("lens", "projections", "sensitivity"):
         assert found[name]["first_s"] >= found[name]["again_s"] >= 0
+
+
+def test_distinct_benchmark_steers_each_row_by_its_configuration(capsys, monkeypatch):
+    monkeypatch.setattr(distinct, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(distinct, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(distinct.compile_cache, "turn_off", lambda: None)
+    few = "--preset tiny --rows 6 --prompt 8 --steps 3 --counts 1 6 --repeats 1"
+    assert distinct.main([*few.split(), "--engine", "jaxsteer"]) == 0
+    _, *cases = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(case["operations"], case["configurations"]) for case in cases] == [
+        ("none", 0), ("add", 1), ("add", 6), ("all operations", 1), ("all operations", 6),
+    ]  # fmt: skip
+    assert cases[2]["compilations"] == 0  # other data of the program before
+    ratio = cases[2]["step_ms"] / cases[0]["step_ms"]
+    assert cases[2]["times_none"] == pytest.approx(ratio, rel=1e-2)
+    steering = distinct.steer(LlamaConfig.tiny(), rows=6, count=3, operations=True)
+    assert steering.layer[:, 0].tolist() == 2 * [0, 1, 2]
+    assert steering.vector.shape == (6, LlamaConfig.tiny().d_model)
+
+
+def test_distinct_benchmark_hooks_each_layer_for_transformers():
+    sizes = {"rows": 4, "prompt": 8, "steps": 3, "counts": [4]}
+    cases = list(distinct.measure_transformers(LlamaConfig.tiny(), **sizes))
+    assert [case["configurations"] for case in cases] == [0, 4]
+    assert cases[1]["times_none"] == pytest.approx(cases[1]["step_ms"] / cases[0]["step_ms"])

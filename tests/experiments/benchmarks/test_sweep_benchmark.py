@@ -57,14 +57,14 @@ def test_every_case_has_its_line(lines):
 
 def test_the_hook_steers_each_row_by_its_cell():
     """A vector that is large enough decides the tokens, and in its own cell only."""
-    model = sweep_transformers._model(WORK, "cpu").float()
+    model = sweep_transformers.random_model(WORK.config, "cpu").float()
     prompts, mask, _, _ = make_work(WORK)
     ids, attend = torch.tensor(prompts), torch.tensor(mask, dtype=torch.long)
     shift = torch.zeros(2, WORK.config.d_model)
     shift[1] = 100 * torch.randn(WORK.config.d_model, generator=torch.manual_seed(1))
     options = {"layer": 1, "tokens": 4}
-    both = sweep_transformers._generate(model, ids, attend, shift, **options)
-    alone = sweep_transformers._generate(model, ids, attend, shift[:1], **options)
+    both = sweep_transformers.run_cells(model, ids, attend, shift, **options)
+    alone = sweep_transformers.run_cells(model, ids, attend, shift[:1], **options)
     assert both.shape == (6, 4)
     assert torch.equal(both[:3], alone)
     assert torch.equal(both[3:, 0], both[:3, 0])  # the first token is the prompt's
@@ -73,13 +73,13 @@ def test_the_hook_steers_each_row_by_its_cell():
 
 def test_batches_hold_whole_cells(monkeypatch):
     sizes = []
-    real = sweep_transformers._generate
+    real = sweep_transformers.run_cells
 
     def count(model, ids, mask, shift, **options):
         sizes.append((len(shift), options["tokens"]))
         return real(model, ids, mask, shift, **options)
 
-    monkeypatch.setattr(sweep_transformers, "_generate", count)
+    monkeypatch.setattr(sweep_transformers, "run_cells", count)
     (found,) = sweep_transformers.measure(WORK, batch=5, tokens=4)
     assert sizes == [(1, 2), (1, 4), (1, 4)]  # a warm-up, then each batch
     assert (found["batches"], found["rows_per_batch"]) == (2, 3)

@@ -341,11 +341,11 @@ def test_traces_of_several_kinds_of_files(tmp_path: Path, traces_file: Path) -> 
     [
         ("t.json", b"{", "not JSON"),
         ("t.json", b"{}", "expected a list of traces"),
-        ("t.json.gz", b"[]", "not JSON"),
+        ("t.json.gz", b"[]", "not compressed by gzip"),
         ("t.json", b'[{"id": "a"}]', "trace 0: expected a text 'id' and a text 'text'"),
         ("t.json", b'[{"id": "a", "text": ""}, {"id": "a", "text": ""}]', "'a' is there twice"),
         ("t.jsonl", None, "no such file"),
-        ("t.json", None, "No such file"),
+        ("t.json", None, "no such file"),
     ],
 )
 def test_traces_that_cannot_be_used(

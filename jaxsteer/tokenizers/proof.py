@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.huggingface.strangers import one_line, strangers
+from jaxsteer.runtime import one_line, strangers
 
 # What reasoning models read and write: spaces, newlines, LaTeX, digits, code, Unicode.
 TEXTS = (

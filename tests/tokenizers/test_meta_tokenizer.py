@@ -15,7 +15,7 @@ from experiments.pipeline.text import Prompt, encode_prompts
 from experiments.replication import check_tokens, main
 from jaxsteer.analysis.sentences import split_sentences, token_spans
 from jaxsteer.decoding.token_text import token_bytes
-from jaxsteer.huggingface.meta_vocabulary import R1_NAMED, meta_tokenizer, special_names
+from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer, special_names
 
 MODEL = Path(meta.__file__).parent / "tokenizer.model"
 EXCERPT = Path(__file__).parents[1] / "data" / "replication"

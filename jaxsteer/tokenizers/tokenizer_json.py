@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.files import load_json
-from jaxsteer.huggingface.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
-from jaxsteer.huggingface.strangers import strangers
-from jaxsteer.huggingface.tokenizer_check import TEXTS
+from jaxsteer.runtime import strangers
+from jaxsteer.tokenizers.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
+from jaxsteer.tokenizers.proof import TEXTS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The files that hold a vocabulary; the first that is there is read."""

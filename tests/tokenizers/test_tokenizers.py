@@ -13,8 +13,8 @@ from llama_models.llama3 import tokenizer as meta
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.huggingface import check_tokenizer, load_tokenizer
-from jaxsteer.huggingface.tokenizer_check import TEXTS
+from jaxsteer.tokenizers import check_tokenizer, load_tokenizer
+from jaxsteer.tokenizers.proof import TEXTS
 
 CONFIG_290 = replace(LlamaConfig.tiny(), vocab_size=290)
 CONFIG_420 = replace(LlamaConfig.tiny(), vocab_size=420)

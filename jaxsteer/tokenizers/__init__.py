@@ -1,0 +1,19 @@
+"""Texts and chats as token ids: tokenizers of models' folders, and one rule for prompts.
+
+A folder in, a tokenizer that was proved out; a text or a conversation in, ids out, and what was put
+before them.
+
+Uses `runtime`, `files`, `config`, and `token_text` of `decoding`.
+"""
+
+from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer
+from jaxsteer.tokenizers.proof import check_tokenizer
+from jaxsteer.tokenizers.tokenizer_json import TOKENIZERS, load_tokenizer
+
+__all__ = [
+    "R1_NAMED",
+    "TOKENIZERS",
+    "check_tokenizer",
+    "load_tokenizer",
+    "meta_tokenizer",
+]
