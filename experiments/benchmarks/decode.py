@@ -41,10 +41,10 @@ def variants(config: LlamaConfig, rows: int) -> dict[str, dict[str, Any]]:
     random = np.random.default_rng(0)
     each = add(
         random.normal(size=(rows, config.d_model)) * 0.01,
-        layer=random.integers(0, config.n_layers, rows),
+        layer=random.integers(0, config.n_layers, (rows, 1)),
         coeff=random.normal(size=rows),
     )
-    layers = random.integers(0, config.n_layers, rows)
+    layers = random.integers(0, config.n_layers, (rows, 1))
     fresh = noise(0.01, layer=layers, coeff=1.0, width=config.d_model)
     top_p = sampling(rows, temperature=0.6, top_p=0.95)
     return {

@@ -42,10 +42,10 @@ from jaxsteer.directions import (
     learn_directions,
     load_directions,
     logistic_probe,
+    logprobs_under,
     random_directions,
     rescale,
     save_directions,
-    token_logprobs,
 )
 from jaxsteer.files import read_rows, write_atomic, write_json
 from jaxsteer.llama import Model
@@ -207,7 +207,7 @@ def gains_on_text(run: Run, named: dict[str, np.ndarray], seeds: int = 2) -> lis
     every = {**named, **drawn}
     added = [np.zeros(width), *(rescale(vector, length) for vector in every.values())]
     targets = answer_targets(texts, tokens=search.tokens)
-    read = token_logprobs(
+    read = logprobs_under(
         run.load("reasoning")[0],
         targets,
         np.stack(added),

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxsteer.decoding import token_bytes
 from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
+from jaxsteer.steering import Vectors, as_arrays
 
 LENSES = ("normed", "plain")
 
@@ -61,7 +61,7 @@ def keyword_tokens(tokenizer: Any, keywords: Sequence[str]) -> dict[int, str]:
 
 def lens(
     model: Model,
-    directions: ArrayLike,
+    directions: Vectors,
     tokens: Sequence[int],
     *,
     kind: str = "normed",
@@ -73,7 +73,7 @@ def lens(
 
     Args:
         model: whose final norm and unembedding are used; also one on a mesh.
-        directions: `[R, D]`, of any length but 0.
+        directions: `[R, D]`, or a list of directions, of any length but 0.
         tokens: the K tokens whose logits and ranks come back.
         kind: "normed" or "plain", see above.
         top: how many of the highest tokens come back for each direction.
@@ -83,7 +83,7 @@ def lens(
             vocabulary, another kind, or a `top` that is not between 1 and V.
     """
     D, V = model.config.d_model, model.config.vocab_size
-    vectors = np.asarray(directions, np.float64)
+    vectors = np.asarray(as_arrays(directions), np.float64)
     if vectors.ndim != 2 or vectors.shape[1] != D or not len(vectors):
         raise ValueError(f"directions: got shape {vectors.shape}, expected [R, {D}]")
     scale = np.sqrt(np.mean(vectors**2, axis=1, keepdims=True))

@@ -14,18 +14,36 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxsteer.directions import equal_rows
-from jaxsteer.llama import Model, TokenBatch, bucket, check_batch, forward, left_pad, spread_rows
+from jaxsteer.llama import (
+    Model,
+    TokenBatch,
+    TokenRows,
+    as_batch,
+    bucket,
+    check_batch,
+    forward,
+    left_pad,
+    spread_rows,
+)
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import SITES, Capture, site_index, site_width
+from jaxsteer.steering import (
+    SITES,
+    Capture,
+    Vectors,
+    as_arrays,
+    own_layers,
+    site_index,
+    site_width,
+)
 
 _DRAWS_AT_ONCE = 1 << 22  # numbers of one chunk of resamples
 
 
 def project(
     model: Model,
-    batch: TokenBatch,
-    directions: ArrayLike,
-    layers: ArrayLike,
+    batch: TokenBatch | TokenRows,
+    directions: Vectors,
+    layers: ArrayLike | None = None,
     *,
     site: str = "resid_post",
 ) -> np.ndarray:
@@ -37,16 +55,19 @@ def project(
 
     Args:
         model: the model, also one on a mesh.
-        batch: token rows, left-padded.
-        directions: `[R, D]`.
-        layers: int `[R]`, the layer at which each direction is read, counted from 0.
+        batch: token rows, left-padded or to be.
+        directions: `[R, D]`, or a list of `Direction`.
+        layers: int `[R]`, the layer at which each direction is read, counted from 0; its own, if
+            not given.
         site: one of `SITES`, the same for all.
 
     Raises:
         ValueError: for directions or layers that do not fit the model or each other, or a batch
             that does not fit the model.
     """
-    vectors, at = np.asarray(directions, np.float32), np.asarray(layers)
+    batch = as_batch(batch)
+    vectors = np.asarray(as_arrays(directions), np.float32)
+    at = np.asarray(own_layers(directions) if layers is None else layers)
     site = SITES[site_index(site)]
     width, n_layers = site_width(site, model.config), model.config.n_layers
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
@@ -80,8 +101,8 @@ _project = jax.jit(_projections, static_argnames=("site", "last"))
 def project_texts(
     model: Model,
     texts: Sequence[Sequence[int]],
-    directions: ArrayLike,
-    layers: ArrayLike,
+    directions: Vectors,
+    layers: ArrayLike | None = None,
     *,
     site: str = "resid_post",
     rows: int | None = None,

@@ -26,7 +26,7 @@ from jaxsteer.llama import (
     count_blocks,
     forward,
     left_pad,
-    parts,
+    mesh_sizes,
     spread_rows,
 )
 from jaxsteer.runtime import hosts
@@ -65,7 +65,7 @@ def token_logprobs(
     )
     # The stream behind the last block; the logits of all tokens are not used and so not computed.
     stream = out.captured["resid_post"][0]
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     here = B // data if B % data == 0 else B
     n = count_blocks(T, here, limit=max(here, block_logits // model.config.vocab_size))
     target = jnp.roll(batch.tokens, -1, axis=1)  # the last column's is nobody's
@@ -172,7 +172,7 @@ def rows_that_score(model: Model, *, length: int) -> int:
 
     At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that).
     """
-    data, tensor = parts(model)
+    data, tensor = mesh_sizes(model)
     config = model.config
     logits = 3 * 4 * min(BLOCK_LOGITS, length * config.vocab_size) // tensor
     token = prompt_token_bytes(model, prompt_length=length)

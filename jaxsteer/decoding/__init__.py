@@ -35,7 +35,6 @@ from jaxsteer.decoding.refill import Occupancy, generate_queue, pool_sizes
 from jaxsteer.decoding.request import (
     Asked,
     Request,
-    Rows,
     as_request,
     check_think_tokens,
     make_request,
@@ -61,7 +60,6 @@ __all__ = [
     "Loop",
     "Occupancy",
     "Request",
-    "Rows",
     "Sampler",
     "Sampling",
     "Step",

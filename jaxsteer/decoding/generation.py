@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.request import Asked, Request, Rows, as_request
+from jaxsteer.decoding.request import Asked, Request, as_request
 from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
 from jaxsteer.decoding.stops import FOUND, START, StopStrings
 from jaxsteer.decoding.thinking import still_thinking, thinking_in
@@ -31,6 +31,7 @@ from jaxsteer.llama import (
     KVCache,
     Model,
     TokenBatch,
+    TokenRows,
     forward,
     run_prompts,
     spread_rows,
@@ -230,7 +231,7 @@ _run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
 
 def generate(
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     request: Request | None = None,
     *,
     sampler: Sampler | None = None,
@@ -285,7 +286,7 @@ _next_jit = jax.jit(_next, static_argnames=("step", "sampler"), donate_argnames=
 
 def stream(
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     request: Request | None = None,
     *,
     sampler: Sampler | None = None,

@@ -19,7 +19,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxsteer.llama import BLOCK_TOKENS, Model, parts, suits_kernel, tpu_attention, xla_attention
+from jaxsteer.llama import (
+    BLOCK_TOKENS,
+    Model,
+    mesh_sizes,
+    suits_kernel,
+    tpu_attention,
+    xla_attention,
+)
 from jaxsteer.runtime import hosts
 
 # Of the free memory: the rest is for what the allocator loses between its blocks.
@@ -30,7 +37,7 @@ CPU_BYTES = 2**31
 
 def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     """What one row holds while it is decoded: its cache, and its share of a step's temporaries."""
-    config, (_, tensor) = model.config, parts(model)
+    config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
     cache = slots * _token_cache_bytes(model)
@@ -49,7 +56,7 @@ def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
 
 def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
     """What one token of a block of prompts holds at the peak of a layer."""
-    config, (_, tensor) = model.config, parts(model)
+    config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     if model.attention is tpu_attention:
         # Two streams, and the MLP's three arrays or the scores with one more stream.
@@ -71,7 +78,7 @@ def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
 
 def cache_bytes(model: Model, *, rows: int, prompt_length: int, new_tokens: int) -> int:
     """Keys and values of `rows` rows, as far as one device holds them."""
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     return -(-rows // data) * (prompt_length + new_tokens) * _token_cache_bytes(model)
 
 
@@ -81,7 +88,7 @@ def program_bytes(
     """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
     row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
     block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
     return rows * row + block * token
@@ -97,7 +104,7 @@ def sweep_bytes(
     steer_prompt: bool = False,
 ) -> int:
     """What a chunk of a sweep needs: its cells, and the prompts that were run once for all."""
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     asked = {"prompt_length": prompt_length, "new_tokens": new_tokens}
     # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
     here = 1 if prompts % data == 0 else data
@@ -130,7 +137,7 @@ def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     # is enough, so the larger.
     one_block = usable / (row + prompt_length * token)
     blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     return data * max(1, int(max(one_block, blocks)))
 
 
@@ -192,6 +199,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _token_cache_bytes(model: Model) -> int:
-    config, (_, tensor) = model.config, parts(model)
+    config, (_, tensor) = model.config, mesh_sizes(model)
     per_layer = 2 * config.n_kv_heads * config.head_dim // tensor
     return config.n_layers * per_layer * jnp.dtype(model.dtype).itemsize

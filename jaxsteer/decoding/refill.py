@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.decoding.generation import DecodeState, Step, decode_step, prefill
-from jaxsteer.decoding.request import Asked, Request, Rows, as_request, map_rows
+from jaxsteer.decoding.request import Asked, Request, as_request, map_rows
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
-from jaxsteer.llama import Model, TokenBatch, spread_rows
+from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
 from jaxsteer.runtime import hosts
 
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
@@ -147,7 +147,7 @@ _keep = jax.jit(keep)
 
 def generate_queue(
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     request: Request | None = None,
     *,
     slots: int,

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
 from jaxsteer.decoding.stops import StopStrings
-from jaxsteer.llama import Model, TokenBatch, as_batch, bucket, check_batch
+from jaxsteer.llama import Model, TokenBatch, TokenRows, as_batch, bucket, check_batch
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import RowFacts, Steering, as_tuple, check_steering
 
@@ -24,7 +24,6 @@ from jaxsteer.steering import RowFacts, Steering, as_tuple, check_steering
 _STOP_TOKENS = 8
 
 StopTokens = Sequence[int] | Sequence[Sequence[int]]
-Rows = Sequence[Sequence[int]]  # token ids, row by row
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +69,7 @@ def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> 
 
 
 def as_request(
-    model: Model, batch: TokenBatch | Rows, request: Request | None, asked: Asked
+    model: Model, batch: TokenBatch | TokenRows, request: Request | None, asked: Asked
 ) -> tuple[TokenBatch, Request]:
     """The batch and the request of a call: the request given, or one made of its keywords.
 
@@ -122,7 +121,7 @@ def check_request(request: Request, model: Model, batch: TokenBatch) -> None:
 
 def make_request(
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     *,
     max_new_tokens: int,
     max_tokens: ArrayLike | None = None,

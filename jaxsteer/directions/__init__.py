@@ -12,9 +12,9 @@ from jaxsteer.directions.direction_files import Direction, cosine, load_directio
 from jaxsteer.directions.foreign_files import load_replication
 from jaxsteer.directions.learned import (
     learn_directions,
+    logprobs_under,
     orthonormal_rows,
     step_bytes,
-    token_logprobs,
 )
 from jaxsteer.directions.moments import Moments, cosines
 from jaxsteer.directions.probe import first_component, logistic_probe
@@ -36,6 +36,7 @@ __all__ = [
     "load_directions",
     "load_replication",
     "logistic_probe",
+    "logprobs_under",
     "make_targets",
     "orthonormal_rows",
     "random_directions",
@@ -43,5 +44,4 @@ __all__ = [
     "save_activations",
     "save_directions",
     "step_bytes",
-    "token_logprobs",
 ]

@@ -22,7 +22,7 @@ from jaxsteer.llama import (
     forward,
     left_pad,
     mesh_of,
-    parts,
+    mesh_sizes,
     spread_rows,
 )
 from jaxsteer.runtime import hosts, preemption
@@ -143,7 +143,7 @@ def check_traces(traces: Sequence[Trace], *, labels: Sequence[str], offsets: Seq
 
 def equal_rows(model: Model, count: int, length: int) -> int:
     """Rows of a batch: few batches of equal size, each of at most `BLOCK_TOKENS` a device."""
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     most = data * max(1, BLOCK_TOKENS // length)
     batches = -(-count // most)
     return data * -(-count // (batches * data))

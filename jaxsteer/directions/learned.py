@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from jaxsteer.decoding import usable_bytes
 from jaxsteer.directions.targets import Targets, target_logprobs
-from jaxsteer.llama import Model, check_batch, parts, spread_rows, xla_attention
+from jaxsteer.llama import Model, check_batch, mesh_sizes, spread_rows, xla_attention
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Steering, add, site_width
+from jaxsteer.steering import Steering, Vectors, add, as_arrays, own_layers, site_width
 
 _MOMENTUM = 0.9
 # Of the radius: how far a vector moves in the first step; later ones by a cosine down to 0.
@@ -124,11 +124,11 @@ def learn_directions(
     )
 
 
-def token_logprobs(
+def logprobs_under(
     model: Model,
     targets: Targets,
-    vectors: ArrayLike,
-    layers: Sequence[int],
+    vectors: Vectors,
+    layers: Sequence[int] | None = None,
     *,
     site: str = "resid_post",
     rows_at_once: int = 16,
@@ -136,14 +136,15 @@ def token_logprobs(
 ) -> np.ndarray:
     """Log-probability of every target under each vector, float32 `[R, B, P]`; 0 for no target.
 
-    `vectors` `[R, D]` are added as they are, each at its layer, at the generated positions: a
-    vector of zeros gives the unsteered model.
+    `vectors` `[R, D]`, or a list of `Direction`, are added as they are, each at its layer, at the
+    generated positions: a vector of zeros gives the unsteered model.
 
     Raises:
         ValueError: naming the argument, for vectors or texts that do not fit the model.
     """
     check_batch(targets.batch, model.config)
-    wide = np.asarray(vectors, np.float32)
+    layers = own_layers(vectors) if layers is None else layers
+    wide = np.asarray(as_arrays(vectors), np.float32)
     width = site_width(site, model.config)
     if wide.shape != (len(layers), width):
         raise ValueError(f"vectors: got {wide.shape}, expected [{len(layers)}, {width}]")
@@ -156,7 +157,7 @@ def token_logprobs(
     found = np.zeros((len(wide), B, P), np.float32)
     for first in tqdm(range(0, B, rows), desc=progress, disable=not progress, unit="batch"):
         index = np.minimum(np.arange(first, first + rows), B - 1)  # one shape for all
-        chunk = spread_rows(jax.tree.map(jnp.asarray, host.rows(index)), model)
+        chunk = spread_rows(jax.tree.map(jnp.asarray, host.take(index)), model)
         where = jnp.asarray(layers, jnp.int32)
         read = _read(model, chunk, jnp.asarray(wide), where, site=site, at_once=at_once)
         found[:, index] = hosts.gather(read)
@@ -168,7 +169,7 @@ def step_bytes(model: Model, *, rows: int, length: int, targets: int, remat: boo
 
     `targets` is P, the most targets of a row.
     """
-    config, (data, tensor) = model.config, parts(model)
+    config, (data, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
     split = 4 * config.d_mlp + 2 * heads
@@ -245,7 +246,7 @@ def _minibatches(targets: Targets, rows: int, steps: int) -> Iterator[Targets]:
     count = len(targets.prompt_length)
     order = np.concatenate([random.permutation(count) for _ in range(-(-rows * steps // count))])
     for step in range(steps):
-        yield jax.tree.map(jnp.asarray, host.rows(order[step * rows : (step + 1) * rows]))
+        yield jax.tree.map(jnp.asarray, host.take(order[step * rows : (step + 1) * rows]))
 
 
 def _at_once(model: Model, targets: Targets, *, rows: int, directions: int, remat: bool) -> int:

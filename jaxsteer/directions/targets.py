@@ -27,7 +27,7 @@ class Targets:
     prompt_length: jax.Array  # int32 [B]
     position: jax.Array  # int32 [B, P]: of each target among its row's real tokens; -1 for none
 
-    def rows(self, index: ArrayLike) -> "Targets":
+    def take(self, index: ArrayLike) -> "Targets":
         """Some of the texts, in this order."""
         chosen = np.asarray(index)
         return jax.tree.map(lambda x: x[chosen], self)

@@ -28,14 +28,14 @@ from jaxsteer.llama.sharding import (
     check_tensor,
     make_mesh,
     mesh_of,
+    mesh_sizes,
     params_sharding,
-    parts,
     rows_sharding,
     shard_batch,
     shard_model,
     spread_rows,
 )
-from jaxsteer.llama.tokens import TokenBatch, as_batch, bucket, check_batch, left_pad
+from jaxsteer.llama.tokens import TokenBatch, TokenRows, as_batch, bucket, check_batch, left_pad
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -46,6 +46,7 @@ __all__ = [
     "ParamPath",
     "Row",
     "TokenBatch",
+    "TokenRows",
     "abstract_params",
     "arrange",
     "as_batch",
@@ -69,10 +70,10 @@ __all__ = [
     "lengthen",
     "make_mesh",
     "mesh_of",
+    "mesh_sizes",
     "nest",
     "pack",
     "params_sharding",
-    "parts",
     "rows_sharding",
     "run_prompts",
     "shape_of",

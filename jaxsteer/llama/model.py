@@ -341,7 +341,7 @@ def forward(
         steers.check_known(one, config, rows=B, prompt_length=all_prompt)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1)
-    strengths = [steers.strength(s, position, prompt_length, thinking, row) for s in steerings]
+    coeffs = [steers.token_coeffs(s, position, prompt_length, thinking, row) for s in steerings]
 
     x = module.embed.embedding[...][tokens]
     captured: dict[tuple[str, int], jax.Array] = {}
@@ -352,8 +352,8 @@ def forward(
             seen: dict[tuple[str, int], jax.Array] = {}
 
             def tap(site: str, x: jax.Array) -> jax.Array:
-                for s, strength in zip(steerings, strengths, strict=True):
-                    x = steers.apply(x, site=site, layer=layer, steering=s, strengths=strength)
+                for s, c in zip(steerings, coeffs, strict=True):
+                    x = steers.apply(x, site=site, layer=layer, steering=s, coeffs=c)
                 if capture is not None and capturing.wants(capture, site, layer):
                     seen[site, layer] = capturing.select(capture, x, padding - start)
                 return x

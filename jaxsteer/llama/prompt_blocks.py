@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxsteer.llama.attention_splash import heads_first, tpu_attention
 from jaxsteer.llama.cache import KVCache, empty_cache
 from jaxsteer.llama.model import Model, forward
-from jaxsteer.llama.sharding import parts
+from jaxsteer.llama.sharding import mesh_sizes
 from jaxsteer.llama.tokens import TokenBatch
 from jaxsteer.steering import RowFacts, Steering
 
@@ -47,7 +47,7 @@ def run_prompts(
     device runs at most `block_tokens` of its own.
     """
     B, T = batch.tokens.shape
-    data, _ = parts(model)
+    data, _ = mesh_sizes(model)
     n = count_blocks(B // data if B % data == 0 else B, T, limit=block_tokens)
 
     def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:

@@ -212,7 +212,7 @@ def mesh_of(model: Model) -> Mesh | None:
     return None
 
 
-def parts(model: Model) -> tuple[int, int]:
+def mesh_sizes(model: Model) -> tuple[int, int]:
     """Parts into which rows and weights are split, `(data, tensor)`; ones on a single device.
 
     Known while tracing, too.

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from jaxsteer.config import LlamaConfig
 from jaxsteer.runtime import hosts
 
+TokenRows = Sequence[Sequence[int]]  # token ids, row by row
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def bucket(length: int, *, step: int = 64) -> int:
     return -(-length // step) * step
 
 
-def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> TokenBatch:
+def left_pad(rows: TokenRows, *, length: int | None = None) -> TokenBatch:
     """Pad token rows on the left to `length`, by default the bucket of the longest.
 
     >>> left_pad([[5, 8], [7]], length=3).tokens.tolist()
@@ -69,7 +71,7 @@ def left_pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Tok
     return TokenBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
-def as_batch(batch: TokenBatch | Sequence[Sequence[int]]) -> TokenBatch:
+def as_batch(batch: TokenBatch | TokenRows) -> TokenBatch:
     """A batch as it is; token ids row by row, left-padded.
 
     Raises:

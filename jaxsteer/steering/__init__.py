@@ -6,6 +6,7 @@ program takes as arguments, out. Sites are named in `sites`, operations in `inte
 Uses `config`.
 """
 
+from jaxsteer.steering.arguments import Vectors, Where, as_arrays, own_layers
 from jaxsteer.steering.capture import Capture, check_capture
 from jaxsteer.steering.interventions import (
     ablate,
@@ -36,9 +37,12 @@ __all__ = [
     "RowFacts",
     "Scope",
     "Steering",
+    "Vectors",
+    "Where",
     "ablate",
     "add",
     "amplify",
+    "as_arrays",
     "as_tuple",
     "broadcast_rows",
     "check_capture",
@@ -47,6 +51,7 @@ __all__ = [
     "from_last_prompt_token",
     "head_vector",
     "noise",
+    "own_layers",
     "replace",
     "rows",
     "site_index",

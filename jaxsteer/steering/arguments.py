@@ -4,24 +4,95 @@ Each function raises `ValueError` naming the argument, what was found and what w
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, Protocol, TypedDict, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from jaxsteer.steering.scope import Scope
 from jaxsteer.steering.steering import EVERY_LAYER, NO_LAYER
 
 Layers = int | Literal["all"] | Sequence[Any] | ArrayLike
+
+
+class Located(Protocol):
+    """A vector that knows where it was read: a `Direction`."""
+
+    vector: NDArray[np.float32]
+    layer: int
+    site: str
+
+
+Vectors = ArrayLike | Located | Sequence[Located]
+
+
+class Where(TypedDict, total=False):
+    """What all operations share: where they act, and how their coefficient goes with the token.
+
+    Each may be one value, for all rows, or have a leading row axis.
+    """
+
+    # The block, counted from 0: a number, "all", or `[B, A]`, several of each row. A flat list
+    # `[B]` is one a row, if the coefficient or another of these has as many rows. A `Direction`
+    # knows its own layer and site.
+    layer: Layers
+    site: str | Sequence[str]  # one of `SITES`, or one a row; "resid_post" if not given
+    scope: Scope | None  # where in the row; `generated()` if not given
+    # Factor on the coefficient by generated position: a number, `[G]` or `[B, G]`; `schedules`
+    # makes some. The prompt has the first entry, and the last one holds.
+    schedule: ArrayLike
+    preserve_norm: ArrayLike  # rescale each steered token to the length it had; bool or `[B]`
+
 
 # Of a direction's length: less than this outside the others' span is rounding of float32 input.
 _DEPENDENT = 1e-5
 
 
-def bucket(size: int, least: int) -> int:
-    """How much is missing from `size` to the next power of two, `least` or more."""
-    return max(least, 1 << (size - 1).bit_length()) - size
+def power_of_two(size: int, least: int) -> int:
+    """`size` rounded up to a power of two, `least` or more: other sizes seldom compile anew."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def as_arrays(vectors: Any) -> Any:
+    """Directions as their vectors, in a list of them, too; anything else as it is."""
+    if isinstance(vectors, list | tuple):
+        return [as_arrays(one) for one in vectors]
+    return getattr(vectors, "vector", vectors)
+
+
+def own_layers(directions: Any) -> list[int]:
+    """The layer of each of several directions.
+
+    Raises:
+        ValueError: for vectors that know none.
+    """
+    try:
+        return [one.layer for one in directions]
+    except (AttributeError, TypeError):
+        raise ValueError("layers: got none, expected one for each vector") from None
+
+
+def placed(vectors: Vectors, where: Where) -> Where:
+    """`where`, with the layer and the site of directions where it does not say."""
+    each: Iterable[Any] = vectors if many(vectors) else [vectors]
+    known: list[Located] = [one for one in each if hasattr(one, "vector")]
+    if not known:
+        return where
+    where = where.copy()
+    if "layer" not in where:
+        where["layer"] = _shared("layer", known)
+    if "site" not in where:
+        where["site"] = _shared("site", known)
+    return where
+
+
+def _shared(name: str, directions: Sequence[Located]) -> Any:
+    values = sorted({getattr(one, name) for one in directions})
+    if len(values) > 1:
+        raise ValueError(f"{name}: got directions of {values}, expected it to be given")
+    return values[0]
 
 
 def row_count(arrays: dict[str, Any]) -> int:
@@ -38,11 +109,11 @@ def row_count(arrays: dict[str, Any]) -> int:
 
 
 def numbers(
-    name: str, value: ArrayLike, ndim: int, shapes: str, *, at_least: int | None = None
+    name: str, value: Vectors, ndim: int, shapes: str, *, at_least: int | None = None
 ) -> np.ndarray:
     """`value` as finite float32 with `ndim` axes after the row axis, which may be missing."""
     try:
-        array = np.asarray(value)
+        array = np.asarray(as_arrays(value))
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
             f"{name}: got a traced array, expected numbers to check on the host: build the "
@@ -84,7 +155,8 @@ def orthonormal(name: str, directions: np.ndarray) -> np.ndarray:
             "expected linearly independent ones"
         )
     q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None]  # the first one, not its opposite
-    return np.pad(np.swapaxes(q, -1, -2), ((0, 0), (0, bucket(R, 1)), (0, 0))).astype(np.float32)
+    more = power_of_two(R, 1) - R
+    return np.pad(np.swapaxes(q, -1, -2), ((0, 0), (0, more), (0, 0))).astype(np.float32)
 
 
 def layers(layer: Layers) -> np.ndarray:
@@ -94,12 +166,29 @@ def layers(layer: Layers) -> np.ndarray:
     table = [list(row) if many(row) else [row] for row in (layer if many(layer) else [layer])]
     if not table or not all(table):
         raise ValueError(f"layer: got {layer!r}, expected at least one a row")
-    widest = max(map(len, table))
-    found = np.full((len(table), widest + bucket(widest, 2)), NO_LAYER, np.int32)
+    numbers = np.full((len(table), power_of_two(max(map(len, table)), 2)), NO_LAYER, np.int32)
     for i, row in enumerate(table):
-        for j, one in enumerate(row):
-            found[i, j] = _layer(one)
-    return found
+        numbers[i, : len(row)] = [_layer(one) for one in row]
+    return numbers
+
+
+def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
+    """Refuse a flat list of layers that may mean one a row, or several in every row.
+
+    `vectors` are those given, one a row; `rows` those of the other arguments.
+    """
+    if hasattr(layer, "dtype"):
+        layer = np.asarray(layer).tolist()
+    if not many(layer) or any(many(row) for row in layer):
+        return
+    flat = list(layer)
+    if len(flat) < 2 or (vectors == 1 and rows > 1):
+        return
+    a_row = f"[[{flat[0]}], [{flat[1]}]{', …' if len(flat) > 2 else ''}] for one a row"
+    every = f"[{flat}] for these in every row"
+    if vectors > 1:
+        every = "one intervention for each layer, [add(v, layer=l, …) for …], for a vector a layer"
+    raise ValueError(f"layer: got {flat} for {vectors} vectors, expected {a_row}, or {every}")
 
 
 def many(value: Any) -> TypeGuard[Iterable[Any]]:

@@ -1,7 +1,8 @@
 """The interventions people ask for, checked and made into `Steering`.
 
     add(v, layer=10, coeff=8.0)                   # x + 8 v: one row, for all
-    add(v, layer=[3, 10], coeff=[4.0, 8.0])       # two rows that differ
+    add(v, layer=[[3], [10]], coeff=[4.0, 8.0])   # two rows that differ
+    add(v, layer=[[3, 10]], coeff=4.0)            # at two layers, in every row
     ablate([u, v], layer="all")                   # no component along u and v at any layer
     clamp(v, 4.0, layer=10)                       # x · v/|v| = 4
     replace(v, layer=10, scope=scope.positions([3]))
@@ -10,15 +11,9 @@
     when(add(v, layer=10, coeff=8.0), u, above=2.0)   # only on tokens where x · u/|u| > 2
 
 Every argument may be one value, for all rows, or have a leading row axis; `rows` puts different
-operations into the rows of one batch. What the arguments mean that all operations share:
-
-    layer           block whose site is steered, counted from 0: a number, "all", one of these a
-                    row `[B]`, or several a row `[B, A]`
-    site            one of `SITES`, or one a row
-    scope           where in the row; `generated()` if not given
-    schedule        factor on the strength by generated position: a number, `[G]` or `[B, G]`;
-                    `schedules` makes some. The prompt has the first entry, and the last one holds.
-    preserve_norm   rescale each steered token to the length it had; bool or `[B]`
+operations into the rows of one batch. `arguments.Where` has what all operations share: `layer`,
+`site`, `scope`, `schedule` and `preserve_norm`. A vector may be a `Direction`, which knows its
+layer and site.
 
 Each raises `ValueError` for an argument that cannot be, naming it, what was found and what was
 expected. To differentiate, build the steering first and put traced arrays in with
@@ -26,8 +21,7 @@ expected. To differentiate, build the steering first and put traced arrays in wi
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,12 +30,15 @@ from numpy.typing import ArrayLike
 from jaxsteer.config import LlamaConfig
 from jaxsteer.steering import scope as scopes
 from jaxsteer.steering.arguments import (
-    Layers,
-    bucket,
+    Vectors,
+    Where,
+    check_layer_meaning,
     layers,
     many,
     numbers,
     orthonormal,
+    placed,
+    power_of_two,
     row_count,
     seeds,
 )
@@ -49,102 +46,56 @@ from jaxsteer.steering.scope import Scope, broadcast_rows
 from jaxsteer.steering.sites import SITES, site_index
 from jaxsteer.steering.steering import Steering, check_noise
 
+_SHARED = tuple(Where.__annotations__)
 
-def add(
-    vector: ArrayLike,
-    *,
-    layer: Layers,
-    coeff: ArrayLike,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
-) -> Steering:
+
+def add(vector: Vectors, *, coeff: ArrayLike, **where: Unpack[Where]) -> Steering:
     """Add `coeff · vector` to the residual stream (the paper's Section 3).
 
     `vector` `[D]` or `[B, D]` is used as it is; `coeff`, a number or `[B]`, is in units of its
     length. 0 changes nothing, bit for bit.
     """
-    found = numbers("vector", vector, 1, "[D] or [B, D]")
-    strength = numbers("coeff", coeff, 0, "a number or [B]")
-    return _steering(found, strength, layer, site, scope, schedule, preserve_norm)
+    added = numbers("vector", vector, 1, "[D] or [B, D]")
+    return _steering(added, coeff, placed(vector, where))
 
 
-def ablate(
-    directions: ArrayLike,
-    *,
-    layer: Layers,
-    strength: ArrayLike = 1.0,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
-) -> Steering:
-    """Take `strength` times the component along one or several directions out of the stream.
+def ablate(directions: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
+    """Take `coeff` times the component along one or several directions out of the stream.
 
     `directions` are `[D]`, `[R, D]` (all R for every row) or `[B, R, D]`, of any length; none may
-    be 0 or a combination of the others. At strength 1, a number or `[B]`, nothing along them is
+    be 0 or a combination of the others. At coefficient 1, a number or `[B]`, nothing along them is
     left, and doing it again changes nothing.
     """
-    found = numbers("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
-    basis = orthonormal("directions", found)
-    amount = numbers("strength", strength, 0, "a number or [B]")
+    given = numbers("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
+    basis = orthonormal("directions", given)
     vector = np.zeros((len(basis), basis.shape[-1]), np.float32)
-    return _steering(vector, amount, layer, site, scope, schedule, preserve_norm, basis=basis)
+    return _steering(vector, coeff, placed(directions, where), basis=basis)
 
 
 def clamp(
-    direction: ArrayLike,
-    value: ArrayLike,
-    *,
-    layer: Layers,
-    strength: ArrayLike = 1.0,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
+    direction: Vectors, value: ArrayLike, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]
 ) -> Steering:
     """Set the projection on `direction / |direction|` to `value`, in units of the stream.
 
-    `direction` is `[D]` or `[B, D]`, `value` and `strength` are numbers or `[B]`. At strength s
+    `direction` is `[D]` or `[B, D]`, `value` and `coeff` are numbers or `[B]`. At coefficient s
     the projection goes the share s of the way to `value`.
     """
-    found = numbers("direction", direction, 1, "[D] or [B, D]")
-    unit = orthonormal("direction", found[:, None])
+    given = numbers("direction", direction, 1, "[D] or [B, D]")
+    unit = orthonormal("direction", given[:, None])
     wanted = numbers("value", value, 0, "a number or [B]")
-    amount = numbers("strength", strength, 0, "a number or [B]")
     count = row_count({"direction": unit, "value": wanted})
     vector = np.broadcast_to(wanted[:, None] * unit[:, 0], (count, unit.shape[-1]))
-    return _steering(vector, amount, layer, site, scope, schedule, preserve_norm, basis=unit)
+    return _steering(vector, coeff, placed(direction, where), basis=unit)
 
 
-def replace(
-    vector: ArrayLike,
-    *,
-    layer: Layers,
-    strength: ArrayLike = 1.0,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
-) -> Steering:
-    """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `strength` of it."""
-    found = numbers("vector", vector, 1, "[D] or [B, D]")
-    amount = numbers("strength", strength, 0, "a number or [B]")
-    erase = np.ones(1, np.float32)
-    return _steering(found, amount, layer, site, scope, schedule, preserve_norm, erase=erase)
+def replace(vector: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
+    """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `coeff` of it."""
+    new = numbers("vector", vector, 1, "[D] or [B, D]")
+    return _steering(new, coeff, placed(vector, where), erase=np.ones(1, np.float32))
 
 
 def amplify(
-    *,
-    layer: Layers,
-    coeff: ArrayLike,
-    width: int,
-    length: ArrayLike | None = None,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
+    *, coeff: ArrayLike, width: int, length: ArrayLike | None = None, **where: Unpack[Where]
 ) -> Steering:
     """Scale the activation itself: Figure 4's self-amplification.
 
@@ -152,26 +103,14 @@ def amplify(
     the stream, `coeff · length` is added along x, whatever the length of x: as much as `add` adds
     with a vector of this length. `width` is the stream's, D.
     """
-    amount = numbers("coeff", coeff, 0, "a number or [B]")
     still = np.zeros((1, _positive("width", width)), np.float32)
     if length is None:
-        own = {"erase": -np.ones(1, np.float32)}
-    else:
-        own = {"along": numbers("length", length, 0, "a number or [B]")}
-    return _steering(still, amount, layer, site, scope, schedule, preserve_norm, **own)
+        return _steering(still, coeff, where, erase=-np.ones(1, np.float32))
+    return _steering(still, coeff, where, along=numbers("length", length, 0, "a number or [B]"))
 
 
 def noise(
-    length: ArrayLike,
-    *,
-    layer: Layers,
-    coeff: ArrayLike,
-    width: int,
-    seed: ArrayLike = 0,
-    site: str | Sequence[str] = "resid_post",
-    scope: Scope | None = None,
-    schedule: ArrayLike = 1.0,
-    preserve_norm: ArrayLike = False,
+    length: ArrayLike, *, coeff: ArrayLike, width: int, seed: ArrayLike = 0, **where: Unpack[Where]
 ) -> Steering:
     """Add `coeff · length · z`, with Gaussian noise z of length 1 drawn anew at each token.
 
@@ -180,16 +119,14 @@ def noise(
     any batch, read or decoded; who the row is, `Sampling.row` says. `layer` is one for each row:
     give several layers a noise each.
     """
-    found = numbers("length", length, 0, "a number or [B]")
-    amount = numbers("coeff", coeff, 0, "a number or [B]")
+    lengths = numbers("length", length, 0, "a number or [B]")
     still = np.zeros((1, _positive("width", width)), np.float32)
-    optional = {"noise": found, "seed": seeds(seed)}
-    one = _steering(still, amount, layer, site, scope, schedule, preserve_norm, **optional)
-    check_noise(found, np.asarray(one.layer))
-    return one
+    drawn = _steering(still, coeff, where, noise=lengths, seed=seeds(seed))
+    check_noise(lengths, np.asarray(drawn.layer))
+    return drawn
 
 
-def when(steering: Steering, direction: ArrayLike, *, above: ArrayLike) -> Steering:
+def when(steering: Steering, direction: Vectors, *, above: ArrayLike) -> Steering:
     """The same intervention, only on tokens whose projection on a direction is above a threshold.
 
     The projection is x · direction / |direction|, of the stream at the steered site and layer
@@ -233,38 +170,41 @@ def head_vector(vector: ArrayLike, *, head: int, config: LlamaConfig) -> np.ndar
     return flat[0] if np.ndim(vector) == 1 else flat
 
 
-def _steering(
-    vector: np.ndarray,
-    coeff: np.ndarray,
-    layer: Layers,
-    site: str | Sequence[str],
-    scope: Scope | None,
-    schedule: ArrayLike,
-    preserve_norm: ArrayLike,
-    **optional: np.ndarray,
-) -> Steering:
-    """Checked arrays and what all operations share, brought to one row count."""
+def _steering(vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndarray) -> Steering:
+    """Checked arrays brought to one row count; `own` are the operation's optional fields."""
+    if unknown := where.keys() - Where.__annotations__.keys():
+        raise TypeError(f"unexpected argument {min(unknown)!r}, expected {', '.join(_SHARED)}")
+    if "layer" not in where:
+        raise ValueError("layer: got none, expected a layer, or a Direction, which knows its own")
+    site = where.get("site", "resid_post")
     names: list[Any] = list(site) if many(site) else [site]
+    schedule = where.get("schedule", 1.0)
     steps = numbers("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
+    scope = where.get("scope")
     scope = scopes.generated() if scope is None else scope
     if not isinstance(scope, Scope):
         raise ValueError(f"scope: got {scope!r}, expected a Scope such as scope.generated()")
+    preserve_norm = where.get("preserve_norm", False)
     keep = np.atleast_1d(np.asarray(preserve_norm))
     if keep.dtype != np.bool_ or keep.ndim != 1:
         raise ValueError(f"preserve_norm: got {preserve_norm!r}, expected a bool or bool [B]")
-    arrays = optional | {
+    arrays = own | {
         "vector": vector,
-        "coeff": coeff,
-        "layer": layers(layer),
+        "coeff": numbers("coeff", coeff, 0, "a number or [B]"),
         "site": np.array([site_index(name) for name in names], np.int32),
-        # Sizes in powers of two, so that other lengths seldom compile another program.
-        "schedule": np.pad(steps, ((0, 0), (0, bucket(steps.shape[1], 8))), mode="edge"),
+        "schedule": np.pad(
+            steps, ((0, 0), (0, power_of_two(steps.shape[1], 8) - steps.shape[1])), mode="edge"
+        ),
     }
     if keep.any():
         arrays["preserve_norm"] = keep
-    windows = scope.excluded.shape[1]
-    scope = scopes.pad_windows(scope, windows + bucket(windows, 2))
-    count = row_count(arrays | {"scope": scope.excluded, "preserve_norm": keep})
+    scope = scopes.pad_windows(scope, power_of_two(scope.excluded.shape[1], 2))
+    rows = {"scope": scope.excluded, "preserve_norm": keep}
+    given = "basis" if "basis" in own else "vector"  # what the caller calls vectors
+    others = {name: array for name, array in (arrays | rows).items() if name != given}
+    check_layer_meaning(where["layer"], vectors=len(arrays[given]), rows=row_count(others))
+    arrays["layer"] = layers(where["layer"])
+    count = row_count(arrays | rows)
     wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
     used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
     return Steering(**wide, scope=broadcast_rows(scope, count, "scope"), sites=used)

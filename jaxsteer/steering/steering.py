@@ -1,4 +1,4 @@
-"""Steering as data: vectors, layers, strengths and positions, with one entry per row.
+"""Steering as data: vectors, layers, coefficients and positions, with one entry per row.
 
 Every operation is the same affine map of the residual stream x at one site of some layers, made
 in float32 and rounded once:
@@ -37,6 +37,8 @@ from jaxsteer.steering.token_noise import unit_noise
 # What `layer` holds beside the numbers of layers.
 NO_LAYER = -1
 EVERY_LAYER = -2
+# The threshold of no condition: finite, so that `jax_debug_infs` has nothing to stop at.
+ALWAYS = np.finfo(np.float32).min
 
 _OPTIONAL = ("basis", "erase", "along", "noise", "seed", "preserve_norm", "condition", "threshold")
 
@@ -71,7 +73,7 @@ class Steering:
     seed: jax.Array | None = None  # uint32 [B], of the noise
     preserve_norm: jax.Array | None = None  # bool [B]: give x' the length of x, token by token
     # Act on a token only while x · condition > threshold there.
-    condition: jax.Array | None = None  # float32 [B, D], of length 1; 0 with threshold -inf: always
+    condition: jax.Array | None = None  # float32 [B, D], of length 1; 0 with `ALWAYS`: always
     threshold: jax.Array | None = None  # float32 [B]
 
 
@@ -83,41 +85,40 @@ class RowFacts(TypedDict, total=False):
     row: jax.Array | None  # integers [B]: who the row is in any batch; its noise belongs to it
 
 
-class Strength(NamedTuple):
+class TokenCoeffs(NamedTuple):
     """Where and how strongly an intervention acts, before its layers and condition are asked."""
 
     covered: jax.Array  # bool [B, T]
-    amount: jax.Array  # float32 [B, T]: s
+    coeff: jax.Array  # float32 [B, T]: s
     noise: jax.Array | None = None  # float32 [B, T, D]: noise · z
 
 
-def strength(
+def token_coeffs(
     steering: Steering,
     position: jax.Array,
     prompt_length: jax.Array,
     thinking: jax.Array | None = None,
     row: jax.Array | None = None,
-) -> Strength:
+) -> TokenCoeffs:
     """Scope, schedule and noise at each token, computed once a forward pass for all layers.
 
-    `position` `[B, T]` counts the row's real tokens (negative on padding), `prompt_length` is
-    `[B]`, `thinking` `[B, T]` is what `Scope.covers` asks for, `row` `[B]` says who each row is.
+    `position` `[B, T]` counts the row's real tokens (negative on padding), the others are
+    `RowFacts`.
 
     Raises:
         ValueError: if there is noise, which belongs to the row, and no `row`.
     """
-    rows = position.shape[0]
-    steering = broadcast_rows(steering, rows, "steering")
+    steering = broadcast_rows(steering, position.shape[0], "steering")
     last = steering.schedule.shape[1] - 1
     step = jnp.clip(position - prompt_length[:, None], 0, last)
     factor = jnp.take_along_axis(steering.schedule, step, axis=1)
     covered = steering.scope.covers(position, prompt_length, thinking) & (position >= 0)
-    amount = steering.coeff[:, None] * factor
+    coeff = steering.coeff[:, None] * factor
     if steering.noise is None:
-        return Strength(covered, amount)
+        return TokenCoeffs(covered, coeff)
     if row is None:
-        raise ValueError("row: got None, expected who each row is ([B]): its noise belongs to it")
-    return Strength(covered, amount, _noise(steering, position, row))
+        raise ValueError("row: got None, expected integer row ids [B]: noise is drawn per row")
+    return TokenCoeffs(covered, coeff, _noise(steering, position, row))
 
 
 def _noise(steering: Steering, position: jax.Array, row: jax.Array) -> jax.Array:
@@ -131,32 +132,32 @@ def _noise(steering: Steering, position: jax.Array, row: jax.Array) -> jax.Array
 
 
 def apply(
-    x: jax.Array, *, site: str, layer: int, steering: Steering, strengths: Strength
+    x: jax.Array, *, site: str, layer: int, steering: Steering, coeffs: TokenCoeffs
 ) -> jax.Array:
     """The stream `x` `[B, T, D]` with the intervention applied where this site and layer are its.
 
-    A strength of 0 gives `x` back bit for bit, and has the right derivative all the same.
+    A coefficient of 0 gives `x` back bit for bit, and has the right derivative all the same.
     """
     if site not in steering.sites:
         return x
     if (width := steering.vector.shape[-1]) != x.shape[-1]:
         raise ValueError(f"steering.vector: got width {width}, expected {x.shape[-1]} at {site}")
     wide = x.astype(jnp.float32)
-    s = strengths.amount[..., None]  # [B, T, 1]
+    s = coeffs.coeff[..., None]  # [B, T, 1]
     change = steering.vector[:, None]
     if steering.basis is not None:
         change = change - _projected(wide, steering.basis)
     if steering.along is not None:
         change = change + steering.along[:, None, None] * _unit(wide)
-    if strengths.noise is not None:
-        change = change + strengths.noise
+    if coeffs.noise is not None:
+        change = change + coeffs.noise
     # x and -erase · x in one factor: at s = 1 nothing of x is left, not even its rounding.
     kept = wide if steering.erase is None else wide * (1 - s * steering.erase[:, None, None])
     steered = kept + s * change
     if steering.preserve_norm is not None:
         factor = _norm_factor(wide, steered, s)
         steered = steered * jnp.where(steering.preserve_norm[:, None, None], factor, 1.0)
-    acts = strengths.covered & _is_here(steering, site, layer)[:, None]  # [B, T]
+    acts = coeffs.covered & _is_here(steering, site, layer)[:, None]  # [B, T]
     if steering.condition is not None:
         assert steering.threshold is not None
         along = jnp.matmul(wide, steering.condition[..., None], precision=_EXACT)[..., 0]
@@ -220,8 +221,7 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
         if array.ndim == 0 or array.shape[0] not in (1, rows):
             found = "no row axis" if array.ndim == 0 else f"{array.shape[0]} rows"
             raise ValueError(f"{name}: got {found}, expected 1 or the batch's {rows}")
-        numbers = array[array != -np.inf] if name == "steering.threshold" else array
-        if not np.all(np.isfinite(numbers)):
+        if not np.all(np.isfinite(array)):
             raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
     _check_layers(arrays["steering.layer"], config)
     if steering.noise is not None:
@@ -356,7 +356,7 @@ def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
 def _neutral(name: str, rows: int, rank: int, width: int) -> jax.Array:
     """The value of an optional field that changes nothing."""
     if name == "threshold":
-        return jnp.full((rows,), -jnp.inf)
+        return jnp.full((rows,), ALWAYS)
     shape = {"basis": (rows, rank, width), "condition": (rows, width)}.get(name, (rows,))
     return jnp.zeros(shape, {"preserve_norm": bool, "seed": jnp.uint32}.get(name, jnp.float32))
 

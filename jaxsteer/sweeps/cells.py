@@ -8,11 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama import TokenBatch
-from jaxsteer.steering import Scope, Steering, add, as_tuple, broadcast_rows, check_steering, stack
+from jaxsteer.steering import (
+    Scope,
+    Steering,
+    Vectors,
+    Where,
+    add,
+    as_tuple,
+    broadcast_rows,
+    check_steering,
+    stack,
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +34,11 @@ class Cell:
 
 
 def grid(
-    vectors: Mapping[str, ArrayLike],
+    vectors: Mapping[str, Vectors],
     *,
-    layers: Sequence[int],
     coeffs: Sequence[float],
-    site: str = "resid_post",
+    layers: Sequence[int] | None = None,
+    site: str | None = None,
     scope: Scope | None = None,
 ) -> list[Cell]:
     """Every vector × layer × coefficient, labelled `vector`, `layer` and `coeff`.
@@ -37,23 +46,32 @@ def grid(
     >>> [dict(c.labels) for c in grid({"v": [1.0]}, layers=[0], coeffs=[0.0, 2.0])]
     [{'vector': 'v', 'layer': 0, 'coeff': 0.0}, {'vector': 'v', 'layer': 0, 'coeff': 2.0}]
 
+    A `Direction` is added at its own layer and site where none is given.
+
     Raises:
         ValueError: if there is nothing to vary, or for what `add` refuses.
     """
     if not isinstance(vectors, Mapping):
         raise ValueError(f"vectors: got {type(vectors).__name__}, expected vectors by their names")
     for name, values in (("vectors", vectors), ("layers", layers), ("coeffs", coeffs)):
+        if values is None:
+            continue
         if not isinstance(values, Mapping) and np.ndim(values) == 0:
             raise ValueError(f"{name}: got {values!r}, expected a list")
         if len(values) == 0:
             raise ValueError(f"{name}: got none, expected at least one")
-    return [
-        Cell(
-            {"vector": name, "layer": layer, "coeff": coeff},
-            add(vectors[name], layer=layer, coeff=coeff, site=site, scope=scope),
-        )
-        for name, layer, coeff in itertools.product(vectors, layers, coeffs)
-    ]
+    cells = []
+    for name, vector in vectors.items():
+        own = getattr(vector, "layer", None)
+        if layers is None and own is None:
+            raise ValueError(f"layers: got none, expected some for {name!r}, which is no Direction")
+        for layer, coeff in itertools.product([own] if layers is None else layers, coeffs):
+            labels = {"vector": name, "layer": layer, "coeff": coeff}
+            where = Where(layer=layer, scope=scope)
+            if site is not None:
+                where["site"] = site
+            cells.append(Cell(labels, add(vector, coeff=coeff, **where)))
+    return cells
 
 
 def check_cells(cells: Sequence[Cell], config: LlamaConfig) -> None:

@@ -22,7 +22,6 @@ from jaxsteer.decoding import (
     DecodeState,
     Loop,
     Request,
-    Rows,
     Sampler,
     Step,
     as_request,
@@ -36,8 +35,7 @@ from jaxsteer.decoding import (
     unfinished,
     usable_bytes,
 )
-from jaxsteer.llama import Model, TokenBatch, lengthen, spread_rows
-from jaxsteer.llama import parts as mesh_parts
+from jaxsteer.llama import Model, TokenBatch, TokenRows, lengthen, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps.cells import Cell, check_cells, reaches_prompt, stack_cells
@@ -76,7 +74,7 @@ def prefill_cells(
     """
     C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
 
-    def rows(x: jax.Array) -> jax.Array:  # [C, 1 or B, ...] to [C · B, ...]
+    def flat(x: jax.Array) -> jax.Array:  # [C, 1 or B, ...] to [C · B, ...]
         return jnp.broadcast_to(x, (C, B, *x.shape[2:])).reshape(C * B, *x.shape[2:])
 
     def cells(x: jax.Array) -> jax.Array:
@@ -93,10 +91,10 @@ def prefill_cells(
         return replace(state, cache=lengthen(state.cache, T + request.max_new_tokens))
     table = request.stop_table
     once = replace(request, steering=(), stop_table=None)
-    batch, once = jax.tree.map(lambda x: rows(x[None]), (batch, once))
+    batch, once = jax.tree.map(lambda x: flat(x[None]), (batch, once))
     if table is not None and len(table) > 1:  # a single one serves all rows
-        table = rows(table[None])
-    steering = jax.tree.map(rows, request.steering)
+        table = flat(table[None])
+    steering = jax.tree.map(flat, request.steering)
     once = replace(once, steering=steering, stop_table=table)
     state = prefill(model, batch, once, sampler=sampler)
     return jax.tree.map(cells, state)
@@ -150,7 +148,7 @@ class _Plan:
 
 def sweep(
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     cells: Sequence[Cell],
     request: Request | None = None,
     *,
@@ -227,7 +225,7 @@ def _planned(
     options: dict[str, Any],
 ) -> _Plan:
     """The cells stacked, and how large a chunk may be."""
-    # On the host, where taking parts compiles nothing.
+    # On the host, where taking rows compiles nothing.
     batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
     steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
     prompts, length = batch.tokens.shape
@@ -245,7 +243,7 @@ def _planned(
         return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
-    data, _ = mesh_parts(model)
+    data, _ = mesh_sizes(model)
     return _Plan(
         model,
         cells,
@@ -262,7 +260,7 @@ def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, 
     # A single row serves all.
     batch, request = jax.tree.map(lambda x: x if len(x) == 1 else x[p], (plan.batch, plan.request))
     steering = jax.tree.map(lambda x: x[c], plan.steering)
-    data, _ = mesh_parts(plan.model)
+    data, _ = mesh_sizes(plan.model)
     if len(p) % data == 0:
         batch, request = spread_rows((batch, request), plan.model)
     else:
@@ -326,7 +324,7 @@ def _smaller(model: Model, shape: tuple[int, int], error: Exception) -> tuple[in
         ) from error
     if C * B == 1:
         raise MemoryError(f"a single row does not fit the device: {error}") from error
-    data, _ = mesh_parts(model)
+    data, _ = mesh_sizes(model)
     smaller = chunk_shape(C, B, _at_most(C * B // 2), data)
     warnings.warn(
         f"out of memory with {C} cells × {B} prompts at once, going on with "
@@ -354,28 +352,28 @@ def _agree_on_room(lower: Callable[[], jax.stages.Lowered], model: Model) -> Non
         raise _NoRoom(reason)
 
 
-def chunk_shape(cells: int, prompts: int, fits: Fits, parts: int = 1) -> tuple[int, int]:
+def chunk_shape(cells: int, prompts: int, fits: Fits, data: int = 1) -> tuple[int, int]:
     """The largest equal chunks that fit, as cells and prompts; prompts stay together if they can.
 
-    `parts` devices share the prompts of a chunk if it divides them, its cells otherwise, and these
+    `data` devices share the prompts of a chunk if it divides them, its cells otherwise, and these
     are rounded up to a multiple of it. Chunks of fewer rows than that are run by all alike.
 
     >>> [chunk_shape(16, 20, lambda C, B: C * B <= rows) for rows in (320, 319, 19, 0)]
     [(16, 20), (8, 20), (1, 10), (1, 1)]
-    >>> [chunk_shape(6, 3, lambda C, B: C * B <= rows, parts=4) for rows in (24, 23, 3)]
+    >>> [chunk_shape(6, 3, lambda C, B: C * B <= rows, data=4) for rows in (24, 23, 3)]
     [(8, 3), (4, 3), (1, 3)]
     """
-    shapes = _shapes(cells, prompts, parts) + _shapes(cells, prompts, 1)
+    shapes = _shapes(cells, prompts, data) + _shapes(cells, prompts, 1)
     return next((shape for shape in shapes if fits(*shape)), (1, 1))
 
 
-def _shapes(cells: int, prompts: int, parts: int) -> list[tuple[int, int]]:
+def _shapes(cells: int, prompts: int, data: int) -> list[tuple[int, int]]:
     def share(count: int, n: int, step: int) -> int:
         return -(-count // (n * step)) * step
 
-    step = 1 if prompts % parts == 0 else parts
+    step = 1 if prompts % data == 0 else data
     shapes = [(share(cells, n, step), prompts) for n in range(1, cells + 1)]
-    return shapes + [(1, share(prompts, n, parts)) for n in range(2, prompts + 1)]
+    return shapes + [(1, share(prompts, n, data)) for n in range(2, prompts + 1)]
 
 
 def _at_most(rows: int) -> Fits:

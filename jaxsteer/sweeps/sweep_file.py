@@ -18,9 +18,9 @@ from typing import Any, Unpack
 import jax
 from tqdm import tqdm
 
-from jaxsteer.decoding import Asked, Loop, Request, Rows, Sampler, Step, as_request, decode_step
+from jaxsteer.decoding import Asked, Loop, Request, Sampler, Step, as_request, decode_step
 from jaxsteer.files import as_path
-from jaxsteer.llama import Model, TokenBatch
+from jaxsteer.llama import Model, TokenBatch, TokenRows
 from jaxsteer.runtime import hosts, preemption
 from jaxsteer.sweeps.cells import Cell
 from jaxsteer.sweeps.chunks import CellResult, sweep
@@ -36,7 +36,7 @@ def tokens_and_logprobs(result: CellResult) -> dict[str, Any]:
 def sweep_to_file(
     path: str | os.PathLike[str],
     model: Model,
-    batch: TokenBatch | Rows,
+    batch: TokenBatch | TokenRows,
     cells: Sequence[Cell],
     request: Request | None = None,
     *,

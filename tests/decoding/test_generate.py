@@ -39,7 +39,7 @@ def vector(seed: int = 0) -> np.ndarray:
 def steering() -> Steering:
     """Rows that differ in vector, layer and coefficient."""
     vectors = [vector(seed) for seed in range(B)]
-    return add(vectors, layer=[0, 1, 1], coeff=[1.0, -1.0, 0.5], scope=scope.everywhere())
+    return add(vectors, layer=[[0], [1], [1]], coeff=[1.0, -1.0, 0.5], scope=scope.everywhere())
 
 
 def test_greedy_is_the_argmax_of_the_model_step_by_step(shallow, batch, steering):
@@ -251,7 +251,9 @@ def test_nothing_that_is_data_compiles_again(shallow, prompts):
             model,
             left_pad(rows, length=9),
             max_new_tokens=4,
-            steering=add(vector(i), layer=[i % 2, 0, 1] if i else 1, coeff=float(i), scope=where),
+            steering=add(
+                vector(i), layer=[[i % 2], [0], [1]] if i else 1, coeff=float(i), scope=where
+            ),
             sampling_params=sampling(B, temperature=0.5 + i, seed=i),
             stop_tokens=[i] * (1 + i),
             max_tokens=4 - i % 2,

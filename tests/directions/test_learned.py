@@ -7,7 +7,7 @@ import pytest
 from oracle import SHALLOW, random_model, random_rows, relative_error, run
 
 from jaxsteer.directions import learned
-from jaxsteer.directions.learned import learn_directions, orthonormal_rows, token_logprobs
+from jaxsteer.directions.learned import learn_directions, logprobs_under, orthonormal_rows
 from jaxsteer.directions.targets import make_targets
 from jaxsteer.llama.packing import pack
 from jaxsteer.steering.interventions import add
@@ -60,7 +60,7 @@ def test_targets_are_their_tokens_and_texts_end_with_the_last(targets):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_log_probabilities_are_those_of_the_steered_model(model, targets, layer):
     vectors = np.stack([np.zeros(D), np.random.default_rng(0).normal(size=D)])
-    read = token_logprobs(model, targets, vectors, [layer] * 2, rows_at_once=3)
+    read = logprobs_under(model, targets, vectors, [layer] * 2, rows_at_once=3)
     assert read.shape == (2, 4, 5)
     for r, vector in enumerate(vectors):
         for row, expected in zip(read[r], expected_logprobs(model, vector, layer), strict=True):
@@ -81,7 +81,7 @@ def test_vectors_climb_and_stay_in_the_ball(model, targets, found):
     for layer in (0, 1):
         own = found.vectors[found.layers == layer]
         every = np.concatenate([np.zeros((1, D)), own, drawn])
-        sums = token_logprobs(model, targets, every, [layer] * len(every)).sum(axis=(1, 2))
+        sums = logprobs_under(model, targets, every, [layer] * len(every)).sum(axis=(1, 2))
         assert sums[1:3].min() > max(sums[0], sums[3:].max())
 
 
@@ -169,4 +169,4 @@ def test_what_cannot_be_learned_is_refused(model, targets, change, message):
 
 def test_vectors_that_do_not_fit_are_refused(model, targets):
     with pytest.raises(ValueError, match=rf"vectors: got \(1, 3\), expected \[1, {D}\]"):
-        token_logprobs(model, targets, np.zeros((1, 3)), [0])
+        logprobs_under(model, targets, np.zeros((1, 3)), [0])

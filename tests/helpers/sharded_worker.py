@@ -27,7 +27,7 @@ from jaxsteer.analysis.projections import project
 from jaxsteer.decoding import generation as generating
 from jaxsteer.decoding.samplers import Sampling, greedy, sampling
 from jaxsteer.directions.activations import Trace, activation_moments
-from jaxsteer.directions.learned import learn_directions, token_logprobs
+from jaxsteer.directions.learned import learn_directions, logprobs_under
 from jaxsteer.directions.moments import difference_of_means
 from jaxsteer.directions.raw_activations import read_activations, save_activations
 from jaxsteer.directions.targets import make_targets
@@ -153,7 +153,7 @@ def run_learned(model: Model, batch: TokenBatch) -> Found:
     targets = make_targets(texts, [2] * len(texts), [[(4, len(row))] for row in texts])
     options = {"norm": 1.0, "steps": 2, "rows_per_step": 4, "remat": False}
     found = learn_directions(model, targets, layers=[0, 1], seeds=[0], **options)
-    read = token_logprobs(model, targets, found.vectors, [0, 1], rows_at_once=4)
+    read = logprobs_under(model, targets, found.vectors, [0, 1], rows_at_once=4)
     return {"vectors": found.vectors, "losses": found.losses, "logprobs": read}
 
 

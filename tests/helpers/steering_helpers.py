@@ -26,37 +26,37 @@ def exact_vectors(count: int = 1, *, seed: int = 0) -> np.ndarray:
     return rng.choice([-2, -1, -0.5, 0.5, 1, 2], size=(count, D)).astype(np.float32)
 
 
-def one_of(operation: str, *, strength=1.0, seed: int = 0, **where) -> Steering:
+def one_of(operation: str, *, coeff=1.0, seed: int = 0, **where) -> Steering:
     """An intervention of one kind, along vectors of its own."""
     vectors = exact_vectors(2, seed=seed)
     if operation == "add":
-        return interventions.add(vectors[0], coeff=strength, **where)
+        return interventions.add(vectors[0], coeff=coeff, **where)
     if operation == "ablate":
-        return interventions.ablate(vectors, strength=strength, **where)
+        return interventions.ablate(vectors, coeff=coeff, **where)
     if operation == "clamp":
-        return interventions.clamp(vectors[0], 3.0, strength=strength, **where)
+        return interventions.clamp(vectors[0], 3.0, coeff=coeff, **where)
     if operation == "scale":
-        return interventions.amplify(coeff=strength, width=D, **where)
+        return interventions.amplify(coeff=coeff, width=D, **where)
     if operation == "amplify":
-        return interventions.amplify(coeff=strength, width=D, length=2.5, **where)
-    return interventions.replace(vectors[0], strength=strength, **where)
+        return interventions.amplify(coeff=coeff, width=D, length=2.5, **where)
+    return interventions.replace(vectors[0], coeff=coeff, **where)
 
 
-def expected_of(operation: str, x: np.ndarray, *, strength: float = 1.0, seed: int = 0):
+def expected_of(operation: str, x: np.ndarray, *, coeff: float = 1.0, seed: int = 0):
     """What `one_of` makes of `x` `[..., D]`, in float64 and by another formula."""
     x = np.asarray(x, np.float64)
     vectors = exact_vectors(2, seed=seed).astype(np.float64)
     if operation == "add":
-        return x + strength * vectors[0]
+        return x + coeff * vectors[0]
     if operation == "ablate":
-        return x - strength * x @ np.linalg.pinv(vectors) @ vectors
+        return x - coeff * x @ np.linalg.pinv(vectors) @ vectors
     if operation == "clamp":
         unit = vectors[0] / np.linalg.norm(vectors[0])
-        return x + strength * (3.0 - x @ unit)[..., None] * unit
+        return x + coeff * (3.0 - x @ unit)[..., None] * unit
     if operation in ("scale", "amplify"):
         length = np.sqrt(np.sum(x**2, axis=-1, keepdims=True))
-        return x * (1 + strength * (1 if operation == "scale" else 2.5 / length))
-    return (1 - strength) * x + strength * vectors[0]
+        return x * (1 + coeff * (1 if operation == "scale" else 2.5 / length))
+    return (1 - coeff) * x + coeff * vectors[0]
 
 
 def one_program(one: Steering, rows: int = B, *, thinking: bool = True) -> Steering:

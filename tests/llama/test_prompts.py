@@ -38,7 +38,7 @@ def six() -> TokenBatch:
 def steerings() -> tuple[Steering, ...]:
     """One intervention a row, and one for all rows."""
     vectors = np.random.default_rng(0).standard_normal((ROWS, SHALLOW.d_model))
-    own = add(vectors, layer=[0, 1] * 3, coeff=np.arange(ROWS), scope=scope.prompt())
+    own = add(vectors, layer=[[0], [1]] * 3, coeff=np.arange(ROWS), scope=scope.prompt())
     return own, add(vectors[0], layer=1, coeff=2.0, scope=scope.everywhere())
 
 

@@ -20,6 +20,7 @@ from steering_helpers import (
 )
 
 from jaxsteer.decoding.generation import generate
+from jaxsteer.directions import Direction
 from jaxsteer.llama.model import forward
 from jaxsteer.steering import interventions, schedules, scope, steering
 from jaxsteer.steering.capture import Capture
@@ -27,6 +28,7 @@ from jaxsteer.steering.interventions import ablate, add, clamp, head_vector, whe
 from jaxsteer.steering.scope import broadcast_rows
 from jaxsteer.steering.sites import SITES
 from jaxsteer.steering.steering import Steering, check_steering
+from jaxsteer.sweeps import grid
 
 pytestmark = pytest.mark.optimised
 
@@ -40,8 +42,8 @@ LENGTH = 1e-5  # of a token whose length is kept, relative
 def applied(x: jax.Array, one: Steering) -> jax.Array:
     """`x` `[B, T, D]`, all of it prompt, after the intervention."""
     position = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    strengths = steering.strength(one, position, jnp.full(x.shape[0], x.shape[1]))
-    return steering.apply(x, site="resid_post", layer=0, steering=one, strengths=strengths)
+    coeffs = steering.token_coeffs(one, position, jnp.full(x.shape[0], x.shape[1]))
+    return steering.apply(x, site="resid_post", layer=0, steering=one, coeffs=coeffs)
 
 
 def stream(*, rows: int = B, seed: int = 0, dtype=jnp.float32, scale: float = 1.0) -> jax.Array:
@@ -53,14 +55,14 @@ def lengths(x) -> np.ndarray:
     return np.linalg.norm(np.asarray(x, np.float64), axis=-1)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
+@pytest.mark.parametrize("coeff", [1.0, 0.5, -2.0])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_operation_is_its_formula(operation, strength):
+def test_each_operation_is_its_formula(operation, coeff):
     x = stream()
-    found = applied(x, one_of(operation, strength=strength, **EVERYWHERE))
-    expected = expected_of(operation, x, strength=strength)
+    found = applied(x, one_of(operation, coeff=coeff, **EVERYWHERE))
+    expected = expected_of(operation, x, coeff=coeff)
     assert relative_error(found, expected) <= SAME
-    if operation == "replace" and strength == 1.0:
+    if operation == "replace" and coeff == 1.0:
         np.testing.assert_array_equal(found, expected)
 
 
@@ -71,10 +73,10 @@ def test_ablated_directions_are_gone_and_stay_gone(count):
     once = applied(x, one)
     assert np.abs(once @ directions.T).max() <= 1e-5
     assert relative_error(applied(once, one), once) <= SAME
-    # What is orthogonal to them is left as it was, and half the strength takes half.
+    # What is orthogonal to them is left as it was, and half the coefficient takes half.
     others = np.linalg.svd(directions)[2][count:]
     assert relative_error(once @ others.T, x @ others.T) <= SAME
-    half = applied(x, ablate(directions, strength=0.5, **EVERYWHERE))
+    half = applied(x, ablate(directions, coeff=0.5, **EVERYWHERE))
     assert relative_error(half, (x + once) / 2) <= SAME
     # Length and order of the directions do not matter.
     scaled = directions[::-1] * np.geomspace(1e-20, 1e15, count)[:, None]
@@ -96,7 +98,7 @@ def test_after_clamping_the_projection_is_the_value():
     along = found @ direction / np.linalg.norm(direction)
     np.testing.assert_allclose(along, np.tile(values[:, None], T), atol=1e-4)
     assert relative_error(applied(x, clamp(7 * direction, values, **EVERYWHERE)), found) <= SAME
-    half = applied(x, clamp(direction, values, strength=0.5, **EVERYWHERE))
+    half = applied(x, clamp(direction, values, coeff=0.5, **EVERYWHERE))
     assert relative_error(half, (x + found) / 2) <= SAME
     # Clamped to 0 is ablated.
     gone = applied(x, ablate(direction, **EVERYWHERE))
@@ -144,8 +146,8 @@ def test_a_stream_of_nothing_keeps_its_length_of_nothing():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("preserve_norm", [False, True])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_strength_0_gives_the_stream_back_bit_for_bit(operation, preserve_norm, dtype):
-    one = one_of(operation, strength=0.0, preserve_norm=preserve_norm, **EVERYWHERE)
+def test_coefficient_0_gives_the_stream_back_bit_for_bit(operation, preserve_norm, dtype):
+    one = one_of(operation, coeff=0.0, preserve_norm=preserve_norm, **EVERYWHERE)
     for x in (stream(dtype=dtype, scale=1e3), jnp.zeros((B, T, D), dtype)):
         np.testing.assert_array_equal(applied(x, one), x)
 
@@ -191,25 +193,25 @@ gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
 
 
 @pytest.mark.parametrize("preserve_norm", [False, True])
-@pytest.mark.parametrize("strength", [0.0, 0.5])
+@pytest.mark.parametrize("coeff", [0.0, 0.5])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_derivatives_are_those_of_the_formula(operation, strength, preserve_norm):
-    """By strength, at 0 as well, and by the vector, against differences in float64."""
+def test_derivatives_are_those_of_the_formula(operation, coeff, preserve_norm):
+    """By coefficient, at 0 as well, and by the vector, against differences in float64."""
     x, weight = stream(rows=1), np.random.default_rng(1).standard_normal((1, T, D))
     covered = np.isin(np.arange(T), [1, 2, 3])[:, None]
     where = {"scope": scope.window(1, 4), "layer": 0, "preserve_norm": preserve_norm}
-    one = one_program(one_of(operation, strength=strength, **where), 1, thinking=False)
+    one = one_program(one_of(operation, coeff=coeff, **where), 1, thinking=False)
 
-    def exact(strength: float, moved: np.ndarray) -> float:
-        # The vector enters each operation as strength times itself.
-        new = expected_of(operation, x, strength=strength) + strength * moved
+    def exact(coeff: float, moved: np.ndarray) -> float:
+        # The vector enters each operation as coeff times itself.
+        new = expected_of(operation, x, coeff=coeff) + coeff * moved
         if preserve_norm:
             new *= (lengths(x) / lengths(new))[..., None]
         return float(np.sum(weight * np.where(covered, new, x)))
 
     step, still = 1e-6, np.zeros(D)
     by_coeff, by_vector = gradients(one.coeff, one.vector, one, x, weight)
-    slope = (exact(strength + step, still) - exact(strength - step, still)) / (2 * step)
+    slope = (exact(coeff + step, still) - exact(coeff - step, still)) / (2 * step)
     undone = preserve_norm and operation in ALONG_ITSELF
     assert abs(slope) < 1e-6 if undone else abs(slope) > 0.1
     np.testing.assert_allclose(by_coeff[0], slope, rtol=1e-3, atol=1e-5)
@@ -217,9 +219,7 @@ def test_derivatives_are_those_of_the_formula(operation, strength, preserve_norm
         lambda c: loss(c, one.vector, one, x, weight), (one.coeff,), (jnp.ones(1),)
     )
     np.testing.assert_allclose(tangent, slope, rtol=1e-3, atol=1e-5)
-    slopes = [
-        (exact(strength, step * e) - exact(strength, -step * e)) / (2 * step) for e in np.eye(D)
-    ]
+    slopes = [(exact(coeff, step * e) - exact(coeff, -step * e)) / (2 * step) for e in np.eye(D)]
     np.testing.assert_allclose(by_vector[0], slopes, rtol=1e-3, atol=1e-4)
 
 
@@ -266,7 +266,7 @@ def test_nothing_is_compiled_again_when_only_data_changes(small, batch):
         steering.rows(
             [
                 clamp(vectors[0], 2.0, layer=1, site=sites[0]),
-                ablate(vectors[1:5], layer=2, strength=0.5, site=sites[1], scope=holed),
+                ablate(vectors[1:5], layer=2, coeff=0.5, site=sites[1], scope=holed),
                 add(vectors[0], layer=0, coeff=1.0, site=sites[0]),
             ]
         ),
@@ -330,6 +330,77 @@ def test_interventions_that_cannot_be(arguments, message):
         add(**{"vector": V, "layer": 0, "coeff": 1.0} | arguments)
 
 
+def direction(layer: int, site: str = "resid_mid", seed: int = 0) -> Direction:
+    return Direction(exact_vectors(seed=seed)[0], layer, site, f"{layer}", {})
+
+
+def test_a_direction_is_a_vector_that_knows_its_layer_and_site():
+    d, v, where = direction(2), exact_vectors()[0], {"layer": 2, "site": "resid_mid"}
+    pairs = [
+        (add(d, coeff=2.0), add(v, coeff=2.0, **where)),
+        (add(d, coeff=2.0, layer=1), add(v, coeff=2.0, layer=1, site="resid_mid")),
+        (add([d, d], coeff=[1.0, 2.0]), add([v, v], coeff=[1.0, 2.0], **where)),
+        (ablate(d), ablate(v, **where)),
+        (ablate([d, direction(2, seed=1)]), ablate([v, exact_vectors(seed=1)[0]], **where)),
+        (clamp(d, 3.0), clamp(v, 3.0, **where)),
+        (interventions.replace(d), interventions.replace(v, **where)),
+        (when(add(d, coeff=1.0), d, above=1.0), when(add(v, coeff=1.0, **where), v, above=1.0)),
+        *[
+            (found.steering, expected.steering)
+            for found, expected in zip(
+                grid({"d": d}, coeffs=[1.0, 2.0]),
+                grid({"d": v}, coeffs=[1.0, 2.0], layers=[2], site="resid_mid"),
+                strict=True,
+            )
+        ],
+    ]
+    for found, expected in pairs:
+        assert found.sites == expected.sites
+        chex.assert_trees_all_equal(found, expected)
+    with pytest.raises(ValueError, match=r"layer: got directions of \[0, 1\], expected it to be"):
+        add([direction(0), direction(1)], coeff=1.0)
+    with pytest.raises(ValueError, match="layer: got none, expected a layer, or a Direction"):
+        add(v, coeff=1.0)
+    with pytest.raises(ValueError, match="layers: got none, expected some for 'v', which is no"):
+        grid({"v": v}, coeffs=[1.0])
+
+
+A_ROW = r"expected \[\[0\], \[1\], …\] for one a row, or "
+A_LAYER = r"layer: got \[0, 1, 2\] for 3 vectors, " + A_ROW + "one intervention for each layer"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda v: add(v, layer=range(3), coeff=1.0), A_LAYER),
+        (lambda v: add(v, layer=range(3), coeff=[1.0, 2.0, 3.0]), A_LAYER),
+        (lambda v: clamp(v, 1.0, layer=np.arange(3)), A_LAYER),
+        (lambda v: interventions.replace(v, layer=jnp.arange(3)), A_LAYER),
+        (lambda v: ablate(v[:, None], layer=(0, 1, 2)), A_LAYER),
+        (lambda v: ablate(v, layer=[0, 1, 2]), "for 1 vectors, " + A_ROW + r"\[\[0, 1, 2\]\] for"),
+        (lambda v: add(v[0], layer=[0, 1, 2], coeff=1.0), "for 1 vectors, " + A_ROW),
+    ],
+)
+def test_a_list_of_layers_that_may_mean_two_things_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(exact_vectors(3))
+
+
+def test_one_layer_a_row_and_several_in_every_row_are_spelled_apart():
+    v = exact_vectors(3)
+    a_row = add(v, layer=[[0], [1], [2]], coeff=1.0)
+    assert a_row.layer.tolist() == [[0, -1], [1, -1], [2, -1]]
+    assert add(v[0], layer=[0, 1, 2], coeff=[1.0] * 3).layer.tolist() == a_row.layer.tolist()
+    assert clamp(v[0], [1.0] * 3, layer=[0, 1, 2]).layer.tolist() == a_row.layer.tolist()
+    every = add(v, layer=[[0, 1]], coeff=1.0)
+    assert every.layer.tolist() == [[0, 1]] * 3
+
+
+def test_an_argument_of_another_name_is_told():
+    with pytest.raises(TypeError, match="unexpected argument 'sit', expected layer, site, scope"):
+        add(V, layer=0, coeff=1.0, sit="resid_post")
+
+
 def test_traced_arguments_are_told_the_other_way():
     with pytest.raises(ValueError, match=r"coeff: got a traced array, .* dataclasses\.replace"):
         jax.grad(lambda c: add(V, layer=0, coeff=c).coeff[0])(1.0)
@@ -348,13 +419,13 @@ def test_a_vector_of_another_width_is_refused_while_tracing(small, batch):
         (lambda: ablate(np.stack([V, 0 * V]), layer=0), "directions: got 0 for direction 1"),
         (lambda: ablate([[1, 0, 0], [0, 1, 0], [1, 1, 0]], layer=0), IN_SPAN),
         (lambda: ablate(np.ones((3, 2)) + np.eye(3, 2), layer=0), "3 directions of width 2"),
-        (lambda: ablate(V, layer=0, strength=np.nan), "strength: got NaN"),
+        (lambda: ablate(V, layer=0, coeff=np.nan), "coeff: got NaN"),
         (lambda: ablate(V * np.nan, layer=0), "directions: got NaN"),
         (lambda: ablate(np.ones((1, 1, 1, D)), layer=0), r"directions: got shape \(1, 1, 1, 16\)"),
         (lambda: clamp(0 * V, 1.0, layer=0), "direction: got 0"),
         (lambda: clamp(V, np.inf, layer=0), "value: got NaN or infinity"),
         (lambda: clamp(np.ones((2, D)), [1.0] * 3, layer=0), "direction: got 2 rows"),
-        (lambda: interventions.replace(V, layer=0, strength="1"), "strength: got dtype <U1"),
+        (lambda: interventions.replace(V, layer=0, coeff="1"), "coeff: got dtype <U1"),
         (lambda: when(one_of("add", layer=0), V[:-1], above=0.0), "direction: got width 15"),
         (lambda: when(one_of("add", layer=0), V, above=np.nan), "above: got NaN"),
         (lambda: when(one_of("add", layer=0), 0 * V, above=0.0), "direction: got 0"),
@@ -371,7 +442,7 @@ def test_a_vector_of_another_width_is_refused_while_tracing(small, batch):
             r"steerings: got vectors of widths \[4, 16\]",
         ),
         (
-            lambda: steering.stack([one_of("add", layer=0), add(V, layer=[0, 1], coeff=1.0)]),
+            lambda: steering.stack([one_of("add", layer=0), add(V, layer=[[0], [1]], coeff=1.0)]),
             r"steerings: got \[1, 2\] rows",
         ),
     ],
@@ -438,9 +509,9 @@ def test_one_head_is_steered_where_heads_are_wider_than_the_stream():
 def everywhere(x: jax.Array, one: Steering, thinking: jax.Array) -> list[jax.Array]:
     """`x` after each site of each layer."""
     position = jnp.broadcast_to(jnp.arange(-1, T - 1), x.shape[:2])
-    strengths = steering.strength(one, position, jnp.array([3, 1, 4]), thinking)
+    coeffs = steering.token_coeffs(one, position, jnp.array([3, 1, 4]), thinking)
     return [
-        steering.apply(x, site=site, layer=layer, steering=one, strengths=strengths)
+        steering.apply(x, site=site, layer=layer, steering=one, coeffs=coeffs)
         for site in SITES[2:]
         for layer in range(2)
     ]
@@ -448,10 +519,10 @@ def everywhere(x: jax.Array, one: Steering, thinking: jax.Array) -> list[jax.Arr
 
 def test_stacking_changes_nothing():
     ones = [
-        one_of("add", layer=1, strength=[1.0, 2.0, 3.0], schedule=[1, 2, 3] * 3),
+        one_of("add", layer=1, coeff=[1.0, 2.0, 3.0], schedule=[1, 2, 3] * 3),
         one_of("ablate", layer=[0, 1, 0], site=["attn_out", "mlp_out", "resid_mid"]),
         when(one_of("clamp", layer=[[0], [1], ["all"]]), V, above=0.0),
-        one_of("replace", layer=[1] * B, preserve_norm=True, scope=scope.thinking()),
+        one_of("replace", layer=[[1]] * B, preserve_norm=True, scope=scope.thinking()),
     ]
     stacked = steering.stack([broadcast_rows(one, B, "steering") for one in ones])
     assert stacked.sites == ("attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -468,11 +539,11 @@ def test_a_shorter_schedule_goes_on_as_it_ended():
     short = replace(one_of("add", layer=0), schedule=jnp.array([[1.0, 2.0]]))
     long = one_of("add", layer=0, schedule=np.arange(20.0))
     position, prompt = jnp.arange(12)[None], jnp.array([2])
-    expected = steering.strength(short, position, prompt).amount
+    expected = steering.token_coeffs(short, position, prompt).coeff
     assert expected[0, -1] == 2.0
     together = steering.rows([short, long])
     first = jax.tree.map(lambda x: x[:1], together)
-    np.testing.assert_array_equal(steering.strength(first, position, prompt).amount, expected)
+    np.testing.assert_array_equal(steering.token_coeffs(first, position, prompt).coeff, expected)
 
 
 def test_names_of_transformerlens_are_understood():

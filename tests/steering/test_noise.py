@@ -36,7 +36,7 @@ def noise(length=1.5, **changed) -> Steering:
 @jax.jit
 def _noise_at(one: Steering, position: jax.Array, row: jax.Array) -> jax.Array:
     none = jnp.zeros(row.shape, jnp.int32)
-    return steering.strength(one, position, none, row=row).noise
+    return steering.token_coeffs(one, position, none, row=row).noise
 
 
 def drawn(one: Steering, position, row) -> np.ndarray:
@@ -98,8 +98,8 @@ def test_coefficient_0_gives_the_stream_back_bit_for_bit(dtype):
     @jax.jit
     def applied(one: Steering) -> jax.Array:
         position, prompt = jnp.tile(jnp.arange(5), (2, 1)), jnp.array([5, 5])
-        strengths = steering.strength(one, position, prompt, row=jnp.arange(2))
-        return steering.apply(x, site="resid_post", layer=1, steering=one, strengths=strengths)
+        coeffs = steering.token_coeffs(one, position, prompt, row=jnp.arange(2))
+        return steering.apply(x, site="resid_post", layer=1, steering=one, coeffs=coeffs)
 
     np.testing.assert_array_equal(applied(noise(1e3, coeff=0.0)), x)
     assert (applied(noise(1e3)) != x).any()
@@ -213,8 +213,8 @@ def test_only_a_steering_with_noise_draws_and_others_never_compile_again(shallow
             r"steering\.layer: got several for a row with noise",
         ),
         (
-            lambda: steering.strength(noise(), jnp.zeros((1, 1), int), jnp.zeros(1, int)),
-            "row: got None, expected who each row is",
+            lambda: steering.token_coeffs(noise(), jnp.zeros((1, 1), int), jnp.zeros(1, int)),
+            "row: got None, expected integer row ids",
         ),
     ],
 )

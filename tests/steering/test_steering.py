@@ -40,7 +40,9 @@ SAME = 1e-5  # float32 sums in another order; relative to the largest value
 NEW = np.array(random_rows([5] * B, SMALL.vocab_size, seed=1))  # tokens decoded after the prompts
 # Which tokens lie inside <think>…</think>, by slot of prompts padded to 9 and of NEW.
 THOUGHTS = np.random.default_rng(2).random((B, 9 + NEW.shape[1])) < 0.5
-Rule = Callable[[int, int, bool], float]  # position, prompt length, thought -> factor on strength
+Rule = Callable[
+    [int, int, bool], float
+]  # position, prompt length, thought -> factor on the coefficient
 
 
 def passes(model, batch, one: Steering | None, thoughts: np.ndarray = THOUGHTS):
@@ -130,13 +132,13 @@ SCOPES: dict[str, tuple[Scope, Rule]] = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_exactly_the_scoped_positions_are_touched(small, batch, operation, name):
     where, rule = SCOPES[name]
-    one = one_of(operation, strength=0.5, layer=1, scope=where)
+    one = one_of(operation, coeff=0.5, layer=1, scope=where)
     if operation == "add":
         check_added(small, batch, one, rule)
     covered = 0
     for _, before, after, factor in touched(small, batch, one, rule):
         if factor:
-            expected = expected_of(operation, before, strength=0.5)
+            expected = expected_of(operation, before, coeff=0.5)
             assert relative_error(after, expected) <= SAME
             assert relative_error(before, expected) > 100 * SAME
             covered += 1
@@ -186,9 +188,9 @@ def all_rows(seed: int = 0) -> list[Steering]:
     )
     window = one_of("clamp", seed=seed, layer=1, site="head_out", scope=scope.window(-3, 10))
     pulsing = one_of(
-        "replace", seed=seed, strength=0.25, layer=2, scope=scope.thinking(), schedule=[1, 0, 2, 0]
+        "replace", seed=seed, coeff=0.25, layer=2, scope=scope.thinking(), schedule=[1, 0, 2, 0]
     )
-    longer = one_of("add", seed=seed, strength=3.0, layer="all", preserve_norm=True, **every)
+    longer = one_of("add", seed=seed, coeff=3.0, layer="all", preserve_norm=True, **every)
     probed = interventions.when(one_of("ablate", seed=seed, layer="all", **every), probe, above=0.0)
     return [
         rising,
@@ -206,7 +208,7 @@ def mixes() -> list[Steering]:
     return [steering.rows(ones[:B]), steering.rows(ones[B:])]
 
 
-def test_strength_0_is_the_unsteered_model_bit_for_bit(small, batch):
+def test_coefficient_0_is_the_unsteered_model_bit_for_bit(small, batch):
     options = {"mask": batch.mask, "capture": EVERY_SITE}
     thoughts = THOUGHTS[:, :9]
     # Operation by operation: two compiled programs may round differently, whatever they compute.
@@ -226,7 +228,7 @@ def test_strength_0_is_the_unsteered_model_bit_for_bit(small, batch):
                 assert relative_error(found[name], unsteered[name]) <= 1e-6
 
 
-def test_with_strength_0_nothing_else_matters_bit_for_bit(small, batch):
+def test_with_coefficient_0_nothing_else_matters_bit_for_bit(small, batch):
     """In one compiled program, so that not even roundings may differ."""
     first, second = (zero(one) for one in mixes())
     nowhere = replace(mixes()[0], scope=scope.rows([scope.window(1000)] * B))

@@ -19,10 +19,10 @@ def intervention(operation: str, **where):
     if operation == "add":
         return interventions.add(VECTORS[0], coeff=1.5, **where)
     if operation == "ablate":
-        return interventions.ablate(VECTORS, strength=2.0, **where)
+        return interventions.ablate(VECTORS, coeff=2.0, **where)
     if operation == "clamp":
         return interventions.clamp(VECTORS[0], -4.0, **where)
-    return interventions.replace(VECTORS[0], strength=0.75, **where)
+    return interventions.replace(VECTORS[0], coeff=0.75, **where)
 
 
 def changed(operation: str, x: torch.Tensor) -> torch.Tensor:

@@ -39,8 +39,8 @@ def added(cell: Any) -> np.ndarray:
     """What a cell adds to the stream at each generated token, `[T, D]`."""
     one, position = cell.steering, jnp.arange(5)[None]
     assert one.sites == ("resid_mid",)
-    strengths = steers.strength(one, position, jnp.zeros(1, jnp.int32), row=jnp.array([4]))
-    options: dict[str, Any] = {"steering": one, "strengths": strengths}
+    coeffs = steers.token_coeffs(one, position, jnp.zeros(1, jnp.int32), row=jnp.array([4]))
+    options: dict[str, Any] = {"steering": one, "coeffs": coeffs}
     after = steers.apply(jnp.asarray(STREAM), site="resid_mid", layer=1, **options)
     return np.asarray(after - STREAM)[0]
 
