@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only when it is there)
 import numpy as np
 
-from jaxsteer.config import LlamaConfig
+from jaxsteer.config import LlamaConfig, unknown_fields
 from jaxsteer.files import Entry, inside, read_header, read_json_object
 from jaxsteer.huggingface import tensor_names as hf
 
@@ -50,6 +50,11 @@ class Folder:
     companions: tuple[Path, ...]  # tokenizer, chat template and configs that are there
 
     @property
+    def unknown_fields(self) -> dict[str, Any]:
+        """Fields of `config.json` of which it is not known what they do."""
+        return unknown_fields(self.config_json)
+
+    @property
     def dtypes(self) -> dict[str, int]:
         """How many tensors of the model have each dtype."""
         found = [self.headers[name].dtype for name in hf.tensors(self.config)]
@@ -78,8 +83,10 @@ class Folder:
         return x.view(header.dtype).reshape(shape)
 
 
-def open_folder(path: str | Path) -> Folder:
+def open_folder(path: str | Path, *, strict: bool = False) -> Folder:
     """Open a folder with `config.json` and safetensors, sharded or not.
+
+    Unknown fields of `config.json` are named in a warning, or refused if `strict`.
 
     Raises:
         FileNotFoundError: the folder, its config, its weights or a shard is missing.
@@ -93,11 +100,11 @@ def open_folder(path: str | Path) -> Folder:
         raise ValueError(f"{path}: got a file, expected a folder with config.json and safetensors")
     config_json = read_json_object(inside(path, "config.json"))
     try:
-        config = LlamaConfig.from_hf(config_json)
+        config = LlamaConfig.from_hf(config_json, strict=strict)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     shards, index = _find_shards(path)
-    entries, file_of = _read_headers(path, shards, index)
+    entries, file_of = _read_headers(path, shards, index, config)
     headers = {
         name: hf.Header(entry.shape, _DTYPES.get(entry.dtype, entry.dtype))
         for name, entry in entries.items()
@@ -147,9 +154,16 @@ def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
 
 
 def _read_headers(
-    folder: Path, shards: tuple[Path, ...], index: dict[str, str] | None
+    folder: Path,
+    shards: tuple[Path, ...],
+    index: dict[str, str] | None,
+    config: LlamaConfig,
 ) -> tuple[dict[str, Entry], dict[str, Path]]:
-    """Place, shape and dtype of all tensors, and the file of each; index and files must agree."""
+    """Place, shape and dtype of all tensors, and the file of each.
+
+    Index and files must agree on the tensors of the model. Of those that it has no place for, such
+    as the head of a tied model, either may be silent.
+    """
     entries: dict[str, Entry] = {}
     file_of: dict[str, Path] = {}
     problems = []
@@ -163,11 +177,15 @@ def _read_headers(
         problems += [
             f"{name}: {INDEX} says it is in {where}, where it is not"
             for name, where in index.items()
-            if file_of.get(name) != folder / where
+            if file_of.get(name) != folder / where and not hf.ignorable(name, config)
         ]
-        problems += [f"{n}: not in {INDEX}" for n in file_of if n not in index]
+        problems += [
+            f"{name}: not in {INDEX}"
+            for name in file_of
+            if name not in index and not hf.ignorable(name, config)
+        ]
     if problems:
-        raise ValueError("the shards do not fit together:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{folder}: the shards do not fit together:\n  " + "\n  ".join(problems))
     return entries, file_of
 
 

@@ -23,7 +23,8 @@ from jaxsteer.llama import (
 )
 
 # Computed from the config, never learned; old checkpoints carry them.
-_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_IGNORED = re.compile(r"(.+\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+_SCALE = re.compile(r".+(weight_scale(_inv)?|input_scale|qweight|qzeros|weight_packed|absmax)")
 HEAD = parameters.HEAD.hf_name
 EMBEDDING = "model.embed_tokens.weight"
 FLOATS = ("float32", "float16", "bfloat16")
@@ -80,8 +81,11 @@ def check(headers: Mapping[str, Header], config: LlamaConfig) -> None:
 
     Raises:
         ValueError: naming, all at once, every tensor that is missing, unexpected, misshapen or
-            not float, with both its names.
+            not float, with both its names; in one line if the weights are quantised.
     """
+    if kind := _quantisation(headers):
+        floats = " or ".join(FLOATS)
+        raise ValueError(f"the weights are quantised: got {kind}, expected {floats}")
     expected = tensors(config)
     problems = [
         f"missing: {t.name} ({dotted(t.path)}) {list(t.hf_shape)}"
@@ -184,6 +188,16 @@ def _transpose(x: np.ndarray) -> np.ndarray:
     out = np.empty(x.shape[::-1], x.dtype)
     transpose_into(out, x)
     return out
+
+
+def _quantisation(headers: Mapping[str, Header]) -> str | None:
+    """What shows that the weights are quantised: it need not stand in config.json."""
+    eight_bits = [f"{name} as {h.dtype}" for name, h in headers.items() if h.dtype[:3] == "F8_"]
+    scales = [name for name in headers if _SCALE.fullmatch(name)]
+    if eight_bits or any("_scale" in name for name in scales):
+        kind = "FP8" if eight_bits or not any(h.dtype == "I8" for h in headers.values()) else "INT8"
+        return f"{kind} ({', '.join(eight_bits[:1] + scales[:1])})"
+    return scales[0] if scales else None
 
 
 def _mismatches(tensor: Tensor, header: Header) -> list[str]:

@@ -1,4 +1,4 @@
-"""Convert a Hugging Face Llama or Qwen2 into a checkpoint of jaxsteer.
+"""Convert a Hugging Face Llama, Qwen or Mistral into a checkpoint of jaxsteer.
 
     python -m weights.convert SRC DST [--dtype bfloat16|float32|keep]
 
@@ -49,6 +49,7 @@ def convert(
     allow_nonfinite: bool = False,
     tokenizer: bool = True,
     revision: str | None = None,
+    strict: bool = False,
     progress: bool = False,
 ) -> None:
     """Convert a Hugging Face folder or hub id `src` into the checkpoint `dst`.
@@ -61,6 +62,8 @@ def convert(
         allow_nonfinite: take weights that are NaN or infinite.
         tokenizer: prove the tokenizer and take it along; without, only weights and config.
         revision: branch, tag or commit on the hub.
+        strict: refuse fields of `config.json` of which it is not known what they do; by default
+            they are named in a warning and kept in the provenance.
         progress: show a progress bar.
 
     Raises:
@@ -73,7 +76,7 @@ def convert(
         raise ValueError("destination: got an empty text, expected a directory to write")
     check_free(dst, marker=checkpoint.MANIFEST, overwrite=overwrite)
     source = find_source(src, revision=revision)
-    folder = open_folder(source.folder)
+    folder = open_folder(source.folder, strict=strict)
     for file in folder.companions:
         if file.name == GENERATION:
             ends_in(file, folder.config.vocab_size)
@@ -183,6 +186,7 @@ def _provenance(
         "source": source.name,
         "revision": source.revision,
         "source_dtypes": folder.dtypes,
+        "unknown_config_fields": folder.unknown_fields,
         "source_sha256": _results(hashes),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
@@ -212,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at dst")
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity")
+    parser.add_argument("--strict", action="store_true", help="refuse unknown config.json fields")
     parser.add_argument("--no-tokenizer", action="store_true", help="weights and config alone")
     args = parser.parse_args(argv)
     convert(
@@ -222,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_nonfinite=args.allow_nonfinite,
         tokenizer=not args.no_tokenizer,
         revision=args.revision,
+        strict=args.strict,
         progress=True,
     )
     print(f"{args.dst}: written. Check it: python -m weights.verify {args.src} {args.dst}")

@@ -21,6 +21,7 @@ def random_hf(config: LlamaConfig, dtype=np.float32) -> dict[str, np.ndarray]:
     }
 
 
+UP = "model.layers.1.mlp.up_proj.weight"
 FAMILIES = [{}, {"tie_embeddings": True}, {"qkv_bias": True}, {"qk_norm": True}]
 
 
@@ -99,10 +100,27 @@ def test_every_problem_is_named_at_once(config):
     ]
 
 
+@pytest.mark.parametrize(
+    ("tensor", "header", "got"),
+    [
+        (UP, hf.Header((48, 32), "F8_E4M3"), rf"FP8 \({UP} as F8_E4M3\)"),
+        (f"{UP}_scale", hf.Header((1,), "float32"), rf"FP8 \({UP}_scale\)"),
+        (f"{UP}_scale_inv", hf.Header((1, 1), "float32"), rf"FP8 \({UP}_scale_inv\)"),
+        (UP.replace(".weight", ".qweight"), hf.Header((4, 32), "I32"), r"model.*\.qweight"),
+    ],
+)
+def test_quantised_weights_are_named_in_one_line(config, tensor, header, got):
+    headers = {t.name: hf.Header(t.hf_shape, "float32") for t in hf.tensors(config).values()}
+    message = rf"^the weights are quantised: got {got}, expected float32 or float16 or bfloat16$"
+    with pytest.raises(ValueError, match=message):
+        hf.check(headers | {tensor: header}, config)
+
+
 def test_inv_freq_is_ignored(config):
     source = random_hf(config)
     source["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     source["model.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    source["rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     assert set(hf.to_hf(hf.from_hf(source, config), config)) == set(random_hf(config))
 
 
