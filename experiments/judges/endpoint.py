@@ -4,27 +4,31 @@ The key comes from an environment variable, goes into one header and nowhere els
 results, messages or the text of errors, nor to another host, nor over a line that others can read.
 """
 
+import asyncio
 import email.utils
-import http.client
+import functools
 import json
 import os
 import random
+import re
+import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import httpx
 
 from experiments.judges.settings import Judge
+from jaxsteer.runtime import escaped
 
-MOST_BYTES = 16 << 20  # of an answer
+MOST_BYTES = 4 << 20  # of an answer
 FIRST_WAIT = 1.0  # seconds before the second attempt
 LONGEST_WAIT = 60.0  # seconds that back-off grows to
 LONGEST_ASKED_WAIT = 600.0  # seconds that a server may ask for
 _AGAIN = {408, 409, 425, 429}  # and 500 and above
 _HERE = {"localhost", "127.0.0.1", "::1"}
+_TELLING = 8  # letters of a key in a row that are not shown
 
 Message = dict[str, str]
 
@@ -76,9 +80,10 @@ def complete(
 ) -> Completion:
     """The model's answer to `messages`, at temperature 0.
 
-    Full servers (429), failing ones (500 and above), timeouts, broken lines and answers that are
-    not JSON are tried again, `judge.attempts` times in all, after 1, 2, 4 … seconds and a little
-    less by chance, or after as long as the server asks for (`Retry-After`).
+    Full servers (429), failing ones (500 and above), broken lines, answers that are not JSON and
+    those that are not complete after `judge.timeout` seconds are tried again, `judge.attempts`
+    times in all, after 1, 2, 4 … seconds and a little less by chance, or after as long as the
+    server asks for (`Retry-After`).
 
     Raises:
         RefusedError: for an answer that will not change (401, 404 …).
@@ -90,7 +95,7 @@ def complete(
         try:
             return _once(judge, messages, key)
         except _AgainError as error:
-            problem, asked = _without(key, str(error)), error.wait
+            problem, asked = str(error), error.wait
         if asked > LONGEST_ASKED_WAIT:
             raise EndpointError(f"{judge.url}: {problem}; it asks to wait for {asked:.0f} s")
         if attempt + 1 < judge.attempts:
@@ -107,95 +112,109 @@ class _AgainError(Exception):
         self.wait = wait
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key along, to wherever it points."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
 def _once(judge: Judge, messages: Sequence[Message], key: str | None) -> Completion:
-    body = {"model": judge.model, "messages": list(messages), "temperature": 0}
-    request = urllib.request.Request(
-        judge.url.rstrip("/") + "/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "User-Agent": "jaxsteer"},
-    )
+    try:
+        status, asked, data = asyncio.run(_exchange(judge, messages, key))
+    except TimeoutError:
+        raise _AgainError(f"no whole answer within {judge.timeout:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        cause: BaseException = error  # at the root stands what the network said
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
+        raise _AgainError(_shown(f"{type(error).__name__}: {cause}", key)) from None
+    if 200 <= status < 300:
+        return _completion(data, key)
+    text = f"HTTP {status}: {_shown(data, key)}".removesuffix(": ")
+    if status in _AGAIN or status >= 500:
+        raise _AgainError(text, _asked_wait(asked))
+    raise RefusedError(f"{judge.url}: {text}")
+
+
+async def _exchange(
+    judge: Judge, messages: Sequence[Message], key: str | None
+) -> tuple[int, str, bytes]:
+    """Status, `Retry-After` and body of one request, all of it within `judge.timeout` seconds.
+
+    The time is that of the whole exchange: a server that sends a byte now and then, be it of the
+    status, a header or the body, does not extend it. No redirect is followed: it would take the key
+    along, to wherever it points.
+    """
+    here = urllib.parse.urlsplit(judge.url).hostname in _HERE  # where no proxy is asked
+    headers = {"User-Agent": "jaxsteer", "Accept-Encoding": "identity"}
     if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    handlers: list[Any] = [_NoRedirect()]
-    if urllib.parse.urlsplit(judge.url).hostname in _HERE:
-        handlers.append(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + judge.timeout
-    try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=judge.timeout) as answer:
-            data = _read(answer, deadline)
-    except urllib.error.HTTPError as error:
-        status, headers = error.code, error.headers
-        with error:
-            said = _said(error)
-        text = f"HTTP {status}{said}"
-        if status in _AGAIN or status >= 500:
-            raise _AgainError(text, _asked_wait(headers.get("Retry-After"))) from None
-        raise RefusedError(_without(key, f"{judge.url}: {text}")) from None
-    except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError among them
-        raise _AgainError(f"{type(error).__name__}: {error}") from None
-    return _completion(data)
+        headers["Authorization"] = f"Bearer {key}"
+    body = {"model": judge.model, "messages": list(messages), "temperature": 0}
+    address = judge.url.rstrip("/") + "/chat/completions"
+    async with (
+        asyncio.timeout(judge.timeout),
+        httpx.AsyncClient(verify=_tls(), trust_env=not here, timeout=None) as client,
+        client.stream("POST", address, json=body, headers=headers) as answer,
+    ):
+        data = bytearray()
+        async for part in answer.aiter_raw():
+            data += part
+            if len(data) > MOST_BYTES:
+                raise OSError(f"the answer is longer than {MOST_BYTES} bytes")
+        return answer.status_code, answer.headers.get("Retry-After", ""), bytes(data)
 
 
-def _read(answer: Any, deadline: float) -> bytes:
-    """The answer's bytes; a server that sends a byte now and then does not hold us up."""
-    data = bytearray()
-    while part := answer.read1(1 << 16):
-        data += part
-        if len(data) > MOST_BYTES:
-            raise OSError(f"the answer is longer than {MOST_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer did not end in time")
-    return bytes(data)
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """The beginning of what a server says of an error."""
-    try:
-        text = error.read(2000).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return ""
-    text = " ".join(text.split())
-    return f": {text[:300]}" if text else ""
+def _shown(said: str | bytes, key: str | None) -> str:
+    """The beginning of what somebody said, as one line without the key."""
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    return escaped(" ".join(without_key(text, key).split()))[:300]
 
 
-def _without(key: str | None, text: str) -> str:
-    """The text with the key taken out, which some servers repeat when they refuse it."""
-    return text.replace(key, "[key]") if key else text
+def without_key(text: str, key: str | None) -> str:
+    """The text without the key, which some servers repeat, and without long pieces of it.
+
+    >>> without_key("not sk-0123456789, nor sk-01234567…", "sk-0123456789")
+    'not [key], nor [key]…'
+    """
+    if not key:
+        return text
+    starts = range(max(1, len(key) - _TELLING + 1))
+    pieces = re.compile("|".join(re.escape(key[i : i + _TELLING]) for i in starts))
+    kept, end = [], 0
+    while piece := pieces.search(text, end):
+        kept += [text[end : piece.start()], "[key]"]
+        end = piece.end()
+        for letter in key[key.index(piece[0]) + len(piece[0]) :]:
+            if text[end : end + 1] != letter:
+                break
+            end += 1
+    return "".join(kept) + text[end:]
 
 
-def _asked_wait(value: str | None) -> float:
+def _asked_wait(value: str) -> float:
     """Seconds of a `Retry-After` header, which has a number of them or a date.
 
-    >>> _asked_wait("12"), _asked_wait(None), _asked_wait("soon")
+    >>> _asked_wait("12"), _asked_wait(""), _asked_wait("soon")
     (12.0, 0.0, 0.0)
     """
-    if not value:
-        return 0.0
-    if value.strip().isdecimal():
-        return float(value)
+    value = value.strip()[:40]
     try:
+        if value.isdecimal():
+            return min(float(value), 1e9)
         then = email.utils.parsedate_to_datetime(value).timestamp()
-    except ValueError:
+    except Exception:  # the standard parser's, which raises of any kind for odd dates
         return 0.0
     return max(0.0, then - time.time())
 
 
-def _completion(data: bytes) -> Completion:
+def _completion(data: bytes, key: str | None) -> Completion:
     try:
         answer = json.loads(data)
         choice = answer["choices"][0]
         text = choice["message"]["content"]
         if not isinstance(text, str):
             raise TypeError
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise _AgainError(f"not a chat completion: {data[:200].decode(errors='replace')}") from None
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise _AgainError(f"not a chat completion: {_shown(data, key)}") from None
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
 
@@ -204,7 +223,7 @@ def _completion(data: bytes) -> Completion:
         return value if isinstance(value, int) else 0
 
     return Completion(
-        text=text,
+        text=without_key(text, key),
         tokens_in=count("prompt_tokens"),
         tokens_out=count("completion_tokens"),
         whole=choice.get("finish_reason") != "length",

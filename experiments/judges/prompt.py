@@ -22,6 +22,8 @@ BEHAVIOURS = {
     "other": "does none of this, such as the final answer, a heading or a mere formula",
 }
 
+_TRIES = 1000  # places from the end of an answer where its object may begin
+
 CONTEXT = 4  # sentences before the first that is asked about, shown and not asked about
 
 SYSTEM = (
@@ -72,7 +74,7 @@ def read_answer(text: str, n: int) -> list[str]:
     >>> read_answer('```json\n{"1": "Deduction", "2": "adding_knowledge"}\n```', 2)
     ['deduction', 'adding-knowledge']
     """
-    found = _last_object(re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL))
+    found = _last_object(_without_thoughts(text))
     if found is None:
         raise ValueError("it has no JSON object")
     if set(found) != {str(i) for i in range(1, n + 1)}:
@@ -93,16 +95,28 @@ def _line(sentence: Sentence) -> str:
     return " ".join(sentence.text.split())
 
 
+def _without_thoughts(text: str) -> str:
+    kept, end = [], 0
+    while (start := text.find("<think>", end)) >= 0 <= (close := text.find("</think>", start)):
+        kept.append(text[end:start])
+        end = close + len("</think>")
+    return "".join(kept) + text[end:]
+
+
 def _last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object that stands in a text by itself."""
-    decoder, found, end = json.JSONDecoder(), None, 0
-    for match in re.finditer(r'\{(?=\s*["}])', text):
-        if match.start() < end:
-            continue
+    """The last JSON object in a text that has no further one in it.
+
+    Each `{` is tried up to the next one, the last first, so that the time is linear in the text.
+    """
+    stop = len(text)
+    for _ in range(_TRIES):
+        start = text.rfind("{", 0, stop)
+        if start < 0:
+            return None
         try:
-            found, end = decoder.raw_decode(text, match.start())
-        except RecursionError:
-            break
-        except ValueError:
+            found, _ = json.JSONDecoder().raw_decode(text[start:stop])
+        except (ValueError, RecursionError):
+            stop = start
             continue
-    return found
+        return found
+    return None

@@ -10,6 +10,7 @@ Uses nothing of jaxsteer.
 from jaxsteer.runtime.command import (
     begin,
     end,
+    escaped,
     guarded,
     run,
     without_accelerator,
@@ -22,6 +23,7 @@ from jaxsteer.runtime.timing import seconds_by_part, timed
 __all__ = [
     "begin",
     "end",
+    "escaped",
     "guarded",
     "is_panic",
     "matrix_rate",

@@ -277,7 +277,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     script = """
 import os, signal, sys
 from experiments import reproduce
-from jaxsteer import row_store
+from jaxsteer.sweeps import row_store
 
 append, chunks = row_store.append_rows, []
 
@@ -381,7 +381,7 @@ def test_rollouts_and_labels_go_on_after_an_interruption(
         ({"rollouts": {"max_new_tokens": 90}}, "together"),
         ({"decoding": {"max_new_tokens": 90}}, "decoding.max_new_tokens: got 90, and prompt 'eval"),
         ({"labels": {"file": "labels.jsonl"}}, "labels.file: {0}/labels.jsonl: no such file"),
-        ({"labels": {"keyword": ["wait"]}}, "labels.keyword: unknown key, expected one of"),
+        ({"labels": {"keyword": ["wait"]}}, "labels.keyword: unknown key, expected keywords"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

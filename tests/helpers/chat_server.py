@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,3 +92,35 @@ def chat_server(answer: Callable[[dict[str, Any], int], Reply | None]) -> Iterat
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def dripping_server(first: bytes, then: bytes) -> Iterator[str]:
+    """Answers with `first`, and then with `then` every 20 ms for as long as it is heard."""
+    listening, done = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip(line: socket.socket) -> None:
+        with line:
+            line.recv(1 << 16)
+            try:
+                line.sendall(first)
+                while not done.wait(0.02):
+                    line.sendall(then)
+            except OSError:
+                pass
+
+    def serve() -> None:
+        while True:
+            try:
+                line, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=drip, args=(line,), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    finally:
+        done.set()
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()

@@ -5,7 +5,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from chat_server import Reply, chat_server, said
+from chat_server import Reply, chat_server, dripping_server, said
 
 from experiments.judges import endpoint
 from experiments.judges.endpoint import Completion, EndpointError, RefusedError, complete, read_key
@@ -87,6 +87,22 @@ def test_retry_after_is_honoured_as_seconds_and_as_a_date() -> None:
     assert 25 < waits[1] <= 30
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("Mon, 01 Jan 99999 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 2001 99:00:00 GMT", 0.0),
+        ("9" * 5000, 1e9),
+        ("١٢", 12.0),
+        ("-5", 0.0),
+        ("(" * 5000, 0.0),
+        ("1e5", 0.0),
+    ],
+)
+def test_odd_values_of_retry_after(value: str, seconds: float) -> None:
+    assert endpoint._asked_wait(value) == seconds
+
+
 def test_an_hour_is_not_waited_for() -> None:
     with chat_server(in_turn((429, {"Retry-After": "3600"}, b"quota"))) as chat:
         _, waits, error = waits_of(chat.url)
@@ -111,6 +127,75 @@ def test_a_server_that_says_nothing_times_out() -> None:
     assert len(waits) == 1
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (b"HTTP/1.1 200 ", b"O"),
+        (HEAD, b"X-A: b\r\n"),
+        (HEAD + b"X-A: ", b"b"),
+        (HEAD + b"Content-Length: 1000000\r\n\r\n", b" "),
+        (CHUNKED, b"1\r\n \r\n"),
+        (CHUNKED + b"0\r\n", b"X-A: b\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 1000\r\n\r\n", b" "),
+    ],
+    ids="status header value body chunk trailer continue refusal".split(),
+)
+def test_one_time_limit_for_all_of_a_request(first: bytes, then: bytes) -> None:
+    """However the server drips: a limit for each read would start anew with every byte."""
+    with dripping_server(first, then) as url:
+        started = time.monotonic()
+        _, _, error = waits_of(url, timeout=0.4, attempts=1)
+        assert time.monotonic() - started < 3  # a busy machine's
+    assert "no whole answer within 0.4 s" in error
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "error"),
+    [
+        (HEAD, b"X-A: " + b"b" * 100_000 + b"\r\n", "RemoteProtocolError"),
+        (CHUNKED, b"400\r\n" + b" " * 1024 + b"\r\n", "longer than 10000 bytes"),
+        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\n", b"abc", "not a chat comp"),
+        (b"\x00\xff", b"\n", "RemoteProtocolError"),
+    ],
+)
+def test_a_server_that_floods(
+    monkeypatch: pytest.MonkeyPatch, first: bytes, then: bytes, error: str
+) -> None:
+    monkeypatch.setattr(endpoint, "MOST_BYTES", 10_000)
+    with dripping_server(first, then) as url:
+        assert error in waits_of(url, attempts=1, timeout=20.0)[2]
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 1_000_000, b'{"a":' * 500_000, b"9" * 1_000_000, b"\xff\xfe", b"[1]", b"null"]
+)
+def test_answers_that_are_no_completion_are_one_short_line(data: bytes) -> None:
+    with chat_server(in_turn((200, {}, data))) as chat:
+        _, _, error = waits_of(chat.url, attempts=1)
+    assert "not a chat completion" in error
+    assert "\n" not in error
+    assert len(error) < 500
+
+
+def test_what_a_server_says_is_one_line_without_escapes() -> None:
+    with chat_server(in_turn((401, {}, b"no\x1b[2J\n  PASSED\xe2\x80\xae"))) as chat:
+        assert waits_of(chat.url)[2].endswith(r"HTTP 401: no\x1b[2J PASSED\u202e")
+
+
+def test_a_key_is_taken_out_before_anything_is_cut() -> None:
+    for room in range(310):
+        assert "0123456" not in endpoint._shown("x" * room + f" {KEY} {KEY[:-1]}.", KEY)
+    with chat_server(in_turn(said(f"{KEY[3:20]} is it"))) as chat:
+        found, _, _ = waits_of(chat.url)
+    assert found is not None
+    assert found.text == "[key] is it"
+
+
 def test_a_server_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "MOST_BYTES", 1000)
     with chat_server(in_turn(said("x" * 2000))) as chat:
@@ -121,7 +206,7 @@ def test_a_server_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch) ->
 def test_nobody_listens() -> None:
     _, waits, error = waits_of("http://127.0.0.1:1/v1", attempts=2)
     assert len(waits) == 1
-    assert "refused" in error
+    assert "Connect call failed" in error
 
 
 def test_a_key_that_a_server_repeats_is_taken_out() -> None:

@@ -115,6 +115,34 @@ def test_answers_that_cannot_be_read(text: str, message: str) -> None:
         read_answer(text, 2)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>" * 500_000,
+        "<think></think>" * 200_000,
+        '{"a": 1, ' * 500_000,
+        '{"a":' * 500_000,
+        "{" * 3_000_000,
+        '{"1": ' + "[" * 1_000_000,
+        '{"1": ' + "9" * 1_000_000,
+    ],
+    ids="thoughts closed objects nested braces list digits".split(),
+)
+def test_answers_are_read_in_time_linear_in_their_length(text: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="it has no JSON object"):
+        read_answer(text, 2)
+    assert time.monotonic() - started < 5  # .3 s at most on a quiet machine; quadratic takes hours
+
+
+def test_the_last_object_counts() -> None:
+    assert read_answer('{"1": "other"} or rather {"labels": {"1": "deduction"}}', 1) == [
+        "deduction"
+    ]
+    assert read_answer('{"1": "deduction"} {so} {"', 1) == ["deduction"]
+    assert read_answer('{"1": "deduction"} <think> never closed', 1) == ["deduction"]
+
+
 def test_labels_come_in_order_and_are_asked_for_once(tmp_path: Path) -> None:
     cache = tmp_path / "new" / "cache.jsonl"
     seen: list[Estimate] = []
