@@ -4,10 +4,10 @@
 
 FOLDER holds the files of an independent PyTorch replication of the paper: `prompts.json`,
 `traces.json.gz`, `steering_results.json.gz` and `dom_layer10.safetensors`. Every keyword rate in
-it must come out of our metric as the same float, its directions must load and have the cosine it
-reports, and its traces must split into sentences whose spans cover them. With a tokenizer (a
-Hugging Face folder, or the `tokenizer.model` that Meta publishes) the sentences' tokens must hold
-them, too. Exits with 1 if anything does not hold.
+it, keywords over words, must come out of our metric as the same float. Its directions must load and
+have the cosine it reports, and its traces must split into sentences whose spans cover them. With a
+tokenizer (a Hugging Face folder, or the `tokenizer.model` that Meta publishes) the sentences'
+tokens must hold them, too. Exits with 1 if anything does not hold.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 from jaxsteer.analysis import (
     keyword_counts,
     keyword_labels,
-    keyword_rate,
+    keyword_matches_per_word,
     mean_se,
     repetition,
     split_sentences,
@@ -51,14 +51,15 @@ class Report:
 
 
 def check_rates(rows: Sequence[Row], *, expected: int) -> Report:
-    """Recompute the keyword rate of each row (Eq. 1) and compare floats and counts exactly.
+    """Recompute the keyword rate of each row and compare floats and counts exactly.
 
-    The replication writes 0 for an empty generation, which has no rate.
+    The replication reads Eq. 1 as keywords over words, and writes 0 for an empty generation, which
+    has no rate.
     """
     wrong = []
     for i, row in enumerate(rows):
         n_keywords, n_words = keyword_counts(row["text"])
-        rate = keyword_rate(row["text"]) if n_words else 0.0
+        rate = keyword_matches_per_word(row["text"]) if n_words else 0.0
         if (n_keywords, n_words, rate) != (row["wait_count"], row["n_words"], row["keyword_rate"]):
             where = ", ".join(str(row[field]) for field in (*CELL, "prompt_id"))
             wrong.append(
@@ -92,7 +93,7 @@ def mean_rates(rows: Sequence[Row]) -> list[str]:
         f" {'n':>4} {'empty':>6} {'repetition':>11}",
     ]
     for (target, source, magnitude), group in cells.items():
-        rates = [keyword_rate(row["text"]) for row in group]
+        rates = [keyword_matches_per_word(row["text"]) for row in group]
         rate, all_rows = mean_se(rates), mean_se(np.nan_to_num(rates))
         repeated = mean_se([repetition(row["text"]) for row in group])
         lines.append(

@@ -14,12 +14,12 @@ from experiments.stages.outcome import (
     RESAMPLES,
     CellOutcome,
     Key,
-    Scores,
     coherent,
     judged_at,
     paired,
     select,
 )
+from experiments.stages.text_scores import Scores
 
 DIRECTIONS = ("base", "reasoning")
 UNKNOWN = Measure(math.nan, math.nan, math.nan, 0)
@@ -57,7 +57,7 @@ class Evidence:
     def shares(self, target: str, source: str, coeff: float, prompts: Sequence[str]) -> np.ndarray:
         """Backtracking sentences per sentence by prompt, NaN where there is no sentence."""
         texts = self.scores[target, source, coeff]
-        return np.array([texts[p].share if p in texts else math.nan for p in prompts])
+        return np.array([texts[p].judged if p in texts else math.nan for p in prompts])
 
 
 def measure(found: Mapping[str, Any] | None, value: str = "value", n: str = "n") -> Measure:

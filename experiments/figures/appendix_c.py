@@ -22,7 +22,8 @@ from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint
 from experiments.stages import label, rollouts, steer
-from experiments.stages.outcome import RESAMPLES, whole_sentences
+from experiments.stages.outcome import RESAMPLES
+from experiments.stages.text_scores import whole_sentences
 from jaxsteer.analysis import LABELS, OTHER, Sentence, split_sentences
 from jaxsteer.files import read_rows, write_atomic, write_json
 

@@ -25,7 +25,8 @@ from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint
 from experiments.stages import derive, steer
-from experiments.stages.outcome import Scores, measured, paired, score, small_pair_grammar
+from experiments.stages.outcome import measured, paired
+from experiments.stages.text_scores import Scores, score, small_pair_grammar
 from jaxsteer.directions import Direction, load_directions, rescale
 from jaxsteer.files import read_rows, write_atomic, write_json
 from jaxsteer.steering import add
@@ -146,8 +147,8 @@ def spots(
     done, gains = [], {}
     for (layer, offset), by_prompt in found.items():
         texts_here = [by_prompt[prompt] for prompt in plain]
-        shares = [text.share for text in texts_here]
-        change = paired(shares, [text.share for text in plain.values()])
+        shares = [text.judged for text in texts_here]
+        change = paired(shares, [text.judged for text in plain.values()])
         rate = measured([t.backtracking for t in texts_here], [t.sentences for t in texts_here])
         coherence = _coherence(texts_here)
         done.append(
@@ -167,7 +168,7 @@ def spots(
             )
         )
         if offset != WINDOW:
-            gains[layer, offset] = np.subtract(shares, [t.share for t in plain.values()]).tolist()
+            gains[layer, offset] = np.subtract(shares, [t.judged for t in plain.values()]).tolist()
     return done, gains
 
 

@@ -13,7 +13,8 @@ from experiments.grafting.verdict import BASE, GRAFTED, PUT_BACK, REASONING, RES
 from experiments.pipeline.run import Run
 from experiments.pipeline.text import Prompt, encode_prompts
 from experiments.stages import steer
-from experiments.stages.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
+from experiments.stages.outcome import CellOutcome, outcomes
+from experiments.stages.text_scores import small_pair_grammar, whole_sentences
 from jaxsteer.analysis import bootstrap_interval, graft, keyword_labels
 from jaxsteer.files import read_rows
 from jaxsteer.llama import bucket
@@ -166,7 +167,7 @@ def difference(bench: Bench, one: Tuned, other: Tuned, *, texts: str) -> dict[st
         for some in (one, other)
     ]
     starts = bench.mass(one, texts=texts).starts
-    low, high = bootstrap_interval(rises[0] - rises[1], starts)
+    low, high = bootstrap_interval(rises[0] - rises[1], starts, limits=(-1, 1))
     mean = float((rises[0] - rises[1]).sum() / starts.sum())
     return {"mean": mean, "low": low, "high": high}
 

@@ -178,7 +178,7 @@ class Response:
 
 def response(without: Mass, steered: Mass) -> Response:
     """The response, from what was measured on the same texts."""
-    low, high = bootstrap_interval(steered.mass - without.mass, steered.starts)
+    low, high = bootstrap_interval(steered.mass - without.mass, steered.starts, limits=(-1, 1))
     return Response(
         without=without.mean,
         steered=steered.mean,

@@ -14,14 +14,8 @@ import numpy as np
 from experiments.pipeline.run import Run
 from experiments.pipeline.settings import Settings
 from experiments.stages import derive, steer
-from experiments.stages.outcome import (
-    CellOutcome,
-    Key,
-    Scores,
-    outcomes_of,
-    scores_by_cell,
-    small_pair_grammar,
-)
+from experiments.stages.outcome import CellOutcome, Key, outcomes_of, scores_by_cell
+from experiments.stages.text_scores import Scores, small_pair_grammar
 from jaxsteer.directions import rescale
 from jaxsteer.files import read_rows
 from jaxsteer.steering import add

@@ -34,7 +34,8 @@ from experiments.searches import equal_lengths, learned, several_figure
 from experiments.searches.continuations import sentence_targets
 from experiments.searches.several_words import paragraph
 from experiments.stages import derive, steer
-from experiments.stages.outcome import Key, Scores, paired, to_csv
+from experiments.stages.outcome import Key, paired, to_csv
+from experiments.stages.text_scores import Scores
 from jaxsteer.directions import (
     Direction,
     learn_directions,
@@ -200,7 +201,7 @@ def comparisons(scores: dict[Key, dict[str, Scores]], k: int) -> dict[str, Any]:
     by_source = {source: found for (_, source, _), found in scores.items()}
 
     def shares(source: str) -> np.ndarray:
-        return np.array([by_source[source][p].share for p in by_source["together"]])
+        return np.array([by_source[source][p].judged for p in by_source["together"]])
 
     found = {
         "together": paired(shares("together"), shares("single-1")),

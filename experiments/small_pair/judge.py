@@ -24,7 +24,8 @@ from experiments.pipeline.settings import Decoding, Labels
 from experiments.pipeline.text import Prompt, encode_prompts
 from experiments.small_pair.verdicts import choose, choose_negative, to_markdown, verdicts
 from experiments.stages import derive, label, rollouts, steer
-from experiments.stages.outcome import CellOutcome, outcomes, small_pair_grammar, whole_sentences
+from experiments.stages.outcome import CellOutcome, outcomes
+from experiments.stages.text_scores import small_pair_grammar, whole_sentences
 from jaxsteer.analysis import KEYWORDS, OTHER, split_sentences
 from jaxsteer.checkpoints import checkpoint, end_tokens
 from jaxsteer.directions import activation_moments

@@ -3,51 +3,19 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxsteer.analysis import (
-    Sentence,
-    bootstrap_interval,
-    keyword_labels,
-    keyword_rate,
-    mean_se,
-    paired_difference,
-    ratio_se,
-    repetition,
-    split_sentences,
-)
+from experiments.stages.text_scores import REASONS, Grammar, Scores, score
+from jaxsteer.analysis import bootstrap_interval, mean_se, paired_difference, ratio_se
 
 RESAMPLES = 2000  # of the prompts, for each interval
 
 Key = tuple[str, str, float]  # target, source, coefficient
-# (text's sentences) -> (how many are coherent, how many there are), or None to use repetition.
-Grammar = Callable[[Sequence[Sentence]], tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One generated text."""
-
-    prompt: str
-    keyword_rate: float  # Eq. 1; NaN for a text without words
-    backtracking: int  # sentences with a keyword
-    sentences: int
-    coherent: float  # numerator and denominator of coherence
-    coherence_of: float
-    repetition: float = math.nan  # share of repeated 4-grams; NaN for a text of fewer words
-    fitting: float = math.nan  # sentences that fit the grammar, if there is one
-    logprob: float = 0.0  # sum over the tokens, under the unsteered model, where that was run
-    scored_tokens: int = 0
-
-    @property
-    def share(self) -> float:
-        """Backtracking sentences per sentence; NaN without a sentence."""
-        return self.backtracking / self.sentences if self.sentences else math.nan
 
 
 @dataclass(frozen=True)
@@ -83,78 +51,46 @@ class CellOutcome:
     source: str
     coeff: float
     length: float  # of the added vector
-    keyword_rate: Measured  # Eq. 1
-    backtracking_rate: Measured  # backtracking sentences per sentence
+    keyword_rate: Measured  # Eq. 1 as a share of words
+    keyword_matches: Measured  # Eq. 1 as keywords over words
+    backtracking_rate: Measured  # backtracking sentences per sentence, of all texts
+    judged: Measured  # mean share of distinct ones, of the texts that count (`text_scores`)
     texts_with: Measured  # share of the texts with a backtracking sentence
     coherence: Measured  # the measure that the settings name
     repetition: Measured
     grammar: Measured
     perplexity: Measured  # under the unsteered model, per token
-    difference: Paired  # of backtracking per sentence, to the unsteered, by prompt
+    difference: Paired  # of the judged share, to the unsteered, by prompt
     n_empty: int  # texts without a word, left out of the means
     empty_share: float
+    excluded: dict[str, int]  # texts that do not count for the judged share, by reason
 
 
-def measured(values: Sequence[float], of: Sequence[float] | None = None) -> Measured:
+def measured(
+    values: Sequence[float],
+    of: Sequence[float] | None = None,
+    *,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+) -> Measured:
     """A mean of `values`, or the ratio of their sum to that of `of`, over the prompts.
 
+    `limits` bound a prompt's value; see `bootstrap_interval`.
+
     >>> measured([1.0, 1.0, float("nan")])
-    Measured(mean=1.0, se=0.0, low=1.0, high=1.0, n=2, n_empty=1)
+    Measured(mean=1.0, se=0.0, low=0.2236..., high=1.0, n=2, n_empty=1)
     """
     one = mean_se(values) if of is None else ratio_se(values, of)
-    low, high = bootstrap_interval(values, of, n_resamples=RESAMPLES)
+    low, high = bootstrap_interval(values, of, limits=limits, n_resamples=RESAMPLES)
     return Measured(one.mean, one.se, low, high, one.n, one.n_empty)
 
 
 def paired(values: ArrayLike, reference: ArrayLike) -> Paired:
-    """The mean of `values - reference`, prompt by prompt; see `metrics.paired_difference`."""
+    """The mean of `values - reference`, shares, by prompt; see `metrics.paired_difference`."""
     one = paired_difference(values, reference)
-    low, high = bootstrap_interval(np.subtract(values, reference), n_resamples=RESAMPLES)
-    return Paired(one.diff, one.se, one.p_value, low, high, one.n, one.n_empty)
-
-
-def small_pair_grammar(sentences: Sequence[Sentence]) -> tuple[int, int]:
-    """How many sentences fit the small pair's grammar, and how many there are."""
-    from weights.small_language.parser import parse_sentence
-
-    fitting = sum(parse_sentence(sentence.text) is not None for sentence in sentences)
-    return fitting, len(sentences)
-
-
-def whole_sentences(row: dict[str, Any]) -> list[Sentence]:
-    """The sentences of a generated text, without a last one that was cut off."""
-    text = row["text"]
-    sentences = split_sentences(text)
-    cut = not row["stopped"] and not text.rstrip().endswith((".", "!", "?"))
-    return sentences[:-1] if cut else sentences
-
-
-def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | None) -> Scores:
-    """Judge one row of the sweep. A last sentence that was cut off does not count.
-
-    A row may have `logprob_sum` and `n_tokens` of its text under the unsteered model
-    (`with_logprobs`).
-    """
-    text, sentences = row["text"], whole_sentences(row)
-    repeated = repetition(text)
-    fitting = math.nan
-    if grammar is None:
-        coherent, coherence_of = (0.0, 0.0) if math.isnan(repeated) else (1.0 - repeated, 1.0)
-    else:
-        coherent, coherence_of = grammar(sentences)
-        fitting = coherent
-    return Scores(
-        prompt=row["prompt"],
-        keyword_rate=keyword_rate(text, keywords),
-        backtracking=sum(keyword_labels(sentences, keywords)),
-        sentences=len(sentences),
-        coherent=coherent,
-        coherence_of=coherence_of,
-        repetition=repeated,
-        fitting=fitting,
-        logprob=row.get("logprob_sum", 0.0),
-        scored_tokens=row.get("n_tokens", 0),
+    low, high = bootstrap_interval(
+        np.subtract(values, reference), limits=(-1, 1), n_resamples=RESAMPLES
     )
+    return Paired(one.diff, one.se, one.p_value, low, high, one.n, one.n_empty)
 
 
 def with_logprobs(
@@ -217,13 +153,16 @@ def _cell(
 ) -> CellOutcome:
     n_empty = sum(math.isnan(t.keyword_rate) for t in texts)
     fitting = [t.fitting for t in texts]
+    matches = [t.keyword_matches for t in texts]
     return CellOutcome(
         target=key[0],
         source=key[1],
         coeff=key[2],
         length=length,
         keyword_rate=measured([t.keyword_rate for t in texts]),
+        keyword_matches=measured(matches, limits=(0.0, max(1.0, *np.nan_to_num(matches)))),
         backtracking_rate=measured([t.backtracking for t in texts], [t.sentences for t in texts]),
+        judged=measured([t.judged for t in texts]),
         texts_with=measured(
             [float(t.backtracking > 0) if t.sentences else math.nan for t in texts]
         ),
@@ -234,15 +173,16 @@ def _cell(
             [0 if math.isnan(f) else t.sentences for f, t in zip(fitting, texts, strict=True)],
         ),
         perplexity=_perplexity(texts),
-        difference=paired([t.share for t in texts], [t.share for t in reference]),
+        difference=paired([t.judged for t in texts], [t.judged for t in reference]),
         n_empty=n_empty,
         empty_share=n_empty / len(texts),
+        excluded={why: sum(t.excluded == why for t in texts) for why in REASONS},
     )
 
 
 def _perplexity(texts: Sequence[Scores]) -> Measured:
     """The exponential of minus the mean log-probability of a token; the error by the delta rule."""
-    one = measured([-t.logprob for t in texts], [t.scored_tokens for t in texts])
+    one = measured([-t.logprob for t in texts], [t.scored_tokens for t in texts], limits=None)
     mean, low, high = (math.exp(x) for x in (one.mean, one.low, one.high))
     return Measured(mean, mean * one.se, low, high, one.n, one.n_empty)
 

@@ -155,7 +155,7 @@ def share(hits: NDArray, texts: NDArray) -> dict[str, float | int]:
     if not n:
         return {"share": float("nan"), "low": 0.0, "high": 1.0, "n": 0}
     wilson = wilson_interval(int(hits.sum()), n)
-    drawn = bootstrap_interval(hits.astype(float), groups=texts, n_resamples=2000)
+    drawn = bootstrap_interval(hits.astype(float), groups=texts, limits=(0, 1), n_resamples=2000)
     low, high = min(wilson[0], drawn[0]), max(wilson[1], drawn[1])
     return {"share": float(hits.mean()), "low": low, "high": high, "n": n}
 

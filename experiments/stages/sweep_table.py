@@ -8,16 +8,8 @@ from typing import Any
 from experiments.pipeline.run import Run
 from experiments.pipeline.stages import fingerprint
 from experiments.stages import perplexity, steer
-from experiments.stages.outcome import (
-    CellOutcome,
-    Grammar,
-    Key,
-    Scores,
-    outcomes_of,
-    scores_by_cell,
-    small_pair_grammar,
-    with_logprobs,
-)
+from experiments.stages.outcome import CellOutcome, Key, outcomes_of, scores_by_cell, with_logprobs
+from experiments.stages.text_scores import Grammar, Scores, small_pair_grammar
 from jaxsteer.files import read_rows
 
 

@@ -5,6 +5,8 @@ never 0, and every estimate leaves such rows out and says how many there were (`
 Independent units are rows, or the groups of rows that share a prompt when `groups` names them.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,24 +53,39 @@ class PairedDifference:
 
 
 def keyword_counts(text: str, keywords: Sequence[str] = KEYWORDS) -> tuple[int, int]:
-    """Return how many keywords and how many words a text has.
+    """Return how often keywords occur in a text, and how many words it has.
 
-    Keywords are whole words in any case; words are what white space separates.
+    Keywords are whole words in any case; words are what white space separates. One word may hold
+    several keywords ("wait/hmm").
 
-    >>> keyword_counts("Wait, hmm ... I waited.")
-    (2, 5)
+    >>> keyword_counts("Wait, hmm ... I waited."), keyword_counts("wait/hmm")
+    ((2, 5), (2, 1))
     """
     return len(keyword_pattern(tuple(keywords)).findall(text)), len(text.split())
 
 
 def keyword_rate(text: str, keywords: Sequence[str] = KEYWORDS) -> float:
-    """Return the share of a text's words that are keywords (Section 2.2, Eq. 1); NaN if empty.
+    """Return the share of a text's words that hold a keyword (Section 2.2, Eq. 1); NaN if empty.
 
-    >>> keyword_rate("Wait, that is 4."), keyword_rate(" ")
-    (0.25, nan)
+    >>> keyword_rate("Wait, that is 4."), keyword_rate("wait/hmm"), keyword_rate(" ")
+    (0.25, 1.0, nan)
     """
-    found, words = keyword_counts(text, keywords)
-    return found / words if words else float("nan")
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    held: set[int] = set()
+    for match in keyword_pattern(tuple(keywords)).finditer(text):
+        first, last = (bisect_right(starts, at) for at in (match.start(), match.end() - 1))
+        held |= set(range(first, last + 1))
+    return len(held) / len(starts) if starts else float("nan")
+
+
+def keyword_matches_per_word(text: str, keywords: Sequence[str] = KEYWORDS) -> float:
+    """Return the other reading of Eq. 1, keywords over words, which can exceed 1; NaN if empty.
+
+    >>> keyword_matches_per_word("Wait, that is 4."), keyword_matches_per_word("wait/hmm")
+    (0.25, 2.0)
+    """
+    matches, words = keyword_counts(text, keywords)
+    return matches / words if words else float("nan")
 
 
 def distinct_n(text: str, n: int = 4) -> float:
@@ -154,24 +171,31 @@ def bootstrap_interval(
     denominators: ArrayLike | None = None,
     *,
     groups: ArrayLike | None = None,
+    limits: tuple[float, float] | None = None,
     level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a mean, or of a ratio of sums.
 
+    Where all units agree, resampling them shows no spread, and the interval is the exact one-sided
+    bound instead: units that differ are at most `1 - (1 - level)**(1 / n)` of all, and none lies
+    outside `limits`. So 0 events in 128 texts give [0, .023], and not [0, 0].
+
     Args:
       values: `[R]`, the values, or the ratio's numerators; NaN is an empty row.
       denominators: `[R]`, the ratio's denominators; 0 is an empty row. None for a mean.
       groups: `[R]`, the prompt of each row: whole prompts are drawn, with replacement.
+      limits: between which a unit's value must lie: (0, 1) for a share. Without them the interval
+        of units that agree is NaN, NaN: nothing is known of its ends.
       level: the interval's coverage, in (0, 1).
       n_resamples: how often the units are drawn anew.
       seed: of the numpy generator; the same seed gives the same interval.
 
     NaN, NaN without units. Empty units are left out before drawing.
 
-    >>> bootstrap_interval([1.0, 1.0, 1.0])
-    (1.0, 1.0)
+    >>> bootstrap_interval([0.0] * 128, limits=(0, 1))
+    (0.0, 0.0231...)
     """
     _check_level(level)
     if n_resamples < 1:
@@ -182,9 +206,24 @@ def bootstrap_interval(
     n = len(tops)
     if not n:
         return float("nan"), float("nan")
+    if np.ptp(tops / bottoms) == 0:
+        return _without_spread(float(tops[0] / bottoms[0]), n, limits, level)
     drawn = [(times @ tops) / (times @ bottoms) for times in _resamples(n, n_resamples, seed)]
     low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _without_spread(
+    value: float, n: int, limits: tuple[float, float] | None, level: float
+) -> tuple[float, float]:
+    """The interval of `n` units that all have one value; see `bootstrap_interval`."""
+    if limits is None:
+        return float("nan"), float("nan")
+    lowest, highest = limits
+    if not lowest <= value <= highest:
+        raise ValueError(f"limits: got {limits}, but a value of {value:g}")
+    others = 1 - (1 - level) ** (1 / n)
+    return value - others * (value - lowest), value + others * (highest - value)
 
 
 def paired_difference(

@@ -125,11 +125,17 @@ def token_spans(
 
 @functools.cache
 def keyword_pattern(keywords: tuple[str, ...] = KEYWORDS) -> re.Pattern[str]:
-    """Return the pattern that finds the keywords as whole words, in any case."""
+    """Return the pattern that finds the keywords as whole words, in any case.
+
+    The underscores of Markdown's emphasis belong to no word, those within a name do.
+
+    >>> keyword_pattern().findall("_Wait_, no: wait_time is __hmm__")
+    ['_Wait_', '__hmm__']
+    """
     if not (keywords and all(word.strip() for word in keywords)):
         raise ValueError(f"keywords: expected at least one word, none empty, found {keywords!r}")
     words = "|".join(re.escape(word) for word in keywords)
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w)_*(?:{words})_*(?!\w)", re.IGNORECASE)
 
 
 def keyword_labels(sentences: Sequence[Sentence], keywords: Sequence[str] = KEYWORDS) -> list[bool]:

@@ -11,6 +11,7 @@ from jaxsteer.analysis.metrics import (
     bootstrap_interval,
     distinct_n,
     keyword_counts,
+    keyword_matches_per_word,
     keyword_rate,
     mean_se,
     paired_difference,
@@ -22,17 +23,26 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("text", "counts"),
+    ("text", "counts", "held"),
     [
-        ("Wait, wait! WAIT... hmm", (4, 4)),
-        ("await waiting hmmm wait_a", (0, 4)),
-        ("wait/hmm (wait)-hmm.", (4, 2)),  # more keywords than words: Eq. 1 as the data has it
-        (" \n\t", (0, 0)),
-        ("nothing here", (0, 2)),
+        ("Wait, wait! WAIT... hmm", (4, 4), 4),
+        ("await waiting hmmm wait_a a_wait", (0, 5), 0),
+        ("_Wait_, no. *Wait*, no. __hmm__", (3, 5), 3),  # Markdown's emphasis
+        ("wait/hmm (wait)-hmm.", (4, 2), 2),  # more keywords than words
+        (" \n\t", (0, 0), 0),
+        ("nothing here", (0, 2), 0),
     ],
 )
-def test_keywords_are_whole_words_over_white_space_words(text, counts):
+def test_keywords_are_whole_words_over_white_space_words(text, counts, held):
     assert keyword_counts(text) == counts
+    if counts[1]:
+        assert keyword_rate(text) == held / counts[1] <= 1
+        assert keyword_matches_per_word(text) == counts[0] / counts[1]
+
+
+def test_keywords_of_several_words():
+    assert keyword_counts("well hold on now", ("hold on",)) == (1, 4)
+    assert keyword_rate("well hold on now", ("hold on",)) == 0.5
 
 
 def test_keyword_rate_of_an_empty_text_is_not_zero():
@@ -117,8 +127,25 @@ def test_bootstrap_interval_agrees_with_drawing_rows():
 
 
 def test_bootstrap_of_a_ratio_keeps_rows_together():
-    low, high = bootstrap_interval([1, 2, 3], [2, 4, 6])
-    assert (low, high) == (0.5, 0.5)
+    low, high = bootstrap_interval([1, 2, 3, 4], [2, 4, 6, 8.001])
+    assert 0.4998 < low < high < 0.5001
+
+
+def test_without_spread_the_bound_is_exact():
+    """Events at a true .005 a text: the bound holds in at least 95% of samples without one."""
+    assert bootstrap_interval([0.0] * 20, limits=(0, 1)) == (0.0, pytest.approx(1 - 0.05**0.05))
+    assert bootstrap_interval([0.0] * 20, limits=(-1, 1))[0] == pytest.approx(0.05**0.05 - 1)
+    assert bootstrap_interval([1.0] * 20, limits=(0, 1)) == (pytest.approx(0.05**0.05), 1.0)
+    assert all(np.isnan(bootstrap_interval([0.0] * 20)))
+    assert all(np.isnan(bootstrap_interval([0.3])))
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        events = random.binomial(10, 0.005, 20) / 10  # 20 texts of 10 sentences: .64 have none
+        low, high = bootstrap_interval(events, limits=(0, 1), n_resamples=200)
+        covered += low <= 0.005 <= high
+    assert covered >= 0.95 * 400
+    with pytest.raises(ValueError, match="limits: got"):
+        bootstrap_interval([2.0, 2.0], limits=(0, 1))
 
 
 def test_bootstrap_is_the_same_in_chunks(monkeypatch):

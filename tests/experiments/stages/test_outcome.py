@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.stages.outcome import (
@@ -13,13 +14,12 @@ from experiments.stages.outcome import (
     coherent,
     judged_at,
     outcomes,
-    score,
     select,
-    small_pair_grammar,
     sources_of,
     to_csv,
     with_logprobs,
 )
+from experiments.stages.text_scores import score, small_pair_grammar
 from jaxsteer.analysis.sentences import KEYWORDS, Sentence
 
 
@@ -102,10 +102,58 @@ def test_rates_and_errors_by_hand() -> None:
     assert plain.keyword_rate.se == pytest.approx(1 / 16)
     assert (plain.n_empty, plain.keyword_rate.n_empty, steered.n_empty) == (1, 1, 0)
     assert steered.backtracking_rate.mean == pytest.approx(3 / 7)
-    # Paired by prompt: 1/2 - 1/4 and 1/2 - 0; the third has no reference.
-    assert steered.difference.diff == pytest.approx(3 / 8)
-    assert (steered.difference.n, steered.difference.n_empty) == (2, 1)
+
+
+def calm(words: int) -> str:
+    """Three sentences that repeat nothing, of so many words without their full stops."""
+    third = words // 3
+    return " ".join(f"a{i}" + " ." * (i % third == third - 1) for i in range(3 * third))
+
+
+LONG = calm(18)  # long enough to count
+
+
+def test_the_judged_share_is_of_distinct_sentences_and_paired_by_prompt() -> None:
+    """Long texts count, by their distinct backtracking sentences; the others are counted."""
+    texts = {
+        ("none", 0.0): [f"hmm . {LONG}", f"b . {LONG}", LONG, f"b . {LONG}", "b ."],
+        ("base", 2.0): [f"hmm a . hmm b . {LONG}", f"wait . {LONG} Wait .", "wait .", "", LONG],
+    }
+    plain, steered = table_of(texts, length=3.0)
+    n = LONG.count(".")
+    assert plain.judged.mean == pytest.approx(1 / (n + 1) / 4)
+    shares = [2 / (n + 2), 1 / (n + 2), 0]
+    assert steered.judged.mean == pytest.approx(np.mean(shares))
+    assert steered.difference.diff == pytest.approx(np.mean([shares[0] - 1 / (n + 1), shares[1]]))
+    assert (steered.difference.n, steered.difference.n_empty) == (2, 3)
+    assert steered.excluded == {"empty": 1, "short": 1, "repetitive": 0, "looping": 0}
+    assert plain.excluded == {"empty": 0, "short": 1, "repetitive": 0, "looping": 0}
     assert plain.difference.diff == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "excluded"),
+    [
+        ("", "empty"),
+        ("wait .", "short"),
+        (calm(15), "short"),  # 18 words, full stops among them
+        ("w" + " w" * 40, "short"),  # without a sentence
+        (f"{LONG} {LONG} {LONG}", "repetitive"),
+        (f"{LONG} " + "wait , let me see that once more . " * 12, "repetitive"),
+        (calm(300) + " Wait ." * 8, "looping"),
+        (calm(300) + " Wait ." * 2, ""),
+        (calm(300) + " wait , 7 . wait , 8 . Wait , 9 .", ""),
+    ],
+)
+def test_degenerate_texts_do_not_count(text: str, excluded: str) -> None:
+    found = scored(text, grammar=None)
+    assert found.excluded == excluded
+    assert math.isnan(found.judged) == bool(excluded)
+
+
+def test_no_text_weighs_more_than_half() -> None:
+    text = LONG + "".join(f" wait , b{i} c{i} ." for i in range(40))
+    assert scored(text, grammar=None).judged == 0.5
 
 
 def test_empty_texts_change_no_mean() -> None:
@@ -119,7 +167,7 @@ def test_empty_texts_change_no_mean() -> None:
 
 
 def test_prompts_are_paired_by_name_not_by_place() -> None:
-    rows = [row("wait .", prompt="a"), row("a .", prompt="b")]
+    rows = [row(f"wait . {LONG}", prompt="a"), row(f"a . {LONG}", prompt="b")]
     rows += [row(r["text"], prompt=r["prompt"], source="base", coeff=1.0) for r in rows[::-1]]
     assert outcomes(rows, keywords=KEYWORDS, grammar=None)[1].difference.diff == 0
     assert outcomes(rows, keywords=KEYWORDS, grammar=None)[1].difference.se == 0
@@ -137,11 +185,15 @@ def test_without_an_unsteered_text_nothing_can_be_compared() -> None:
 def test_each_target_is_compared_with_itself() -> None:
     rows = [
         row(text, target=target, source=source, coeff=coeff)
-        for target, texts in {"base": ("a .", "a ."), "reasoning": ("wait .", "a .")}.items()
+        for target, texts in {
+            "base": (f"b . {LONG}", f"b . {LONG}"),
+            "reasoning": (f"wait . {LONG}", f"b . {LONG}"),
+        }.items()
         for text, (source, coeff) in zip(texts, (("none", 0.0), ("base", 1.0)), strict=True)
     ]
     table = outcomes(rows, keywords=KEYWORDS, grammar=None)
-    assert [c.difference.diff for c in table] == [0, 0, 0, -1]
+    share = 1 / (1 + LONG.count("."))
+    assert [c.difference.diff for c in table] == [0, 0, 0, pytest.approx(-share)]
 
 
 def test_select_and_sources() -> None:
@@ -178,10 +230,12 @@ def test_intervals_lie_around_their_values_and_shrink_with_the_prompts() -> None
 
 
 def test_differences_have_an_interval_by_prompt() -> None:
-    texts = {("none", 0.0): ["a ."] * 12, ("base", 1.0): ["wait . a ."] * 9 + ["a ."] * 3}
+    plain, backtracking = f"b . {LONG}", f"wait . {LONG}"
+    texts = {("none", 0.0): [plain] * 12, ("base", 1.0): [backtracking] * 9 + [plain] * 3}
     change = table_of(texts)[1].difference
-    assert change.diff == pytest.approx(0.375)
-    assert 0 < change.low < 0.375 < change.high <= 0.5
+    share = 1 / (1 + LONG.count("."))
+    assert change.diff == pytest.approx(0.75 * share)
+    assert 0 < change.low < 0.75 * share < change.high <= share
     assert change.p_value < 0.01
 
 
