@@ -80,7 +80,7 @@ def pipeline_seconds(model: Model, traces: list[Trace]) -> float:
     """Seconds of the moments of both halves, after a run that compiles."""
 
     def run(some: list[Trace]) -> None:
-        derive.moments_of_halves(model, some, offsets=list(OFFSETS), site="resid_post")
+        derive.moments_of_parts(model, some, offsets=list(OFFSETS), site="resid_post")
 
     run(traces)
     started = time.perf_counter()

@@ -10,8 +10,9 @@
 
 A sentence counts at an offset only where that is neither in the prompt nor behind the text.
 `directions.json` has what is known of them: `count_by_offset` and `left_out_by_offset` by label,
-cosines, lengths, standard errors (Euclidean length, over the coordinates) and split-half
-reliability, whose halves are every second trace; by layer and offset, null where a half has none.
+cosines, lengths, standard errors (Euclidean length, over the coordinates; sentences of one trace go
+together) and split-half reliability, whose halves are every second trace; by layer and offset, null
+where a half has none.
 """
 
 import json
@@ -78,7 +79,10 @@ def read_traces(tokenizer: Any, traces_file: Path, sentences_file: Path) -> list
     return traces
 
 
-def moments_of_halves(
+PARTS = 4  # of the traces: two and two are the halves of reliability, all four give errors
+
+
+def moments_of_parts(
     model: Model,
     traces: Sequence[Trace],
     *,
@@ -86,31 +90,31 @@ def moments_of_halves(
     site: str,
     name: str = "activations",
 ) -> list[Moments]:
-    """Moments of every second trace, from the first and from the second (if there is one).
+    """Moments of every `PARTS`th trace, from each of the first ones on.
 
     Labels are those that occur, backtracking first.
     """
     found = {label for trace in traces for label in trace.labels} - {BACKTRACKING}
-    halves = [traces[half::2] for half in range(min(2, len(traces)))]
+    parts = [traces[part::PARTS] for part in range(min(PARTS, len(traces)))]
     length = bucket(max(len(trace.tokens) for trace in traces))
     return [
         activation_moments(
             model,
-            half,
+            part,
             labels=(BACKTRACKING, *sorted(found)),
             offsets=offsets,
             site=site,
-            rows=equal_rows(model, len(halves[0]), length),
+            rows=equal_rows(model, len(parts[0]), length),
             length=length,
-            progress=f"{name}, {i}/{len(halves)}",
+            progress=f"{name}, {i}/{len(parts)}",
         )
-        for i, half in enumerate(halves, start=1)
+        for i, part in enumerate(parts, start=1)
     ]
 
 
 def write_directions(
     folder: Path,
-    halves: dict[str, list[Moments]],
+    parts: dict[str, list[Moments]],
     *,
     direction: Direction,
     provenance: dict[str, Any],
@@ -119,11 +123,11 @@ def write_directions(
 
     Args:
         folder: where to.
-        halves: moments of both halves of the traces, by model.
+        parts: moments of the parts of the traces, by model; see `moments_of_parts`.
         direction: the window, the site and the layer that will be steered.
         provenance: of every direction; what differs between them is added.
     """
-    whole = {role: stats.add_up(parts) for role, parts in halves.items()}
+    whole = {role: stats.add_up(some) for role, some in parts.items()}
     window = {role: one.at(direction.offsets) for role, one in whole.items()}
     behaviours = _behaviours(window["base"])
     saved = [
@@ -143,13 +147,13 @@ def write_directions(
         "norm": {role: _lengths(vectors) for role, vectors in union.items()},
         "norm_by_offset": {role: _lengths(vectors) for role, vectors in by_offset.items()},
         "standard_error_by_offset": {
-            role: _lengths(stats.standard_error(m, BACKTRACKING)) for role, m in whole.items()
+            role: _lengths(stats.standard_error(some, BACKTRACKING)) for role, some in parts.items()
         },
         "cosine": _listed(cosines(union["base"], union["reasoning"])),
         "cosine_map": _listed(cosines(by_offset["base"], by_offset["reasoning"])),
-        "reliability": {role: _reliability(parts) for role, parts in halves.items()},
+        "reliability": {role: _reliability(some) for role, some in parts.items()},
         "reliability_window": {
-            role: _window_reliability(parts, direction) for role, parts in halves.items()
+            role: _window_reliability(some, direction) for role, some in parts.items()
         },
         "n_backtracking": window["base"].count[0].tolist(),
         "n_sentences": window["base"].count.sum(axis=0).tolist(),
@@ -235,15 +239,19 @@ def _counts(read: Moments, label: str | None) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _reliability(halves: list[Moments]) -> list[Any] | None:
-    if len(halves) < 2:
+def _halves(parts: Sequence[Moments]) -> list[Moments]:
+    return [stats.add_up(parts[half::2]) for half in range(min(2, len(parts)))]
+
+
+def _reliability(parts: Sequence[Moments]) -> list[Any] | None:
+    if len(parts) < 2:
         return None
-    return _listed(stats.split_half_reliability(halves[0], halves[1], BACKTRACKING))
+    return _listed(stats.split_half_reliability(*_halves(parts), BACKTRACKING))
 
 
-def _window_reliability(halves: list[Moments], direction: Direction) -> list[Any] | None:
+def _window_reliability(parts: Sequence[Moments], direction: Direction) -> list[Any] | None:
     """Cosine of both halves' window directions by layer."""
-    windows = [half.at(direction.offsets) for half in halves]
+    windows = _halves([part.at(direction.offsets) for part in parts])
     if len(windows) < 2 or not all(half.count[0].all() for half in windows):
         return None
     return _listed(cosines(*(stats.window_direction(half, BACKTRACKING) for half in windows)))
@@ -279,8 +287,8 @@ def stage(run: Run) -> Path:
         # Both models read one tokenisation, whose special tokens the base model has never seen.
         tokenizer = run.tokenizer("reasoning")
         marked = read_traces(tokenizer, traces / rollouts.FILE, labels / label.FILE)
-        halves = {
-            role: moments_of_halves(
+        parts = {
+            role: moments_of_parts(
                 run.load(role)[0],
                 marked,
                 offsets=offsets,
@@ -289,7 +297,7 @@ def stage(run: Run) -> Path:
             )
             for role in ("base", "reasoning")
         }
-        write_directions(folder, halves, direction=direction, provenance=provenance)
+        write_directions(folder, parts, direction=direction, provenance=provenance)
 
     inputs = {**provenance, "settings": asdict(direction), "offsets": offsets}
     return run.stage("directions", inputs, work)

@@ -97,22 +97,31 @@ def difference_of_means(moments: Moments, label: str, *, against: Against = "all
     return (_mean(moments, [k]) - _mean(moments, other)).astype(np.float32)
 
 
-def standard_error(moments: Moments, label: str, *, against: Against = "all") -> np.ndarray:
-    """Standard error of `difference_of_means` in each coordinate, float64 `[L, O, D]`.
+def standard_error(parts: Sequence[Moments], label: str, *, against: Against = "all") -> np.ndarray:
+    """Standard error of `difference_of_means` of all parts, float64 `[L, O, D]`, by coordinate.
 
-    Of two independent samples, D+ and D-, each with its own variance:
-    `sqrt(s+² / n+ + s-² / n-)`. Against all it is less by the factor `1 - n+ / n`, because
-    mean(D+) - mean(D) = (1 - n+ / n) (mean(D+) - mean(D-)). NaN where either has fewer than two
-    activations. Sentences of one trace count as independent; split-half reliability, whose halves
-    are of traces, does without that.
+    Sentences of one trace go together, so the units are parts of whole traces, alike in size: the
+    jackknife leaves out one part at a time. Of G parts each error is known to `1 / sqrt(2 (G - 1))`
+    of itself, its Euclidean length over many coordinates better. NaN for fewer than two parts, and
+    at offsets where leaving one out leaves nothing.
+
+    Args:
+        parts: moments of disjoint sets of traces, of the same labels and offsets.
+        label: of D+.
+        against: "all" for D, "rest" for D-.
     """
-    k, rest = _sides(moments, label, "rest")
-    error = np.sqrt(_variance_of_mean(moments, [k]) + _variance_of_mean(moments, rest))
-    if against == "rest":
-        return error
-    with np.errstate(invalid="ignore"):
-        share = moments.count[k] / moments.count.sum(axis=0)
-    return error * (1 - share)[:, None]
+    whole = add_up(parts)
+    k, other = _sides(whole, label, against)
+    if len(parts) < 2:
+        return np.full(whole.total[:, 0].shape, np.nan)
+
+    def without(part: Moments, labels: list[int]) -> np.ndarray:
+        count = (whole.count - part.count)[labels].sum(axis=0)
+        total = whole.total[:, labels].sum(axis=1) - part.total[:, labels].sum(axis=1)
+        return _ratio(total, count)
+
+    found = np.array([without(part, [k]) - without(part, other) for part in parts])
+    return np.sqrt((len(parts) - 1) * found.var(axis=0))
 
 
 def window_direction(moments: Moments, label: str, *, against: Against = "all") -> np.ndarray:
@@ -194,20 +203,13 @@ def _every(moments: Moments) -> list[int]:
 
 def _mean(moments: Moments, labels: list[int]) -> np.ndarray:
     """Mean over the sentences with any of the labels, float64 `[L, O, D]`."""
-    count = moments.count[labels].sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return moments.total[:, labels].sum(axis=1) / count[:, None]
+    return _ratio(moments.total[:, labels].sum(axis=1), moments.count[labels].sum(axis=0))
 
 
-def _variance_of_mean(moments: Moments, labels: list[int]) -> np.ndarray:
-    """Unbiased variance of the labels' activations over their number, float64 `[L, O, D]`."""
-    count = moments.count[labels].sum(axis=0)[:, None].astype(np.float64)
-    squares = moments.squares[:, labels].sum(axis=1)
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Sums `[L, O, D]` over counts `[O]`; NaN for none."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = moments.total[:, labels].sum(axis=1) / count
-        # Rounding can leave less than nothing of the variance of what hardly varies.
-        variance = np.maximum(squares / count - mean**2, 0) * count / (count - 1)
-        return np.where(count > 1, variance / count, np.nan)
+        return np.where(count[:, None] > 0, total / count[:, None], np.nan)
 
 
 def _check_any(moments: Moments) -> None:

@@ -77,26 +77,44 @@ def test_differences_of_means(raw, moments, label):
     np.testing.assert_allclose(rest, against_rest.mean(axis=1), atol=1e-7)
 
 
-def test_standard_errors_are_those_of_two_samples(raw, moments):
-    found = standard_error(moments, "deduction", against="rest")
-    for o, offset in enumerate(OFFSETS):
-        plus, everything, rest = sides(raw, "deduction", offset)
-        right = np.sqrt(plus.var(axis=0, ddof=1) / len(plus) + rest.var(axis=0, ddof=1) / len(rest))
-        np.testing.assert_allclose(found[:, o], right, rtol=1e-9)
-        share = 1 - len(plus) / len(everything)
-        against_all = standard_error(moments, "deduction")[:, o]
-        np.testing.assert_allclose(against_all, share * right, rtol=1e-9)
+@pytest.mark.parametrize("against", ["all", "rest"])
+def test_standard_errors_are_the_jackknife_over_parts(against):
+    parts = [moments_of(activations(seed)) for seed in range(4)]
+    found = standard_error(parts, "deduction", against=against)
+    without = [
+        difference_of_means(add_up(parts[:g] + parts[g + 1 :]), "deduction", against=against)
+        for g in range(4)
+    ]
+    right = np.sqrt(3 / 4 * np.sum((np.array(without) - np.mean(without, axis=0)) ** 2, axis=0))
+    np.testing.assert_allclose(found, right, rtol=1e-4)  # `without` is rounded to float32
+    assert np.isnan(standard_error(parts[:1], "deduction", against=against)).all()
 
 
-def test_standard_errors_are_the_spread_over_samples():
-    """Of 400 sets of traces whose labels differ by chance alone, in 20 coordinates."""
-    sets = [moments_of(activations(seed, apart=0)) for seed in range(400)]
-    for against in ("all", "rest"):
-        found = [difference_of_means(m, "other", against=against) for m in sets]
-        variances = [standard_error(m, "other", against=against) ** 2 for m in sets]
-        ratio = np.std(found, axis=0, ddof=1) / np.sqrt(np.mean(variances, axis=0))
-        # A spread of 400 is known to 1 / sqrt(800) = 3.5%, a mean over 20 of them to 0.8%.
-        assert abs(ratio[:, :2].mean() - 1) < 0.03
+def test_standard_errors_are_the_spread_over_samples_whose_sentences_go_together():
+    """Sentences of one trace share half of their variance, and a trace backtracks or does not.
+
+    If sentences were the units, the error would come out at half of the truth.
+    """
+
+    def sample(seed: int) -> list[Moments]:
+        rng = np.random.default_rng(seed)
+        traces = []
+        for t in range(24):  # of 8 sentences, every second trace of "backtracking" ones
+            x = (rng.normal(size=(1, L, D)) + rng.normal(size=(8, L, D))) / np.sqrt(2)
+            raw = {
+                (k, o): x if k == LABELS[t % 2] else np.zeros((0, L, D))
+                for k in LABELS
+                for o in OFFSETS
+            }
+            traces.append(moments_of(raw))
+        return [add_up(traces[2 * g : 2 * g + 2]) for g in range(12)]
+
+    samples = [sample(seed) for seed in range(200)]
+    found = [difference_of_means(add_up(parts), "backtracking")[:, 0] for parts in samples]
+    errors = [standard_error(parts, "backtracking")[:, 0] for parts in samples]
+    ratio = np.sqrt(np.mean(np.square(errors))) / np.sqrt(np.mean(np.square(found)))
+    # 200 samples in 10 coordinates: a spread known to 1 / sqrt(2 · 2000) = 1.6%.
+    assert ratio == pytest.approx(1, abs=0.06)
 
 
 def test_an_offset_without_activations(moments):
@@ -112,7 +130,9 @@ def test_an_offset_without_activations(moments):
     with pytest.raises(ValueError, match=r"'backtracking' there are \[4, 0, 5\] at offsets \[-3"):
         window_direction(hole, "backtracking")
     window_direction(hole.at([-3, 2]), "backtracking")
-    assert np.isnan(standard_error(hole, "backtracking")[:, 1]).all()
+    errors = standard_error([hole, hole], "backtracking")
+    assert np.isnan(errors[:, 1]).all()
+    assert np.isfinite(errors[:, [0, 2]]).all()
 
 
 def test_mean_activation_and_length_over_all_sentences(raw, moments):

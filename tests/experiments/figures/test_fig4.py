@@ -26,14 +26,16 @@ def cell(source: str, coeff: float, *, rate=0.03, coherence=0.9, target="reasoni
     nothing = Measured(math.nan, math.nan, math.nan, math.nan, 0, 20)
     measures = {
         "keyword_rate": measure(rate / 10),
+        "keyword_matches": measure(rate / 10),
         "backtracking_rate": measure(rate),
+        "judged": measure(rate),
         "texts_with": measure(rate),
         "coherence": measure(coherence),
         "repetition": measure(0.1),
         "grammar": measure(coherence),
         "perplexity": nothing,
     }
-    facts = {"length": 7 * abs(coeff), "n_empty": 0, "empty_share": 0.0}
+    facts = {"length": 7 * abs(coeff), "n_empty": 0, "empty_share": 0.0, "excluded": {}}
     return CellOutcome(target, source, coeff, difference=difference, **measures, **facts)
 
 

@@ -30,9 +30,10 @@ def table(**hybrids):
         count, coherent = how if isinstance(how, tuple) else (how, 1.0)
         for p in range(N):
             for source, of_them in (("none", 0), ("base", count)):
-                sentences = ["wait ."] * of_them + ["so ."] * (20 - of_them)
+                sentences = [f"wait {i} ." for i in range(of_them)]
+                sentences += [f"so {i} ." for i in range(20 - of_them)]
                 if source == "base" and p >= coherent * N:
-                    sentences += ["babble ."] * 20
+                    sentences += [f"babble {i} ." for i in range(20)]
                 rows.append(
                     {
                         "target": name.replace("_", " "),

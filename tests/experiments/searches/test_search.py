@@ -146,7 +146,9 @@ def cell(source: str, rate: float, *, low: float = 0.01, coherence: float = 0.99
         coeff=0.25,
         length=1.0,
         keyword_rate=one,
+        keyword_matches=one,
         backtracking_rate=one,
+        judged=one,
         texts_with=one,
         coherence=around(coherence),
         repetition=one,
@@ -155,6 +157,7 @@ def cell(source: str, rate: float, *, low: float = 0.01, coherence: float = 0.99
         difference=Paired(rate, 0.0, 0.5, low, 0.5, 10, 0),
         n_empty=0,
         empty_share=0.0,
+        excluded={},
     )
 
 

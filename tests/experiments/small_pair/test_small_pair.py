@@ -37,7 +37,9 @@ def cell(
         coeff=coeff,
         length=abs(coeff),
         keyword_rate=about(rate),
+        keyword_matches=about(rate),
         backtracking_rate=about(rate),
+        judged=about(rate),
         texts_with=about(rate),
         coherence=about(coherence),
         repetition=about(0.0),
@@ -46,6 +48,7 @@ def cell(
         difference=Paired(0.0, se, 1.0, -se, se, n, 0),
         n_empty=0,
         empty_share=0.0,
+        excluded={},
     )
 
 
