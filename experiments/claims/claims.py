@@ -4,39 +4,79 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
 
 from experiments.claims import rules
+from experiments.claims.contrasts import Answer, Measure, Verdict, decide, mean_of
 from experiments.claims.evidence import (
+    DIRECTIONS,
     Evidence,
     base_cells,
     baseline_coeff,
-    gain_of,
+    baselines,
+    gains,
     measure,
     ratio_of_gains,
-    text_gains,
-    versus_baselines,
+    reversed_coeff,
 )
-from experiments.claims.rules import Measure, Verdict, Versus
-from experiments.stages.outcome import CellOutcome, coherent, told
+from experiments.claims.rules import Floats
+from experiments.stages.outcome import CellOutcome
 
 COLUMNS = ("id", "claim", "paper", "measured", "verdict")
+
+# What the paper says, by claim; S and N are checks beyond it.
+CLAIMS = {
+    "C1": (
+        "The effect depends on layer and offset, with an optimum before the sentence",
+        "best at layer 10 of 32, 13 to 8 tokens before",
+    ),
+    "C2": (
+        "The base-derived direction induces backtracking in the reasoning model, comparably to "
+        "the reasoning-derived one",
+        "yes, rising with the magnitude",
+    ),
+    "C3": (
+        "Neither direction induces backtracking in the base model",
+        "no backtracking at any magnitude",
+    ),
+    "C4": ("Base- and reasoning-derived directions have a cosine of about .74", "0.74"),
+    "C5": (
+        "It beats mean activation, noise, self-amplification and other behaviours' directions",
+        "yes; noise is not without effect",
+    ),
+    "C6": (
+        "By the logit lens the base-derived direction does not decode to the keywords it elicits",
+        "no keyword among the top tokens",
+    ),
+    "C7": (
+        "The direction is densely present: its projection does not cleanly detect backtracking",
+        "its projection is high at many other tokens",
+    ),
+    "C8": (
+        "It is not the only cause: backtracking without it, and it without backtracking",
+        "both occur",
+    ),
+    "S": ("With the sign reversed it at least halves backtracking", "(not in the paper)"),
+    "N": ("The negative control does not respond", "(not in the paper)"),
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the table. `id` is C1 to C8 as in the paper; S and N are checks beyond it."""
+    """A row of the table."""
 
     id: str
     claim: str
     paper: str  # what the paper says
-    measured: str  # what this run did: value [95% interval], n
+    measured: str  # what this run did: value [95% interval], n; if undecided, what would decide
     verdict: Verdict
 
 
 def claims(found: Evidence) -> list[Claim]:
     """Every row, judged at the largest coefficient whose coherence is within the margin."""
-    return [
+    rows = [
         _optimum(found),
         _induces(found),
         _base_model(found),
@@ -45,275 +85,251 @@ def claims(found: Evidence) -> list[Claim]:
         _logit_lens(found),
         _projection(found),
         _not_only_cause(found),
-        *_beyond(found),
+        _reversed(found),
+        _control(found),
     ]
+    return [row for row in rows if row is not None]
+
+
+def _claim(id: str, text: str, answer: Answer, units: str = "prompts") -> Claim:
+    """A row; an open answer says what is undecided and how much would decide it."""
+    if answer.undecided:
+        needed = f"; about {answer.prompts} {units} would decide" if answer.prompts else ""
+        text += f". Undecided: {'; '.join(answer.undecided)}{needed}"
+    return Claim(id, *CLAIMS[id], text, answer.verdict)
+
+
+def _absent(id: str, text: str) -> Claim:
+    return _claim(id, text, Answer(Verdict.ABSENT))
 
 
 def _optimum(found: Evidence) -> Claim:
-    verdict, text = Verdict.ABSENT, "figure 2 is made with --full"
-    if found.figure2 is not None:
-        one = found.figure2["optimum"]
-        gain, difference = measure(one["gain"]), measure(one["difference"])
-        verdict = rules.optimum_before(gain, difference, one["offset"])
-        text = (
-            f"best of {one['cells']} cells: layer {one['layer']}, offset {one['offset']:+d}; "
-            "chosen on one half of the prompts and measured on the other, the best before it gains "
-            f"{_value(gain)} and beats the best at offsets from 0 on by {_value(difference)}, "
-            f"n = {gain.n}"
+    if found.figure2 is None:
+        return _absent("C1", "figure 2 is made with --full")
+    table = found.figure2["table"]
+    by_prompt = np.array(table["gains"], dtype=np.float64)  # null is NaN
+    best = table["best"]
+    where = "no cell is coherent"
+    if best is not None:
+        where = (
+            f"best of {table['coherent']} cells: layer {best['layer']}, offset {best['offset']:+d}"
         )
-    return Claim(
-        "C1",
-        "The effect depends on layer and offset, with an optimum before the sentence",
-        "best at layer 10 of 32, 13 to 8 tokens before",
-        text,
-        verdict,
+    leads = "; ".join(
+        f"over {others} by {_value(mean_of(lead))}"
+        for others, lead in zip(
+            ("offsets from 0 on", "the farthest third", "the worst layer"),
+            rules.leads(by_prompt, table["offsets"]).values(),
+            strict=True,
+        )
     )
+    text = (
+        f"{where}; chosen on one half of the prompts and measured on the other, the best before "
+        f"the sentence leads {leads}, n = {len(by_prompt)}"
+    )
+    return _claim("C1", text, rules.optimum_before(by_prompt, table["offsets"]))
 
 
 def _induces(found: Evidence) -> Claim:
-    coeff, plain = found.coeff, found.unsteered("reasoning")
+    coeff = found.coeff
     if coeff is None:
-        verdict = Verdict.OPEN
         text = f"no positive coefficient keeps coherence within {found.margin:g} of unsteered"
-    else:
-        cell = _cell(found, "base", coeff)
+        return _claim("C2", text, Answer(Verdict.OPEN))
+    base, reasoning = (found.shares("reasoning", s, coeff) for s in DIRECTIONS)
+    plain = found.shares("reasoning")
+    contrasts = rules.induces(base, plain) + rules.comparable(base, reasoning, plain)
+    text = f"at {coeff:g}, {_change(plain, base)}; {_coherence(found, 'reasoning', 'base', coeff)}"
+    if found.cell("reasoning", "reasoning", coeff):
         ratio = ratio_of_gains(found, coeff)
-        parts = [_induced(found), rules.comparable(ratio)]
-        verdict = rules.worst(parts)
-        text = (
-            f"at {coeff:g}, backtracking per sentence {_rate(plain)} → {_rate(cell)}, gain "
-            f"{_value(gain_of(cell))}, sign-flip p = {cell.difference.p_value:.2g}, n = "
-            f"{cell.difference.n}; coherence {plain.coherence.mean:.3f} → "
-            f"{cell.coherence.mean:.3f}; the reasoning-derived one "
-            f"{_reasoning_derived(found, coeff)}; ratio of gains {_value(ratio, 2)}"
+        text += (
+            f"; the reasoning-derived one gains {_value(rules.gain(reasoning, plain))}, ratio of "
+            f"gains {_value(ratio, 2)}"
         )
-    return Claim(
-        "C2",
-        "The base-derived direction induces backtracking in the reasoning model, comparably to "
-        "the reasoning-derived one",
-        "yes, rising with the magnitude",
-        text,
-        verdict,
-    )
-
-
-def _reasoning_derived(found: Evidence, coeff: float) -> str:
-    cell = found.cell("reasoning", "reasoning", coeff)
-    return "was not run" if cell is None else f"gives {_rate(cell)}"
-
-
-def _induced(found: Evidence) -> Verdict:
-    """The first part of C2, which C6 builds on."""
-    if found.coeff is None:
-        return Verdict.OPEN
-    cell = _cell(found, "base", found.coeff)
-    plain = found.unsteered("reasoning").backtracking_rate.mean
-    return rules.induces(gain_of(cell), cell.difference.p_value, plain)
+    else:
+        text += "; the reasoning-derived one was not run"
+    return _claim("C2", text, decide(contrasts))
 
 
 def _base_model(found: Evidence) -> Claim:
-    row = (
-        "C3",
-        "Neither direction induces backtracking in the base model",
-        "no backtracking at any magnitude",
-    )
-    steered = [c for c in found.table if c.target == "base" and c.source != "none"]
-    if not steered:
-        return Claim(*row, "the base model was not steered", Verdict.ABSENT)
     cells = base_cells(found)
-    empty = f"{sum(c.n_empty for c in steered)} of {sum(map(_texts, steered))} texts are empty"
-    if found.coeff is None or not cells:
-        return Claim(*row, f"no coherent text to judge; {empty}", Verdict.OPEN)
-    gains = text_gains(found, found.coeff)
-    top = max(cells, key=lambda c: c.bound(len(cells)))
-    rates = max(c.backtracking_rate.mean for c in told(steered))
-    limits = ", ".join(
-        f"{rules.BASE_SHARE * gain:.3f} ({source}-derived)" for source, gain in gains.items()
-    )
+    if not cells:
+        return _absent("C3", "the base model was not steered")
+    coeff = math.nan if found.coeff is None else found.coeff
+    limits = {} if found.coeff is None else gains(found, found.coeff)
+    rises = [(cell, rules.base_rise(cell, len(cells))) for cell in cells]
+    known = [(cell, rise) for cell, rise in rises if not math.isnan(rise.value)]
+    texts = [_texts(c) for c in found.table if c.target == "base" and c.source in DIRECTIONS]
+    n_empty = sum(c.n_empty for c in found.table if c.target == "base" and c.source in DIRECTIONS)
+    events = sum(int(np.sum(cell.after > 0)) for cell in cells)
     text = (
-        f"texts with a backtracking sentence, {len(cells)} of {len(steered)} cells coherent: "
-        f"{sum(c.after for c in cells)} of {sum(c.n for c in cells)}, unsteered {top.before} of "
-        f"{top.n}. Highest bound of an increase {top.bound(len(cells)):.3f} ({top.source}-derived "
-        f"at {top.coeff:g}: {top.after} of {top.n}; one-sided 95% for all cells together), against "
-        f"a tenth of the reasoning model's gain: {limits}. Highest rate per sentence {rates:.4f}; "
-        f"{empty}"
+        f"{events} of {sum(int(np.sum(~np.isnan(c.after))) for c in cells)} steered texts that "
+        f"count backtrack, in {len(known)} of {len(cells)} cells with enough of them"
     )
-    return Claim(*row, text, rules.absent_in_base(cells, gains))
+    if known:
+        cell, rise = max(known, key=lambda one: one[1].high)
+        text += (
+            f". Highest bound of a rise {rise.high:.4f} ({cell.source}-derived at {cell.coeff:g}; "
+            "one-sided 95% for all cells together)"
+        )
+    if limits:
+        quarters = ", ".join(
+            f"{rules.BASE_SHARE * one.value:.4f} [{rules.BASE_SHARE * one.low:.4f}, "
+            f"{rules.BASE_SHARE * one.high:.4f}] ({source}-derived)"
+            for source, one in limits.items()
+        )
+        text += f", against a quarter of the reasoning model's gain: {quarters}"
+    text += f"; {n_empty} of {sum(texts)} texts are empty"
+    return _claim("C3", text, rules.absent_in_base(cells, limits, coeff, found.induced))
 
 
 def _similar(found: Evidence) -> Claim:
-    facts, layer = found.directions, found.layer
-    cosine = facts["cosine"][layer]
-    others = found.other_cosines
-    spread = found.cosines and measure(found.cosines["cosine"])
-    told_as = _value(spread) if spread else f"{cosine:.3f}"
-    text = f"{told_as} at layer {layer}, from {facts['n_backtracking'][0]} backtracking sentences"
-    if others:
-        named = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
-        text += f"; directions of other behaviours are about as close: {named}"
-        if sorted(others.values())[len(others) // 2] <= rules.COSINE[1]:
-            text = text.replace("are about as close", "for comparison")
-    return Claim(
-        "C4",
-        "Base- and reasoning-derived directions have a cosine of about .74",
-        "0.74",
-        text,
-        rules.similar(cosine, list(others.values())),
-    )
+    layer, n = found.layer, found.directions["n_backtracking"][0]
+    if found.cosines is None:
+        return _absent("C4", f"{found.directions['cosine'][layer]:.3f} at layer {layer}")
+    one, random = measure(found.cosines["cosine"]), found.cosines["random"]["cosines"]
+    text = f"{_value(one)} at layer {layer}, from {n} backtracking sentences"
+    if len(random) > 1:
+        chance = rules.chance_of(random)
+        text += (
+            f"; from as many random sentences {chance.value:.3f}, one more of them in "
+            f"[{chance.low:.3f}, {chance.high:.3f}]"
+        )
+    if found.other_cosines:
+        named = ", ".join(f"{name} {value:.2f}" for name, value in found.other_cosines.items())
+        text += f"; directions of other behaviours: {named}"
+    return _claim("C4", text, rules.similar(one, random), "backtracking sentences")
 
 
 def _baselines(found: Evidence) -> Claim:
-    row = (
-        "C5",
-        "It beats mean activation, noise, self-amplification and other behaviours' directions",
-        "yes; noise is not without effect",
-    )
     coeff = baseline_coeff(found)
     if coeff is None:
-        return Claim(*row, "no baseline was run at a coherent coefficient", Verdict.ABSENT)
-    versus, collapsed = versus_baselines(found, coeff)
-    gain = _cell(found, "base", coeff).difference.diff
-    missing = set(rules.BASELINES) - {v.name.split("-")[0] for v in versus}
-    text = f"at {coeff:g}, gain {gain:.3f}; " + _closest(found, versus, coeff)
-    if collapsed:
-        text += f"; not coherent and so not judged: {', '.join(collapsed)}"
-    if missing:
-        text += f"; nothing to judge of: {', '.join(sorted(missing))}"
-    return Claim(*row, text, rules.beats(versus, gain))
-
-
-def _closest(found: Evidence, versus: Sequence[Versus], coeff: float) -> str:
-    if not versus:
-        return "no baseline is coherent"
-    top = min(versus, key=lambda v: v.difference.value)
-    sure = f"{top.difference.value / top.se:.1f} standard errors" if top.se else "no spread"
-    rates = ", ".join(
-        f"{v.name} {_cell(found, v.name, coeff).backtracking_rate.mean:.3f}" for v in versus
-    )
-    return (
-        f"ahead of the strongest of {len(versus)}, {top.name}, by {_value(top.difference)}, "
-        f"{sure}, n = {top.difference.n} ({rates})"
-    )
+        return _absent("C5", "no baseline was run at a coherent coefficient")
+    base, plain = found.shares("reasoning", "base", coeff), found.shares("reasoning")
+    shares = {
+        c.source: found.shares("reasoning", c.source, coeff)
+        for c in baselines(found)
+        if c.coeff == coeff
+    }
+    leads = {name: rules.lead_over(base, plain, one) for name, one in shares.items()}
+    judged = {name: lead for name, lead in leads.items() if not math.isnan(lead.value)}
+    text = f"at {coeff:g}, gain {_value(rules.gain(base, plain))}"
+    if judged:
+        top = min(judged, key=lambda name: judged[name].value)
+        means = ", ".join(f"{name} {np.nanmean(shares[name]):.3f}" for name in judged)
+        text += (
+            f"; half of it less the gain of the strongest of {len(judged)}, {top}: "
+            f"{_value(judged[top])}, n = {judged[top].n} (shares: unsteered "
+            f"{np.nanmean(plain):.3f}, {means})"
+        )
+    if degenerate := leads.keys() - judged.keys():
+        text += f"; degenerate text and so not judged: {', '.join(sorted(degenerate))}"
+    induced = decide(rules.induces(base, plain)).verdict
+    return _claim("C5", text, rules.beats(base, plain, shares, induced))
 
 
 def _logit_lens(found: Evidence) -> Claim:
-    verdict, text = Verdict.ABSENT, "figure 5 was not made"
-    lens = (found.figure5 or {}).get("directions", {}).get(f"base.{found.layer}.union")
-    if lens:
-        ranks = {
-            model: {word["token"]: word["rank"] for word in one["keywords"]}
-            for model, one in lens.items()
-        }
-        verdict = rules.not_decoded(
-            [rank for one in ranks.values() for rank in one.values()], _induced(found)
+    name = f"base.{found.layer}.union"
+    lens = (found.figure5 or {}).get("directions", {}).get(name)
+    if found.figure5 is None or not lens:
+        return _absent("C6", "figure 5 was not made")
+    ranks = {model: measure(one) for model, one in found.figure5["best_rank"][name].items()}
+    parts = []
+    for model, rank in ranks.items():
+        words = lens[model]["keywords"]
+        best = min(words, key=lambda word: word["rank"])["token"].strip()
+        parts.append(
+            f"{model} model {_value(rank, 0)} of {lens[model]['vocab_size']} "
+            f"({best}, of {len(words)} tokens)"
         )
-        text = "best rank (from 0) of a keyword: " + "; ".join(
-            f"{model} model {min(one.values())} of {lens[model]['vocab_size']} "
-            f"({min(one, key=lambda t: one[t]).strip()}, of {len(one)} tokens)"
-            for model, one in ranks.items()
-            if one
-        )
-    return Claim(
-        "C6",
-        "By the logit lens the base-derived direction does not decode to the keywords it elicits",
-        "no keyword among the top tokens",
-        text,
-        verdict,
-    )
+    text = "best rank (from 0) of a keyword, groups of traces drawn anew: " + "; ".join(parts)
+    return _claim("C6", text, rules.not_decoded(ranks, found.induced), "groups of traces")
 
 
 def _projection(found: Evidence) -> Claim:
-    verdict, text = Verdict.ABSENT, "figure 6 was not made"
-    if found.figure6 is not None:
-        aurocs = {
-            model: measure(one, "mean", "n_events") for model, one in found.figure6["auroc"].items()
-        }
-        verdict = rules.not_detected(list(aurocs.values()))
-        text = "AUROC of the projection before backtracking against other sentences: " + "; ".join(
-            f"{model} model {_value(one)}, {one.n} events" for model, one in aurocs.items()
-        )
-        if dense := found.figure6.get("dense"):
-            text += "; above the median before backtracking are, of all tokens, " + ", ".join(
-                f"{_value(measure(one['share_above_events'], 'share'))} ({model} model)"
-                for model, one in dense.items()
-            )
-    return Claim(
-        "C7",
-        "The direction is densely present: its projection does not cleanly detect backtracking",
-        "its projection is high at many other tokens",
-        text,
-        verdict,
+    if found.figure6 is None:
+        return _absent("C7", "figure 6 was not made")
+    aurocs = {
+        model: measure(one, "mean", "n_texts") for model, one in found.figure6["auroc"].items()
+    }
+    dense = {
+        model: measure(one["share_above_events"], "share")
+        for model, one in found.figure6["dense"].items()
+    }
+    text = "AUROC of the projection before backtracking against other sentences: " + "; ".join(
+        f"{model} model {_value(one)}, {found.figure6['auroc'][model]['n_events']} events"
+        for model, one in aurocs.items()
     )
+    text += "; above the median before backtracking are, of all tokens, " + ", ".join(
+        f"{_value(one)} ({model} model)" for model, one in dense.items()
+    )
+    return _claim("C7", text, rules.not_detected(aurocs, dense, found.induced), "traces")
 
 
 def _not_only_cause(found: Evidence) -> Claim:
-    verdict, text = Verdict.ABSENT, "figure 6 was not made"
-    if found.figure6 is not None:
-        one, other = (
-            measure(found.figure6[name], "share")
-            for name in ("without_direction", "without_backtracking")
-        )
-        verdict = rules.not_only_cause(one, other)
-        text = (
-            f"{_value(one)} of {one.n} backtracking sentences come without the direction; "
-            f"{_value(other)} of the {other.n} places where it is present without backtracking"
-        )
-    return Claim(
-        "C8",
-        "It is not the only cause: backtracking without it, and it without backtracking",
-        "both occur",
-        text,
-        verdict,
+    if found.figure6 is None:
+        return _absent("C8", "figure 6 was not made")
+    without, present = (
+        measure(found.figure6[name], "share")
+        for name in ("without_direction", "without_backtracking")
     )
+    area = measure(found.figure6["auroc"]["reasoning"], "mean", "n_texts")
+    prevalence = found.figure6["prevalence"]
+    text = (
+        f"{_value(without)} of {without.n} backtracking sentences come without the direction (a "
+        f"perfect detector 0, chance 0.5); {_value(present)} of the {present.n} places where it is "
+        f"strongest, as many as backtrack, are without backtracking (0, chance "
+        f"{1 - prevalence:.3f})"
+    )
+    answer = rules.not_only_cause(
+        area, replace(without, n=area.n), replace(present, n=area.n), prevalence, found.induced
+    )
+    return _claim("C8", text, answer, "traces")
 
 
-def _beyond(found: Evidence) -> list[Claim]:
-    """Checks that the paper does not have: the sign reversed, and a negative control."""
-    rows = []
-    able = coherent(found.table, "reasoning", found.margin)
-    negative = [c for c in able if c.source == "base" and c.coeff < 0]
-    if negative:
-        cell, plain = min(negative, key=lambda c: c.coeff), found.unsteered("reasoning")
-        rows.append(
-            Claim(
-                "S",
-                "With the sign reversed it at least halves backtracking",
-                "(not in the paper)",
-                f"{_rate(plain)} → {_rate(cell)} at {cell.coeff:g}, n = {cell.difference.n}",
-                rules.halves(plain.backtracking_rate.mean, cell.backtracking_rate.mean),
-            )
-        )
-    control = found.cell("control", "base", math.nan if found.coeff is None else found.coeff)
-    if control:
-        plain = found.unsteered("control")
-        change = control.backtracking_rate.mean - plain.backtracking_rate.mean
-        se = math.hypot(control.backtracking_rate.se, plain.backtracking_rate.se)
-        rows.append(
-            Claim(
-                "N",
-                "The negative control does not respond",
-                "(not in the paper)",
-                f"{_rate(plain)} → {_rate(control)} at {control.coeff:g}, "
-                f"{_value(gain_of(control))} by prompt, n = {control.difference.n}",
-                rules.unchanged(change, se),
-            )
-        )
-    return rows
+def _reversed(found: Evidence) -> Claim | None:
+    coeff = reversed_coeff(found)
+    if coeff is None:
+        return None
+    plain, steered = found.shares("reasoning"), found.shares("reasoning", "base", coeff)
+    text = f"at {coeff:g}, {_change(plain, steered)}"
+    return _claim("S", text, rules.halves(plain, steered))
 
 
-def _cell(found: Evidence, source: str, coeff: float) -> CellOutcome:
-    cell = found.cell("reasoning", source, coeff)
-    assert cell is not None  # `coeff` comes from a cell of this source
-    return cell
+def _control(found: Evidence) -> Claim | None:
+    coeffs = [
+        c
+        for c in (found.coeff, reversed_coeff(found))
+        if c is not None and found.cell("control", "base", c)
+    ]
+    if not coeffs or found.coeff is None:
+        return None
+    plain = found.shares("control")
+    steered = {c: found.shares("control", "base", c) for c in coeffs}
+    limit = gains(found, found.coeff)["base"]
+    text = "; ".join(f"at {c:g}, {_change(plain, shares)}" for c, shares in steered.items())
+    text += f"; half of the reasoning model's gain is {rules.HALF * limit.value:.3f}"
+    return _claim("N", text, rules.unchanged(plain, steered, limit, found.induced))
+
+
+def _change(before: Floats, after: Floats) -> str:
+    """Mean shares of the prompts that count on both sides, and the gain, which is of the same."""
+    both = ~(np.isnan(before) | np.isnan(after))
+    rates = [_value(mean_of(shares[both], limits=(0, 0.5))) for shares in (before, after)]
+    left_out = len(both) - int(both.sum())
+    text = (
+        f"share of distinct backtracking sentences {rates[0]} → {rates[1]}, gain "
+        f"{_value(rules.gain(after, before))}, n = {int(both.sum())}"
+    )
+    return text + (f" ({left_out} left out as degenerate)" if left_out else "")
+
+
+def _coherence(found: Evidence, target: str, source: str, coeff: float) -> str:
+    cell = found.cell(target, source, coeff)
+    steered = math.nan if cell is None else cell.coherence.mean
+    return f"coherence {found.unsteered(target).coherence.mean:.3f} → {steered:.3f}"
 
 
 def _texts(cell: CellOutcome) -> int:
     return cell.keyword_rate.n + cell.keyword_rate.n_empty
-
-
-def _rate(cell: CellOutcome) -> str:
-    one = cell.backtracking_rate
-    return _value(Measure(one.mean, one.low, one.high, one.n))
 
 
 def _value(one: Measure, digits: int = 3) -> str:

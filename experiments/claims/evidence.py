@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.rules import Measure, RareCell, Versus
+from experiments.claims import rules
+from experiments.claims.contrasts import ERROR, UNKNOWN, Measure, Verdict, decide, t_quantile
+from experiments.claims.rules import BaseCell, Floats
 from experiments.stages.baselines import RAW
-from experiments.stages.outcome import (
-    RESAMPLES,
-    CellOutcome,
-    Key,
-    coherent,
-    judged_at,
-    paired,
-    select,
-)
+from experiments.stages.outcome import CellOutcome, Key, coherent, judged_at, select
 from experiments.stages.text_scores import Scores
 
 DIRECTIONS = ("base", "reasoning")
-UNKNOWN = Measure(math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,14 @@ class Evidence:
         """Where effects are judged; see `outcome.judged_at`."""
         return judged_at(self.table, self.margin)
 
+    @cached_property
+    def induced(self) -> Verdict:
+        """The first half of C2, which others presuppose."""
+        if self.coeff is None:
+            return Verdict.OPEN
+        steered = self.shares("reasoning", "base", self.coeff)
+        return decide(rules.induces(steered, self.shares("reasoning"))).verdict
+
     def cell(self, target: str, source: str, coeff: float) -> CellOutcome | None:
         """A cell of the sweep, if it was run."""
         wanted = (target, source, coeff)
@@ -54,9 +55,13 @@ class Evidence:
         """The cell without steering."""
         return select(self.table, target, "none")[0]
 
-    def shares(self, target: str, source: str, coeff: float, prompts: Sequence[str]) -> np.ndarray:
-        """Backtracking sentences per sentence by prompt, NaN where there is no sentence."""
-        texts = self.scores[target, source, coeff]
+    def shares(self, target: str, source: str = "none", coeff: float = 0.0) -> Floats:
+        """Judged shares by the target's prompts, NaN where a text does not count or is not there.
+
+        A cell that was not run has none.
+        """
+        texts = self.scores.get((target, source, coeff), {})
+        prompts = self.scores[target, "none", 0.0]
         return np.array([texts[p].judged if p in texts else math.nan for p in prompts])
 
 
@@ -74,96 +79,64 @@ def measure(found: Mapping[str, Any] | None, value: str = "value", n: str = "n")
     return Measure(middle, low, high, int(found[n]))
 
 
-def gain_of(cell: CellOutcome) -> Measure:
-    """Of a cell over unsteered, by prompt."""
-    one = cell.difference
-    return Measure(one.diff, one.low, one.high, one.n)
-
-
-def ratio_of_gains(found: Evidence, coeff: float, *, seed: int = 0) -> Measure:
-    """Gain of the base-derived direction over that of the reasoning-derived, with its interval.
-
-    Prompts are drawn anew for all three cells together. Draws in which the reasoning-derived
-    direction gains nothing count as infinite.
-    """
-    if found.cell("reasoning", "reasoning", coeff) is None:
-        return UNKNOWN
-    prompts = list(found.scores["reasoning", "none", 0.0])
-    plain = found.shares("reasoning", "none", 0.0, prompts)
-    gains = np.stack([found.shares("reasoning", s, coeff, prompts) - plain for s in DIRECTIONS])
-    gains = gains[:, ~np.isnan(gains).any(axis=0)]
-    n = gains.shape[1]
-    if not n or gains[1].sum() <= 0:
-        return UNKNOWN
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    tops, bottoms = (times @ g for g in gains)
-    drawn = np.where(bottoms > 0, tops / np.where(bottoms > 0, bottoms, 1), math.inf)
-    # Whole order statistics: an interpolation between infinities would be NaN.
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return Measure(float(gains[0].sum() / gains[1].sum()), float(low), float(high), n)
-
-
-def text_counts(found: Evidence, target: str, source: str, coeff: float) -> RareCell:
-    """In how many texts there is a backtracking sentence, steered and unsteered."""
-    plain = found.scores[target, "none", 0.0]
-    pairs = [
-        (plain[prompt].backtracking > 0, text.backtracking > 0)
-        for prompt, text in found.scores[target, source, coeff].items()
-        if text.sentences and plain[prompt].sentences
-    ]
-    return RareCell(
-        source=source,
-        coeff=coeff,
-        n=len(pairs),
-        before=sum(before for before, _ in pairs),
-        after=sum(after for _, after in pairs),
-        both=sum(before and after for before, after in pairs),
-    )
-
-
-def base_cells(found: Evidence) -> list[RareCell]:
-    """The steered cells of the base model that are coherent and have text."""
-    cells = [
-        text_counts(found, "base", cell.source, cell.coeff)
-        for cell in coherent(found.table, "base", found.margin)
-        if cell.source in DIRECTIONS
-    ]
-    return [cell for cell in cells if cell.n]
-
-
-def text_gains(found: Evidence, coeff: float) -> dict[str, float]:
-    """By direction, the increase of the share of the reasoning model's texts that backtrack."""
-    counts = {
-        source: text_counts(found, "reasoning", source, coeff)
+def gains(found: Evidence, coeff: float) -> dict[str, Measure]:
+    """By direction, the reasoning model's gain at a coefficient."""
+    plain = found.shares("reasoning")
+    return {
+        source: rules.gain(found.shares("reasoning", source, coeff), plain)
         for source in DIRECTIONS
         if found.cell("reasoning", source, coeff)
     }
-    return {source: cell.increase for source, cell in counts.items() if cell.n}
+
+
+def ratio_of_gains(found: Evidence, coeff: float) -> Measure:
+    """Gain of the base-derived direction over that of the reasoning-derived, by Fieller's interval.
+
+    It is where the contrasts of `rules.comparable` would put it at other factors; without an end
+    where the reasoning-derived direction may gain nothing.
+    """
+    plain = found.shares("reasoning")
+    both = np.stack([found.shares("reasoning", s, coeff) - plain for s in DIRECTIONS])
+    kept = both[:, ~np.isnan(both).any(axis=0)]
+    n = kept.shape[1]
+    if n < 2:
+        return UNKNOWN
+    a, b = kept.mean(axis=1)
+    (aa, ab), (_, bb) = np.cov(kept) / n * t_quantile(ERROR, n - 1) ** 2
+    square, linear, constant = b * b - bb, a * b - ab, a * a - aa
+    root = linear * linear - square * constant
+    if b <= 0 or square <= 0 or root < 0:
+        return Measure(float(a / b) if b > 0 else math.nan, -math.inf, math.inf, n)
+    half = math.sqrt(root)
+    return Measure(
+        float(a / b), float((linear - half) / square), float((linear + half) / square), n
+    )
+
+
+def base_cells(found: Evidence) -> list[BaseCell]:
+    """The steered cells of the base model."""
+    before = found.shares("base") if ("base", "none", 0.0) in found.scores else np.array([])
+    return [
+        BaseCell(c.source, c.coeff, before, found.shares("base", c.source, c.coeff))
+        for c in found.table
+        if c.target == "base" and c.source in DIRECTIONS
+    ]
+
+
+def reversed_coeff(found: Evidence) -> float | None:
+    """The most negative coefficient of the base-derived direction whose text is coherent."""
+    able = coherent(found.table, "reasoning", found.margin)
+    return min((c.coeff for c in able if c.source == "base" and c.coeff < 0), default=None)
 
 
 def baseline_coeff(found: Evidence) -> float | None:
     """The largest coefficient up to the judged one at which baselines were run."""
     limit = found.coeff
-    run = [c.coeff for c in _baselines(found) if limit is not None and 0 < c.coeff <= limit]
+    run = [c.coeff for c in baselines(found) if limit is not None and 0 < c.coeff <= limit]
     return max(run, default=None)
 
 
-def versus_baselines(found: Evidence, coeff: float) -> tuple[list[Versus], list[str]]:
-    """The base-derived direction against each coherent baseline, and the incoherent ones."""
-    able = {id(c) for c in coherent(found.table, "reasoning", found.margin)}
-    here = [c for c in _baselines(found) if c.coeff == coeff]
-    prompts = list(found.scores["reasoning", "base", coeff])
-    steered = found.shares("reasoning", "base", coeff, prompts)
-    versus = []
-    for cell in here:
-        if id(cell) in able:
-            one = paired(steered, found.shares("reasoning", cell.source, coeff, prompts))
-            difference = Measure(one.diff, one.low, one.high, one.n)
-            versus.append(Versus(cell.source, difference, one.se))
-    return versus, [c.source for c in here if id(c) not in able]
-
-
-def _baselines(found: Evidence) -> list[CellOutcome]:
+def baselines(found: Evidence) -> list[CellOutcome]:
     """Everything else of the direction's length; baselines of their own lengths do not compare."""
     others = ("none", *DIRECTIONS)
     return [

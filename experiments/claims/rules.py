@@ -1,248 +1,329 @@
-"""The rules of the claims table: numbers in, a verdict out. Fixed before the runs that they judge.
+"""The rules of the claims table: numbers in, an answer out. Fixed before the runs that they judge.
 
-Every rule has three answers. A claim is *reproduced* or *not reproduced* only where the numbers
-exclude the opposite; where an interval leaves room for both, it is *not testable here*. What was
-not measured at all is *not in this run*.
+Each rule says what its claim makes positive; `contrasts.decide` does the rest. A prompt's *share*
+is that of distinct backtracking sentences in its text, at most one half, and NaN if the text is
+degenerate (`stages.text_scores`). Arrays of shares are `[n]`, by prompt. Where more than `1 - KEPT`
+of the prompts have a degenerate text on either side, nothing is known.
 
-"Induces" is always judged at one stated coherence: at the largest positive coefficient of the
-base-derived direction at which coherence is within the margin of the unsteered model's.
+    claim  null                            alternative                  smallest that counts
+    C1     no offset or layer leads        an optimum before            a lead of `LEAD`
+    C2     no more backtracking            more, by either direction    `LEAST_GAIN`, and `RISE`
+    C3     the base model responds, too    it does not                  `BASE_SHARE` of the gain
+    C4     chance, or not near .74         near .74 and above chance    `COSINE`
+    C5     a baseline does half as much    none does                    half of the gain
+    C6     a keyword is decoded            none is                      the first `TOP_TOKENS`
+    C7     no detector, or a clean one     a detector, and dense        `CLEAN`, `DENSE`
+    C8     backtracking just if present    exceptions both ways         `EXCEPTIONS`
+    S      reversed, it does not halve     it does                      half of the rate
+    N      the control responds            it does not                  half of the gain or rate
+
+Error rates in worlds where the truth is known: `python -m experiments.calibrate`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from jaxsteer.analysis import increase_bound, sign_test
+import numpy as np
+from numpy.typing import NDArray
 
-LEAST_PAIRS = 8  # with fewer, no sign pattern reaches p < .01
-SIGNIFICANT = 0.01
+from experiments.claims.contrasts import (
+    ERROR,
+    UNKNOWN,
+    Answer,
+    Contrast,
+    Measure,
+    Verdict,
+    above,
+    apart,
+    below,
+    decide,
+    mean_of,
+    t_quantile,
+    trimmed_mean_of,
+)
+from experiments.claims.optimum import leads, permutation_p
+
+KEPT = 0.6  # of the prompts, whose texts count on all sides that are compared
+LEAST_GAIN = 0.03  # three backtracking sentences in a hundred
+RISE = 0.5  # of the unsteered share: so much more counts
 FACTOR = 2.0  # gains within this factor of each other are comparable
-APART = 4.0  # standard errors between the direction and each baseline
-BASE_SHARE = 0.1  # of the reasoning model's gain: below it, the base model does not respond
+BASE_SHARE = 0.25  # of the reasoning model's gain: below it, the base model does not respond
 BASE_ERROR = 0.05  # chance of any wrong bound among all cells of the base model together
+HALF = 0.5  # of the gain, for a baseline and the control; of the rate, for the sign reversed
+LEAD = 0.02  # of the best layer and offset: two backtracking sentences in a hundred
 COSINE = (0.64, 0.84)  # about .74
 TOP_TOKENS = 10  # a keyword among so many tokens is decoded
 CLEAN = 0.9  # AUROC of a projection that detects backtracking cleanly
-NEGLIGIBLE = 0.05  # share of events below which an exception is none
+DENSE = 0.05  # of all tokens, as high as half of those before backtracking
+EXCEPTIONS = 0.05  # of the cases: fewer are none
+SHARES = (-0.5, 0.5)  # between which a difference of shares lies
 BASELINES = ("mean", "noise", "self", "behaviour")  # the kinds of Figure 4
 
-
-class Verdict(StrEnum):
-    """What a run says of a claim."""
-
-    YES = "reproduced"
-    NO = "not reproduced"
-    OPEN = "not testable here"
-    ABSENT = "not in this run"
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A value with its 95% interval and the number of independent units; NaN is unknown."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class RareCell:
-    """Texts of one steered cell of the base model against the same prompts unsteered."""
+class BaseCell:
+    """A steered cell of the base model."""
 
     source: str
     coeff: float
-    n: int  # prompts with a sentence in both
-    before: int  # of them, unsteered with a backtracking sentence
-    after: int  # and steered
-    both: int  # and both
-
-    @property
-    def increase(self) -> float:
-        """Of the share of texts with a backtracking sentence."""
-        return (self.after - self.before) / self.n
-
-    def bound(self, cells: int) -> float:
-        """One-sided upper bound of the increase, right for so many cells together."""
-        return increase_bound(self.before, self.after, self.n, level=1 - BASE_ERROR / cells)
-
-    def p_value(self) -> float:
-        """One-sided exact sign test of the prompts that changed."""
-        return sign_test(self.after - self.both, self.before - self.both)
+    before: Floats  # [n], unsteered shares
+    after: Floats  # [n], steered ones
 
 
-@dataclass(frozen=True)
-class Versus:
-    """The direction's backtracking minus a baseline's, paired by prompt."""
-
-    name: str
-    difference: Measure
-    se: float
+def gain(after: Floats, before: Floats, *, error: float = ERROR) -> Measure:
+    """The mean rise of the share by prompt."""
+    return _mean(after - before, limits=SHARES, error=error)
 
 
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts.
+def induces(steered: Floats, unsteered: Floats) -> list[Contrast]:
+    """The first half of C2, which others presuppose.
 
-    >>> str(worst([Verdict.YES, Verdict.OPEN])), str(worst([Verdict.OPEN, Verdict.NO]))
-    ('not testable here', 'not reproduced')
+    The share rises by `LEAST_GAIN` and by half of the unsteered one. It also rises without the
+    tenth of the prompts that rise most, so that no few texts carry it.
     """
-    found = set(verdicts)
-    order = (Verdict.NO, Verdict.OPEN, Verdict.ABSENT, Verdict.YES)
-    return next((verdict for verdict in order if verdict in found), Verdict.ABSENT)
+    rise = steered - unsteered
+    return [
+        Contrast("gain", above(gain(steered, unsteered), LEAST_GAIN)),
+        Contrast(
+            "gain over half of unsteered", _mean(rise - RISE * unsteered, limits=(-0.75, 0.5))
+        ),
+        Contrast("gain without extremes", _unless_degenerate(rise, trimmed_mean_of(rise))),
+    ]
 
 
-def optimum_before(gain: Measure, difference: Measure, offset: int) -> Verdict:
-    """C1: the best layer and offset lie before the sentence.
+def comparable(base: Floats, reasoning: Floats, unsteered: Floats) -> list[Contrast]:
+    """The second half of C2: the two directions' gains are within a factor of 2 of each other."""
+    ours, theirs = base - unsteered, reasoning - unsteered
+    return [
+        Contrast("at least half of the other's gain", _mean(ours - theirs / FACTOR)),
+        Contrast("at most twice the other's gain", _mean(theirs - ours / FACTOR)),
+    ]
+
+
+def optimum_before(table: NDArray, offsets: Sequence[int]) -> Answer:
+    """C1: the gain depends on layer and offset, with an optimum before the sentence.
+
+    Best and worst are chosen on one half of the prompts and measured on the other, so that the
+    choice lends no luck. The best offset before the sentence leads over those from 0 on, and over
+    the far third of those before; beside it and its neighbours the best layer leads over the worst.
+    Besides, offsets and layers matter at all, by permuting them within each prompt.
 
     Args:
-        gain: of the best cell before the sentence, over unsteered.
-        difference: of that cell and the best at offsets from 0 on. In both, cells are chosen on
-            one half of the prompts and measured on the other, so neither profits from luck.
-        offset: of the best cell of all.
+        table: `[n, layers, offsets]`, gains by prompt; NaN where a text does not count or a cell
+            is incoherent.
+        offsets: in tokens from the sentence's start, ascending.
     """
-    if not gain.low > 0 or math.isnan(difference.value):
-        return Verdict.OPEN
-    if offset < 0 and difference.low > 0:
-        return Verdict.YES
-    return Verdict.NO if difference.high < gain.value / 2 else Verdict.OPEN
+    contrasts = [
+        Contrast(name, above(_mean(lead), LEAD)) for name, lead in leads(table, offsets).items()
+    ]
+    answer = decide(contrasts)
+    if answer.verdict is Verdict.YES:
+        chance = {"offsets": permutation_p(table), "layers": permutation_p(table.swapaxes(1, 2))}
+        missed = tuple(name for name, p in chance.items() if not p <= ERROR)
+        return Answer(Verdict.OPEN, missed) if missed else answer
+    return answer
 
 
-def induces(gain: Measure, p_value: float, unsteered: float) -> Verdict:
-    """C2, first part: more backtracking than unsteered, by a sign-flip test over prompts.
-
-    It is excluded if the interval leaves no room for a doubling (or, where the unsteered model
-    hardly backtracks, for one more sentence in a hundred).
-    """
-    if gain.n < LEAST_PAIRS or math.isnan(gain.value):
-        return Verdict.OPEN
-    if gain.value > 0 and p_value < SIGNIFICANT:
-        return Verdict.YES
-    return Verdict.NO if gain.high < max(unsteered, 0.01) else Verdict.OPEN
+def base_rise(cell: BaseCell, cells: int) -> Measure:
+    """The rise of the share in a cell, by one-sided bounds right for so many cells together."""
+    return gain(cell.after, cell.before, error=BASE_ERROR / cells)
 
 
-def comparable(ratio: Measure) -> Verdict:
-    """C2, second part: the gains of the two directions are within a factor of 2 of each other."""
-    if math.isnan(ratio.value):
-        return Verdict.OPEN
-    if 1 / FACTOR <= ratio.value <= FACTOR:
-        return Verdict.YES
-    return Verdict.NO if ratio.high < 1 / FACTOR or ratio.low > FACTOR else Verdict.OPEN
-
-
-def absent_in_base(cells: Sequence[RareCell], gains: Mapping[str, float]) -> Verdict:
+def absent_in_base(
+    cells: Sequence[BaseCell], gains: Mapping[str, Measure], judged: float, induced: Verdict
+) -> Answer:
     """C3: no coefficient of either direction, of either sign, makes the base model backtrack.
 
-    Args:
-        cells: every steered cell of the base model whose coherence is within the margin. A text
-            is the unit: it has a backtracking sentence or not.
-        gains: by source, what the reasoning model gains in the same measure at the judged
-            coefficient.
+    In every cell the rise is less than `BASE_SHARE` of the reasoning model's gain from the same
+    direction, by one-sided bounds that hold for all cells together. A cell beyond the judged
+    coefficient whose texts are degenerate says nothing; one up to it leaves the claim undecided.
 
-    Reproduced if in every cell the increase is, with 95% certainty for all cells together, below a
-    tenth of the reasoning model's gain; not reproduced if in some cell it is significant, corrected
-    for their number, and above that tenth. With too few texts neither can be said: for no event in
-    n texts in each of k cells, the bound is `1 - (.05 / k)**(1 / n)`.
+    Args:
+        cells: every steered cell of the base model.
+        gains: by source, the reasoning model's at the judged coefficient.
+        judged: that coefficient.
+        induced: whether the direction induces backtracking in the reasoning model: without that
+            there is nothing to be absent.
     """
-    if not cells or any(not gains.get(cell.source, math.nan) > 0 for cell in cells):
-        return Verdict.OPEN
-    if all(cell.bound(len(cells)) < BASE_SHARE * gains[cell.source] for cell in cells):
-        return Verdict.YES
-    found = any(
-        cell.p_value() < BASE_ERROR / len(cells) and cell.increase > BASE_SHARE * gains[cell.source]
-        for cell in cells
+    if not cells:
+        return Answer(Verdict.ABSENT)
+    if induced is not Verdict.YES:
+        return Answer(Verdict.OPEN, ("the reasoning model's gain",))
+    contrasts = [
+        Contrast(f"{source}-derived", UNKNOWN)
+        for source in gains
+        if not any((c.source, c.coeff) == (source, judged) for c in cells)
+    ]
+    for cell in cells:
+        rise = base_rise(cell, len(cells))
+        if math.isnan(rise.value) and abs(cell.coeff) > abs(judged):
+            continue
+        limit = gains.get(cell.source, UNKNOWN)
+        name = f"{cell.source}-derived at {cell.coeff:g}"
+        contrasts.append(Contrast(name, apart(limit, rise, BASE_SHARE)))
+    return decide(contrasts)
+
+
+def similar(cosine: Measure, random: Sequence[float]) -> Answer:
+    """C4: the cosine of base- and reasoning-derived direction is about .74, and more than chance.
+
+    Chance is between what another set of as many random sentences would give, in 95% of cases.
+    """
+    return decide(
+        [
+            Contrast("at least .64", above(cosine, COSINE[0])),
+            Contrast("at most .84", below(cosine, COSINE[1])),
+            Contrast("above chance", apart(cosine, chance_of(random))),
+        ]
     )
-    return Verdict.NO if found else Verdict.OPEN
 
 
-def similar(cosine: float, others: Sequence[float]) -> Verdict:
-    """C4: the cosine of base- and reasoning-derived direction is about .74.
+def chance_of(random: Sequence[float]) -> Measure:
+    """The mean of cosines and between what one more lies with 95%, in Fisher's z."""
+    n = len(random)
+    if n < 2:
+        return UNKNOWN
+    z = np.arctanh(np.clip(random, -1 + 1e-12, 1 - 1e-12))
+    half = t_quantile(ERROR, n - 1) * float(z.std(ddof=1)) * math.sqrt(1 + 1 / n)
+    middle = float(z.mean())
+    return Measure(math.tanh(middle), math.tanh(middle - half), math.tanh(middle + half), n)
 
-    Args:
-        cosine: at the steered layer.
-        others: the same for the directions of other behaviours. If these are as close as models
-            of hardly any difference would make them, a high cosine says nothing.
+
+def beats(
+    steered: Floats, unsteered: Floats, baselines: Mapping[str, Floats], induced: Verdict
+) -> Answer:
+    """C5: each baseline of the direction's length does less than half of what the direction does.
+
+    All kinds of Figure 4 must be among them. Baselines whose texts are degenerate have no share to
+    compare, and leave the claim undecided.
     """
-    if math.isnan(cosine):
-        return Verdict.ABSENT
-    if COSINE[0] <= cosine <= COSINE[1]:
-        return Verdict.YES
-    alike = cosine > COSINE[1] and bool(others) and sorted(others)[len(others) // 2] > COSINE[1]
-    return Verdict.OPEN if alike else Verdict.NO
+    if induced is not Verdict.YES:
+        return Answer(Verdict.OPEN, ("the direction's own gain",))
+    kinds = {name.split("-")[0] for name in baselines}
+    contrasts = [Contrast(kind, UNKNOWN) for kind in BASELINES if kind not in kinds]
+    for name, shares in baselines.items():
+        contrasts.append(Contrast(name, lead_over(steered, unsteered, shares)))
+    return decide(contrasts)
 
 
-def beats(baselines: Sequence[Versus], gain: float) -> Verdict:
-    """C5: the base-derived direction beats each baseline of its length by 4 standard errors.
-
-    Args:
-        baselines: those whose coherence is within the margin; a text that has collapsed has no
-            rate to compare.
-        gain: of the direction over unsteered, at the same coefficient. A baseline that reaches
-            half of it, beyond what the interval leaves open, is not beaten.
-
-    All kinds of Figure 4 must be among them.
-    """
-    if not baselines or not gain > 0:
-        return Verdict.OPEN
-    kinds = {versus.name.split("-")[0] for versus in baselines}
-    complete = Verdict.YES if kinds.issuperset(BASELINES) else Verdict.OPEN
-    return worst([complete, *(_beaten(versus, gain) for versus in baselines)])
+def lead_over(steered: Floats, unsteered: Floats, baseline: Floats) -> Measure:
+    """How far a baseline's gain lies below half of the direction's."""
+    return _mean(HALF * (steered - unsteered) - (baseline - unsteered))
 
 
-def _beaten(versus: Versus, gain: float) -> Verdict:
-    one = versus.difference
-    if one.n < LEAST_PAIRS or math.isnan(one.value):
-        return Verdict.OPEN
-    if one.value > 0 and one.value >= APART * versus.se:
-        return Verdict.YES
-    return Verdict.NO if one.high < gain / 2 else Verdict.OPEN
-
-
-def not_decoded(ranks: Sequence[int], induced: Verdict) -> Verdict:
+def not_decoded(ranks: Mapping[str, Measure], induced: Verdict) -> Answer:
     """C6: no keyword among the direction's first 10 tokens in either model, though it elicits them.
 
     Args:
-        ranks: of every keyword token, by either model's logit lens; 0 is the first.
-        induced: the verdict of `induces`.
+        ranks: by model, the best rank of a keyword; 0 is the first. Its interval is over traces.
+        induced: the first half of C2.
     """
-    if not ranks:
-        return Verdict.ABSENT
-    if min(ranks) < TOP_TOKENS:
-        return Verdict.NO
-    return Verdict.YES if induced is Verdict.YES else Verdict.OPEN
+    answer = decide(
+        [Contrast(f"{name} model", above(rank, TOP_TOKENS - 0.5)) for name, rank in ranks.items()]
+    )
+    return _presupposing(induced, answer)
 
 
-def not_detected(aurocs: Sequence[Measure]) -> Verdict:
-    """C7: the projection on the direction does not detect backtracking cleanly (AUROC .9)."""
+def not_detected(
+    aurocs: Mapping[str, Measure], dense: Mapping[str, Measure], induced: Verdict
+) -> Answer:
+    """C7: the projection tells backtracking from the rest, but not cleanly: it is densely present.
+
+    Args:
+        aurocs: by model, of the score before backtracking against other sentences. At .5 there is
+            no detector, and nothing to be dense.
+        dense: by model, the share of all tokens that score above the median before backtracking.
+        induced: the first half of C2.
+    """
     if not aurocs:
-        return Verdict.ABSENT
-    if all(one.high < CLEAN for one in aurocs):
-        return Verdict.YES
-    return Verdict.NO if any(one.low >= CLEAN for one in aurocs) else Verdict.OPEN
+        return Answer(Verdict.ABSENT)
+    contrasts = []
+    for name, area in aurocs.items():
+        share = dense.get(name, UNKNOWN)
+        contrasts += [
+            Contrast(f"a detector, {name} model", above(area, 0.5)),
+            Contrast(f"not a clean one, {name} model", below(area, CLEAN)),
+            Contrast(f"dense, {name} model", above(share, DENSE)),
+        ]
+    return _presupposing(induced, decide(contrasts))
 
 
-def not_only_cause(without_direction: Measure, without_backtracking: Measure) -> Verdict:
+def not_only_cause(
+    auroc: Measure,
+    without_direction: Measure,
+    without_backtracking: Measure,
+    prevalence: float,
+    induced: Verdict,
+) -> Answer:
     """C8: backtracking without the direction, and the direction without backtracking.
 
-    Either exception must be more than 5% of the cases.
+    Each half must lie between a perfect detector's and a random score's. *Absent* is a score up to
+    the median of all sentences: 0 and one half of the backtracking sentences are without it.
+    *Present* are as many sentences as backtrack, those with the highest scores: of them 0 and
+    `1 - prevalence` do not backtrack.
+
+    Args:
+        auroc: of the score.
+        without_direction: share of the backtracking sentences.
+        without_backtracking: share of the sentences in which the direction is present.
+        prevalence: share of the sentences that backtrack.
+        induced: the first half of C2.
     """
-    both = (without_direction, without_backtracking)
-    if any(math.isnan(one.value) for one in both):
-        return Verdict.OPEN
-    if all(one.low > NEGLIGIBLE for one in both):
-        return Verdict.YES
-    return Verdict.NO if any(one.high < NEGLIGIBLE for one in both) else Verdict.OPEN
+    contrasts = [
+        Contrast("a detector", above(auroc, 0.5)),
+        Contrast("backtracking without it", above(without_direction, EXCEPTIONS)),
+        Contrast("less often than by chance", below(without_direction, 0.5)),
+        Contrast("it without backtracking", above(without_backtracking, EXCEPTIONS)),
+        Contrast("less often than by chance", below(without_backtracking, 1 - prevalence)),
+    ]
+    return _presupposing(induced, decide(contrasts))
 
 
-def halves(before: float, after: float) -> Verdict:
-    """Beyond the paper: with the sign reversed, the direction at least halves backtracking."""
-    if not before > 0 or math.isnan(after):
-        return Verdict.OPEN
-    return Verdict.YES if after <= before / 2 else Verdict.NO
+def halves(unsteered: Floats, reversed_sign: Floats) -> Answer:
+    """S, beyond the paper: with the sign reversed, the direction at least halves backtracking."""
+    return decide([Contrast("half", _mean(HALF * unsteered - reversed_sign))])
 
 
-def unchanged(change: float, se: float) -> Verdict:
-    """Beyond the paper: the negative control changes by at most 2 standard errors."""
-    if math.isnan(change) or math.isnan(se):
-        return Verdict.OPEN
-    return Verdict.YES if abs(change) <= 2 * se else Verdict.NO
+def unchanged(
+    unsteered: Floats, steered: Mapping[float, Floats], limit: Measure, induced: Verdict
+) -> Answer:
+    """N, beyond the paper: the negative control does not respond, in either direction.
+
+    Args:
+        unsteered: shares of the control.
+        steered: the same at the judged coefficient and with the sign reversed, by coefficient.
+        limit: the reasoning model's gain. A rise by half of it counts, as does a fall by half of
+            the control's own share.
+        induced: the first half of C2: without a gain there is nothing to compare with.
+    """
+    contrasts = []
+    for coeff, shares in steered.items():
+        rise = gain(shares, unsteered)
+        fall = _mean(shares - HALF * unsteered)
+        contrasts += [
+            Contrast(f"rise at {coeff:g}", apart(limit, rise, HALF)),
+            Contrast(f"fall at {coeff:g}", fall),
+        ]
+    return _presupposing(induced, decide(contrasts))
+
+
+def _presupposing(induced: Verdict, answer: Answer) -> Answer:
+    """An answer that says nothing unless the direction induces backtracking; it may refute."""
+    if answer.verdict is Verdict.YES and induced is not Verdict.YES:
+        return Answer(Verdict.OPEN, ("the direction's own gain",))
+    return answer
+
+
+def _mean(
+    values: Floats, *, limits: tuple[float, float] = (-1.0, 1.0), error: float = ERROR
+) -> Measure:
+    return _unless_degenerate(values, mean_of(values, limits=limits, error=error))
+
+
+def _unless_degenerate(values: Floats, one: Measure) -> Measure:
+    """Unknown where too many of the prompts' texts do not count."""
+    kept = len(values) - int(np.isnan(values).sum())
+    return one if kept >= KEPT * len(values) else Measure(math.nan, math.nan, math.nan, kept)

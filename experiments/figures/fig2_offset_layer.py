@@ -177,48 +177,25 @@ def _coherence(found: Sequence[Scores]) -> float:
     return sum(text.coherent for text in found) / whole if whole else math.nan
 
 
-def optimum(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -> dict[str, Any]:
-    """The best coherent cell, and whether offsets before the sentence beat those from 0 on.
+def table_of(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -> dict[str, Any]:
+    """The gains by prompt, as the rule of C1 takes them, and the best coherent cell.
 
-    The best cell on either side is chosen on every second prompt and measured on the others, and
-    the other way round, so that the choice among many cells lends it no luck. `gain` is that of
-    the best before the sentence, `difference` its lead over the best from offset 0 on; each with
-    `value`, `low`, `high` and `n`.
+    `gains` `[n, layers, offsets]` is NaN where a text does not count, or a cell is not coherent.
     """
     able = [s for s in found if s.coherent and s.offset is not None and s.n]
-    if not able:
-        return {"layer": None, "offset": 0, "cells": 0, "gain": None, "difference": None}
-    best = max(able, key=lambda s: s.gain)
-    sides = [[s for s in able if (s.offset or 0) < 0], [s for s in able if (s.offset or 0) >= 0]]
-    prompts = len(gains[best.layer, best.offset or 0])
-    before, after = (
-        _crossed([gains[s.layer, s.offset or 0] for s in side], prompts) for side in sides
-    )
+    layers, offsets = (sorted(set(axis)) for axis in zip(*gains, strict=True))
+    table = np.full((len(next(iter(gains.values()))), len(layers), len(offsets)), math.nan)
+    for spot in able:
+        at = layers.index(spot.layer), offsets.index(spot.offset or 0)
+        table[:, at[0], at[1]] = gains[spot.layer, spot.offset or 0]
+    best = max(able, key=lambda s: s.gain, default=None)
     return {
-        "layer": best.layer,
-        "offset": best.offset,
-        "cells": len(able),
-        "gain": _interval(before),
-        "difference": _interval(before - after),
+        "layers": layers,
+        "offsets": offsets,
+        "gains": table.tolist(),
+        "coherent": len(able),
+        "best": None if best is None else asdict(best),
     }
-
-
-def _crossed(cells: Sequence[Sequence[float]], prompts: int) -> np.ndarray:
-    """The gain of each prompt in the cell that the prompts of the other half choose."""
-    table = np.array(cells, dtype=np.float64).reshape(len(cells), prompts)
-    crossed = np.full(prompts, math.nan)
-    for half in (0, 1):
-        chooser = table[:, half::2]
-        told = np.array([not np.isnan(row).all() for row in chooser], dtype=bool)
-        if told.any():
-            means = np.nanmean(np.where(told[:, None], chooser, -1.0), axis=1)
-            crossed[1 - half :: 2] = table[int(np.argmax(means)), 1 - half :: 2]
-    return crossed
-
-
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    one = measured(values.tolist())
-    return {"value": one.mean, "low": one.low, "high": one.high, "n": one.n}
 
 
 def to_csv(found: Sequence[Spot]) -> str:
@@ -237,13 +214,12 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         found, gains = spots(read_rows(source / steer.FILE), settings)
-        best = optimum(found, gains)
         write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
         numbers = {
             "coeff": map_coeff(settings),
             "unit": settings.steering.unit,
             "prompts": f"the first {settings.figure2.prompts} of {settings.prompts.evaluate_split}",
-            "optimum": best,
+            "table": table_of(found, gains),
             "cells": [asdict(spot) for spot in found],
         }
         write_json(folder / f"{STEM}.json", numbers)

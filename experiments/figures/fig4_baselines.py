@@ -94,13 +94,14 @@ def to_csv(found: Mapping[str, Any]) -> str:
     rows = []
     for bar in found["bars"]:
         row = {"source": bar["source"], "coeff": bar["coeff"], "length": bar["length"]}
-        for name in ("backtracking_rate", "keyword_rate", "coherence", "perplexity"):
+        for name in ("backtracking_rate", "judged", "keyword_rate", "coherence", "perplexity"):
             ends = {f"{name}.{end}": bar[name][end] for end in ("low", "high", "n")}
             row |= {name: bar[name]["mean"], **ends}
         difference = bar["difference"]
         ends = {f"difference.{end}": difference[end] for end in ("low", "high", "n")}
         row |= {"difference": difference["diff"], **ends, "p_value": difference["p_value"]}
-        rows.append({**row, "p_holm": bar["p_holm"], "empty_share": bar["empty_share"]})
+        excluded = {f"excluded.{why}": n for why, n in bar["excluded"].items()}
+        rows.append({**row, "p_holm": bar["p_holm"], **excluded})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -114,12 +115,12 @@ def to_markdown(table: Sequence[CellOutcome], *, margin: float) -> list[str]:
     if coeff is None:
         return ["No baseline was run."]
     lines = [
-        f"At coefficient {coeff:g}, with 95% intervals; p of the difference to unsteered, by "
-        "prompt, and Holm-corrected over the baselines:",
+        f"At coefficient {coeff:g}, with 95% intervals; p of the judged share's difference to "
+        "unsteered, by prompt, and Holm-corrected over the baselines:",
         "",
-        "| added | length | backtracking per sentence | keywords per word | coherence "
-        "| perplexity | p | p (Holm) | texts | empty |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| added | length | backtracking per sentence | judged share | words with a keyword "
+        "| coherence | perplexity | p | p (Holm) | texts | not counted |",
+        "| --- " * 11 + "|",
     ]
     for bar in bars(table, coeff):
         cell, p_value = bar.cell, bar.cell.difference.p_value
@@ -127,13 +128,14 @@ def to_markdown(table: Sequence[CellOutcome], *, margin: float) -> list[str]:
             "nothing" if cell.source == "none" else cell.source,
             f"{cell.length:.3g}",
             _value(cell.backtracking_rate, 3),
+            _value(cell.judged, 3),
             _value(cell.keyword_rate, 4),
             _value(cell.coherence, 3),
             _value(cell.perplexity, 2),
             "" if cell.source == "none" else f"{p_value:.2g}",
             "" if math.isnan(bar.p_holm) else f"{bar.p_holm:.2g}",
             f"{cell.keyword_rate.n + cell.n_empty}",
-            f"{cell.empty_share:.0%}",
+            str(sum(cell.excluded.values())),
         ]
         lines.append(f"| {' | '.join(values)} |")
     return lines

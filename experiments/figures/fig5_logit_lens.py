@@ -11,6 +11,8 @@ Writes `figure5.{png,svg,csv,json}`. In the JSON:
                  token, rank and logit; `top`, the highest tokens with their logits; `vocab_size`;
                  and the same under `plain`
     layers       by name and model for every layer: the best rank of a keyword, and which it is
+    best_rank    by name and model at the steered layer: the best rank of a keyword, and 95% of it
+                 by drawing groups of traces anew: value, low, high, n (groups)
     random       by model: the best rank of a keyword in random directions, median and 95% between,
                  and for each direction the share of random ones with as good a rank or a better one
     sizes        by model: vocabulary, keyword tokens, random directions
@@ -18,6 +20,7 @@ Writes `figure5.{png,svg,csv,json}`. In the JSON:
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +34,8 @@ from experiments.figures import frame
 from experiments.figures.frame import BLUE, GREY, ORANGE, plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
-from experiments.stages import derive
+from experiments.stages import derive, groups
+from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
 from jaxsteer.decoding import token_bytes
 from jaxsteer.directions import load_directions, random_directions
@@ -39,8 +43,8 @@ from jaxsteer.files import write_atomic, write_json
 from jaxsteer.llama import Model
 
 STEM = "figure5"
-ROLES = ("base", "reasoning")
 TOP = 10
+DRAWS = 200  # of the groups of traces, for the interval of a rank
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Seen:
     """What one model's lens makes of all directions; the last ones of each `Lens` are random."""
 
     names: list[str]  # of the directions that are not random
+    drawn: dict[str, NDArray[np.int64]]  # by name, a keyword's best rank from groups drawn anew
     keywords: dict[int, str]  # text by token
     vocab_size: int
     texts: dict[int, str]  # of the top tokens
@@ -61,9 +66,14 @@ def look(
     drawn: NDArray[np.float32],
     *,
     keywords: Sequence[str],
+    resampled: dict[str, NDArray[np.float64]],
 ) -> Seen:
-    """Both lenses of one model on the named directions and on the random ones `[R, D]`."""
+    """Both lenses of one model on the named directions and on the random ones `[R, D]`.
+
+    `resampled` has, for some of the names, the direction of groups of traces drawn anew `[S, D]`.
+    """
     found = keyword_tokens(tokenizer, keywords)
+    again = {name: lens(model, some, [*found], top=1) for name, some in resampled.items()}
     vectors = np.concatenate([np.stack([*named.values()]), drawn])
     lenses = {kind: lens(model, vectors, [*found], kind=kind, top=TOP) for kind in LENSES}
     pieces = token_bytes(tokenizer)
@@ -71,10 +81,26 @@ def look(
     texts = {  # a vocabulary may be padded beyond the tokenizer's
         i: pieces[i].decode(errors="replace") if i < len(pieces) else f"<{i}>" for i in wanted
     }
-    return Seen([*named], found, model.config.vocab_size, texts, lenses)
+    best = {name: one.ranks.min(axis=1) for name, one in again.items()}
+    return Seen([*named], best, found, model.config.vocab_size, texts, lenses)
 
 
-def numbers(seen: dict[str, Seen], *, layer: int) -> dict[str, Any]:
+def resample(one: Groups, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """The direction `[S, D]` of as many groups of traces drawn with replacement, `draws` times.
+
+    Draws without a backtracking sentence at some offset have no direction and are left out.
+    """
+    random, count = np.random.default_rng(seed), len(one.total)
+    found = []
+    for _ in range(draws):
+        try:
+            found.append(one.direction(groups=random.integers(0, count, count).tolist()))
+        except ValueError:
+            continue
+    return np.array(found).reshape(len(found), one.total.shape[-1])
+
+
+def numbers(seen: dict[str, Seen], *, layer: int, groups: int) -> dict[str, Any]:
     """The JSON, as the module says."""
     names = next(iter(seen.values())).names
     here = [name for name in names if name.split(".")[1] == str(layer)]
@@ -87,6 +113,10 @@ def numbers(seen: dict[str, Seen], *, layer: int) -> dict[str, Any]:
         "layers": {
             name: {role: _best(one, names.index(name)) for role, one in seen.items()}
             for name in names
+        },
+        "best_rank": {
+            name: {role: {**_best_rank(one, name), "n": groups} for role, one in seen.items()}
+            for name in here
         },
         "random": {role: _random(one, here) for role, one in seen.items()},
         "sizes": {
@@ -121,6 +151,12 @@ def _best(seen: Seen, row: int) -> dict[str, Any]:
     ranks = seen.lenses["normed"].ranks[row]
     at = int(np.argmin(ranks))
     return {"rank": int(ranks[at]), "token": [*seen.keywords.values()][at]}
+
+
+def _best_rank(seen: Seen, name: str) -> dict[str, float]:
+    value, drawn = _best(seen, seen.names.index(name))["rank"], seen.drawn[name]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (math.nan, math.nan)
+    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
 
 
 def _random(seen: Seen, here: Sequence[str]) -> dict[str, Any]:
@@ -226,17 +262,27 @@ def _ranks(axis: plt.Axes, found: dict[str, Any], role: str) -> None:
 
 def stage(run: Run) -> Path:
     """The folder with figure 5."""
-    directions, settings = derive.stage(run), run.settings
+    directions, sums, settings = derive.stage(run), groups.stage(run), run.settings
+    layer = settings.direction.layer
 
     def work(folder: Path) -> None:
+        by_role = groups.load_groups(sums / groups.FILE)
+        resampled = {f"{role}.{layer}.union": resample(one) for role, one in by_role.items()}
         saved = load_directions(directions / derive.FILE)
         unions = {name: one.vector for name, one in saved.items() if _is_union(name)}
         seen = {}
         for role in ROLES:
             model, tokenizer = run.load(role)
             drawn = random_directions(settings.analyses.random_directions, model.config.d_model)
-            seen[role] = look(model, tokenizer, unions, drawn, keywords=settings.labels.keywords)
-        found = numbers(seen, layer=settings.direction.layer)
+            seen[role] = look(
+                model,
+                tokenizer,
+                unions,
+                drawn,
+                keywords=settings.labels.keywords,
+                resampled=resampled,
+            )
+        found = numbers(seen, layer=layer, groups=len(by_role["base"].total))
         write_atomic(folder / f"{STEM}.csv", to_csv(seen).encode())
         write_json(folder / f"{STEM}.json", found)
         draw(found, folder)
@@ -244,6 +290,7 @@ def stage(run: Run) -> Path:
     inputs = {
         "models": {role: run.model_print(role) for role in ROLES},
         "directions": fingerprint(directions),
+        "groups": fingerprint(sums),
         "direction": asdict(settings.direction),
         "keywords": settings.labels.keywords,
         "random_directions": settings.analyses.random_directions,

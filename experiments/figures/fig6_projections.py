@@ -10,6 +10,7 @@ In the JSON:
     without_direction     of the reasoning model's backtracking sentences, the share before which
                           the base-derived direction was absent: share, low, high, n
     without_backtracking  of the sentences before which it was present, those that do not backtrack
+    prevalence            the share of the sentences that backtrack
     detail                all of this by model and by the model that the direction is derived from,
                           with the curves, the histograms and `auroc_same_traces`, which is judged
                           on the traces that the direction was made from
@@ -182,6 +183,7 @@ def write_figure(
         "dense": {role: detail[role]["base"]["dense"] for role in detail},
         "without_direction": reasoning["without_direction"],
         "without_backtracking": reasoning["without_backtracking"],
+        "prevalence": reasoning["prevalence"],
         "detail": detail,
         "trace": trace,
     }
@@ -234,7 +236,7 @@ def stage(run: Run) -> Path:
         "groups": fingerprint(sums),
         "direction": asdict(settings.direction),
         "settings": [settings.analyses.folds, settings.analyses.random_directions],
-        "rules": [presence.ABSENT_UP_TO, presence.PRESENT_ABOVE],
+        "rules": [presence.ABSENT_UP_TO, "present before as many as backtrack"],
     }
     return run.stage("figure6", inputs, work)
 

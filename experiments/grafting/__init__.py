@@ -2,5 +2,5 @@
 
 Stages in; the parts that a search found, and the judgement of their text, out.
 
-Uses `claims`, `figures`, `pipeline`, `stages`.
+Uses `figures`, `pipeline`, `stages`.
 """

@@ -69,7 +69,8 @@ def markdown(numbers: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(_row(numbers, name) for name in numbers["hybrids"]),
         "",
-        "Backtracking sentences per sentence; the gain is the mean difference by prompt; fitting "
+        "Distinct backtracking sentences per sentence, the mean over the texts that count; the "
+        "gain is the mean difference by prompt; fitting "
         "are those of the steered sentences, with a keyword and without, that the grammar knows, "
         "where there is one: a model may say the keyword and nothing that goes with it. All are "
         f"given the prompts in the {numbers['format']} format, and intervals are 95% over the "
@@ -131,6 +132,11 @@ def _response(one: dict[str, Any]) -> str:
     return f"{rise:.4f} [{low:.4f}, {high:.4f}]"
 
 
+def _four(value: float | None) -> str:
+    """Four digits; a dash for what is unknown, as of hybrids none of whose texts count."""
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _row(numbers: dict[str, Any], name: str) -> str:
     plain, steered = (
         next(
@@ -150,9 +156,8 @@ def _row(numbers: dict[str, Any], name: str) -> str:
     title = titles.get(name) or f"base model with {listed(numbers['hybrids'][name])}"
     gain = steered["difference"]
     return (
-        f"| {title} | {plain['backtracking_rate']['mean']:.4f} "
-        f"| {steered['backtracking_rate']['mean']:.4f} "
-        f"| {gain['diff']:.4f} [{gain['low']:.4f}, {gain['high']:.4f}] "
+        f"| {title} | {_four(plain['judged']['mean'])} | {_four(steered['judged']['mean'])} "
+        f"| {_four(gain['diff'])} [{_four(gain['low'])}, {_four(gain['high'])}] "
         f"| {plain['coherence']['mean']:.3f}, {steered['coherence']['mean']:.3f} "
         f"| {_fitting(numbers, name)} | {gain['n']} |"
     )

@@ -14,13 +14,14 @@ gain, or a text that says nothing is incoherent, nothing can be told.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.claims.rules import LEAST_PAIRS, SIGNIFICANT
 from experiments.stages.outcome import CellOutcome, select
 
 # Names of hybrids: no part is the reasoning model's, all are, those that make the base model
 # respond, those that make its text coherent too, all but those that respond.
 BASE, REASONING, RESPONDING = "base", "reasoning", "responding"
 GRAFTED, PUT_BACK = "grafted", "put back"
+LEAST_PAIRS = 8  # with fewer, no sign pattern reaches p < .01
+SIGNIFICANT = 0.01
 HALF = 0.5  # of the reasoning model's gain
 FORMAT_SHARE = 0.5  # of the reasoning model's response in its own format
 ANSWERS = {True: "yes", False: "no", None: "cannot be told"}

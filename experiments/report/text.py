@@ -8,12 +8,12 @@ from typing import Any
 
 import jaxsteer
 from experiments.claims import claims as claims_table
-from experiments.claims import rules
 from experiments.claims.claims import Claim
 from experiments.pipeline.run import Run
 from experiments.pipeline.settings import Settings
 from experiments.report.figure_list import Figure, chosen, left_out
 from experiments.report.words import words_of
+from experiments.stages import text_scores
 from experiments.stages.outcome import CellOutcome, Measured, judged_at, select, sources_of
 from experiments.stages.sweep_table import SweepTable
 
@@ -114,24 +114,27 @@ def _judging(table: Sequence[CellOutcome], settings: Settings) -> list[str]:
         else "in root-mean-square lengths of the reasoning model's stream at the layer"
     )
     return [
-        "The rules are in `experiments/rules.py`, fixed before the run. Effects are judged at the "
+        "The rules are in `experiments/claims/rules.py`, fixed before the run, and their error "
+        "rates in `experiments/results/calibration.md`. Effects are judged at the "
         "largest positive coefficient of the base-derived direction at which coherence is at most "
         f"{margin:g} below the unsteered model's ({at}). Coefficients are {unit}; the sum is made "
         f"at `{settings.direction.site}` of layer {settings.direction.layer}, at generated "
-        "positions. Intervals are 95% percentile bootstrap over prompts, the independent units; "
-        "p-values are of a sign-flip test of the differences to coefficient 0 by prompt. Texts "
-        "without a word are left out of the means and counted as empty. The base model is given "
+        "positions.",
+        "",
+        "What is judged is a text's share of distinct backtracking sentences, at most "
+        f"{text_scores.MOST_SHARE:g}, and its mean over the prompts. A text counts with at least "
+        f"{text_scores.LEAST_WORDS} words and {text_scores.LEAST_SENTENCES} sentences, if at most "
+        f"{text_scores.MOST_REPETITION:g} of its word 4-grams repeat an earlier one and at most "
+        f"{text_scores.MOST_REPEATED:g} of its backtracking sentences do; how many do not is in "
+        "the tables. These bounds, the smallest effects that count and the margin of coherence "
+        "were fixed on an independent replication's texts and, for the small pair, on an earlier "
+        "run of other prompts and another seed. Intervals in the claims table are those that "
+        "decide: Student's over prompts, exact where few prompts differ. Those of figures and "
+        "other tables are 95% percentile bootstrap over prompts, or, where all prompts agree, the "
+        "exact one-sided bound; p-values are of a sign-flip test of the differences to coefficient "
+        "0 by prompt. Texts without a word are left out of the means. The base model is given "
         f"problems in the {settings.prompts.base_format} format, the others in the "
         f"{settings.prompts.reasoning_format} format.",
-        "",
-        "C3 had another rule before: no cell of the base model above one backtracking sentence in "
-        "1,000. It knew nothing of sample size: with 128 texts a cell, one sentence is .0011, so "
-        'one sentence of 1,280 texts decided the verdict, which was "does not hold" on the '
-        "committed run of that time. The rule now asks whether an increase of a tenth of the "
-        "reasoning model's gain is excluded in every cell (exact bounds, a text as the unit, "
-        f"{rules.BASE_ERROR:.0%} error over all cells together), and says so where the texts are "
-        "too few to tell. It was written before the run in `experiments/results/small`, whose "
-        "texts are sampled with another seed than those that the earlier rule failed on.",
     ]
 
 
@@ -148,9 +151,10 @@ def _cell_table(table: Sequence[CellOutcome], target: str) -> list[str]:
         cells += [cell for cell in select(table, target, source) if cell.source == source]
     scored = any(cell.perplexity.n for cell in cells)
     head = [
-        "source", "coefficient", "keywords per word", "backtracking per sentence", "coherence",
-        "repetition", *(["perplexity"] if scored else []), "change, paired with 0", "p", "texts",
-        "empty",
+        "source", "coefficient", "words with a keyword", "keywords per word",
+        "backtracking per sentence", "coherence", "repetition",
+        *(["perplexity"] if scored else []), "judged share", "its change, paired with 0", "p",
+        "texts", "not counted",
     ]  # fmt: skip
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head))]
     return lines + [f"| {' | '.join(_row(cell, scored=scored))} |" for cell in cells]
@@ -162,14 +166,16 @@ def _row(cell: CellOutcome, *, scored: bool) -> list[str]:
         cell.source,
         f"{cell.coeff:g}",
         _plain(cell.keyword_rate, 4),
+        _plain(cell.keyword_matches, 4),
         _plain(cell.backtracking_rate),
         _plain(cell.coherence),
         _plain(cell.repetition),
         *([_plain(cell.perplexity, 2)] if scored else []),
+        _plain(cell.judged),
         f"{change.diff:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if steered else "",
         f"{change.p_value:.2g}" if steered else "",
         str(cell.keyword_rate.n + cell.keyword_rate.n_empty),
-        str(cell.n_empty),
+        ", ".join(f"{n} {why}" for why, n in cell.excluded.items() if n) or "0",
     ]
 
 

@@ -78,9 +78,11 @@ def _projections(numbers: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     exceptions = (
         f"Of the backtracking sentences {_between(numbers['without_direction'], 'share')} come "
-        f"without the direction (n = {numbers['without_direction']['n']}); of the sentences that "
-        f"come with it {_between(numbers['without_backtracking'], 'share')} do not backtrack "
-        f"(n = {numbers['without_backtracking']['n']})."
+        f"without the direction (n = {numbers['without_direction']['n']}; a perfect detector "
+        "leaves 0, chance .5). Of as many sentences where it is strongest "
+        f"{_between(numbers['without_backtracking'], 'share')} do not backtrack "
+        f"(n = {numbers['without_backtracking']['n']}; 0, by chance "
+        f"{1 - numbers['prevalence']:.3f})."
     )
     return [*_table(head, rows), "", exceptions]
 

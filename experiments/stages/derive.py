@@ -246,7 +246,8 @@ def _halves(parts: Sequence[Moments]) -> list[Moments]:
 def _reliability(parts: Sequence[Moments]) -> list[Any] | None:
     if len(parts) < 2:
         return None
-    return _listed(stats.split_half_reliability(*_halves(parts), BACKTRACKING))
+    first, second = _halves(parts)
+    return _listed(stats.split_half_reliability(first, second, BACKTRACKING))
 
 
 def _window_reliability(parts: Sequence[Moments], direction: Direction) -> list[Any] | None:

@@ -29,7 +29,7 @@ from jaxsteer.llama import Model
 
 FILE = "groups.safetensors"
 ROLES = ("base", "reasoning")
-RANDOM_SETS = 5
+RANDOM_SETS = 10  # at most: sets are disjoint
 KINDS = ("backtracking", "other", *(f"random-{i}" for i in range(RANDOM_SETS)))
 
 

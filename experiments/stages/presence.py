@@ -6,8 +6,10 @@ A sentence's score is the mean over the direction's offsets before it; sentences
 wholly in the trace have none. Traces are the units of all intervals.
 
 The rules of C8, fixed here: the direction is *absent* before a sentence if its score is at or below
-the median of all sentences' scores, and *present* if it is above their 90th percentile. Shares
-have the wider of Wilson's interval and the bootstrap over traces, at each end.
+the median of all sentences' scores, and *present* before as many sentences as backtrack, those with
+the highest scores. So of a perfect detector no exception is left, in either half, and of a random
+score what chance gives. Shares have the wider of Wilson's interval and the bootstrap over traces,
+at each end.
 """
 
 from collections.abc import Sequence
@@ -28,8 +30,7 @@ from jaxsteer.analysis import (
 )
 from jaxsteer.directions import Trace
 
-ABSENT_UP_TO = 0.5  # quantiles of all sentences' scores
-PRESENT_ABOVE = 0.9
+ABSENT_UP_TO = 0.5  # quantile of all sentences' scores
 CURVE = tuple(range(-30, 11))  # tokens from the start of a sentence
 EDGES = np.linspace(-4, 4, 41)  # of histograms; what is outside counts in the last bins
 
@@ -161,23 +162,26 @@ def share(hits: NDArray, texts: NDArray) -> dict[str, float | int]:
 
 
 def presence(score: NDArray, where: Layout) -> dict[str, Any]:
-    """C8 by the rules above, and by either threshold for both questions."""
+    """C8 by the rules above; `prevalence` is the share of the sentences that backtrack."""
     there = ~np.isnan(score)
     score, positive, text = score[there], where.positive[there], where.sentence_text[there]
-    found: dict[str, Any] = {"n_sentences": len(score), "by_quantile": []}
-    for quantile in (ABSENT_UP_TO, PRESENT_ABOVE):
-        above = score > np.quantile(score, quantile)
-        one = {
-            "quantile": quantile,
-            "without_direction": share(~above[positive], text[positive]),
-            "without_backtracking": share(~positive[above], text[above]),
+    if not positive.any():
+        nothing = share(positive[:0], text[:0])
+        return {
+            "n_sentences": len(score),
+            "prevalence": 0.0,
+            "without_direction": nothing,
+            "without_backtracking": nothing,
         }
-        found["by_quantile"].append(one)
-        if quantile == ABSENT_UP_TO:
-            found["without_direction"] = one["without_direction"]
-        if quantile == PRESENT_ABOVE:
-            found["without_backtracking"] = one["without_backtracking"]
-    return found
+    prevalence = float(positive.mean())
+    absent = score <= np.quantile(score, ABSENT_UP_TO)
+    present = score > np.quantile(score, 1 - prevalence)
+    return {
+        "n_sentences": len(score),
+        "prevalence": prevalence,
+        "without_direction": share(absent[positive], text[positive]),
+        "without_backtracking": share(~positive[present], text[present]),
+    }
 
 
 def dense(

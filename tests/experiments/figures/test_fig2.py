@@ -12,7 +12,7 @@ import pytest
 from pipeline_helpers import Finished, change
 
 from experiments.figures import fig2_offset_layer as fig2
-from experiments.figures.fig2_offset_layer import Spot, optimum
+from experiments.figures.fig2_offset_layer import Spot, table_of
 from experiments.pipeline.run import open_run
 from jaxsteer.files.jsonl import read_rows
 from jaxsteer.steering.steering import NO_LAYER
@@ -25,35 +25,15 @@ def spot(layer: int, offset: int | None, gain: float, **fields: Any) -> Spot:
     return Spot(layer=layer, offset=offset, gain=gain, **{**known, **fields})
 
 
-def test_the_optimum_is_measured_on_prompts_that_did_not_choose_it() -> None:
-    """A cell that gains by luck on one half of the prompts gains nothing on the other."""
-    steady, lucky, behind = [0.2] * 8, [0.9, 0.0] * 4, [0.05] * 8
-    gains = {(0, -3): steady, (1, -6): lucky, (1, 0): behind}
-    found = [spot(layer, offset, float(np.mean(g))) for (layer, offset), g in gains.items()]
-    best = optimum([*found, spot(0, None, 0.8)], gains)
-    assert (best["layer"], best["offset"], best["cells"]) == (1, -6, 3)
-    # Even prompts choose the lucky cell for odd ones, which gain 0 there; the others choose .2.
-    assert best["gain"]["value"] == pytest.approx(0.1)
-    assert best["difference"]["value"] == pytest.approx(0.05)
-    assert best["gain"]["n"] == 8
-
-
-def test_cells_that_are_not_coherent_are_not_chosen() -> None:
-    gains = {(0, -3): [0.2] * 8, (0, 0): [0.1] * 8, (1, -3): [0.9] * 8}
-    found = [spot(*key, float(np.mean(g)), coherent=key != (1, -3)) for key, g in gains.items()]
-    best = optimum(found, gains)
-    assert (best["layer"], best["offset"]) == (0, -3)
-    assert best["difference"] == {
-        "value": pytest.approx(0.1), "low": pytest.approx(0.1), "high": pytest.approx(0.1), "n": 8
-    }  # fmt: skip
-
-
-def test_without_a_cell_on_one_side_nothing_can_be_compared() -> None:
-    best = optimum([spot(0, -3, 0.2)], {(0, -3): [0.2] * 8})
-    assert best["gain"]["value"] == pytest.approx(0.2)
-    assert math.isnan(best["difference"]["value"])
-    none = optimum([spot(0, -3, 0.2, coherent=False)], {(0, -3): [0.2] * 8})
-    assert none["gain"] is None
+def test_the_table_has_the_gains_of_coherent_cells_by_prompt() -> None:
+    gains = {(0, -3): [0.2, 0.3], (0, 0): [0.1, math.nan], (2, -3): [0.9, 0.9]}
+    found = [spot(*key, float(np.nanmean(g)), coherent=key[0] == 0) for key, g in gains.items()]
+    table = table_of([*found, spot(0, None, 0.8)], gains)
+    assert (table["layers"], table["offsets"], table["coherent"]) == ([0, 2], [-3, 0], 2)
+    np.testing.assert_array_equal(
+        table["gains"], [[[0.2, 0.1], [math.nan] * 2], [[0.3, math.nan], [math.nan] * 2]]
+    )
+    assert (table["best"]["layer"], table["best"]["offset"]) == (0, -3)
 
 
 @pytest.fixture(scope="module")

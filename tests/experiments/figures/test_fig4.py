@@ -35,7 +35,7 @@ def cell(source: str, coeff: float, *, rate=0.03, coherence=0.9, target="reasoni
         "grammar": measure(coherence),
         "perplexity": nothing,
     }
-    facts = {"length": 7 * abs(coeff), "n_empty": 0, "empty_share": 0.0, "excluded": {}}
+    facts = {"length": 7 * abs(coeff), "n_empty": 0, "empty_share": 0.0, "excluded": {"short": 2}}
     return CellOutcome(target, source, coeff, difference=difference, **measures, **facts)
 
 
@@ -91,8 +91,8 @@ def test_every_coefficient_is_in_the_numbers_and_one_in_the_table() -> None:
     assert len(lines) == 4 + 9
     assert lines[4].startswith("| nothing | 0 | 0.030 [0.010, 0.050] |")
     assert lines[7] == (
-        "| mean | 3.5 | 0.100 [0.080, 0.120] | 0.0100 [-0.0100, 0.0300] | 0.900 [0.880, 0.920] "
-        "|  | 0.01 | 0.03 | 20 | 0% |"
+        "| mean | 3.5 | 0.100 [0.080, 0.120] | 0.100 [0.080, 0.120] | 0.0100 [-0.0100, 0.0300] "
+        "| 0.900 [0.880, 0.920] |  | 0.01 | 0.03 | 20 | 2 |"
     )
 
 

@@ -24,11 +24,12 @@ def test_numbers_stand_beside_their_intervals() -> None:
             "dense": dense,
             "without_direction": SHARE,
             "without_backtracking": {**SHARE, "share": None},
+            "prevalence": 0.04,
         },
     )
     assert lines[2] == "| base | 0.750 [0.700, 0.800] | 9 and 90 | 0.250 [0.200, ?] |"
-    assert "0.250 [0.200, ?] come without the direction (n = 40)" in lines[-1]
-    assert "come with it – do not backtrack" in lines[-1]
+    assert "0.250 [0.200, ?] come without the direction (n = 40;" in lines[-1]
+    assert "where it is strongest – do not backtrack (n = 40; 0, by chance 0.960)" in lines[-1]
     assert words_of("figure3", {}) == []
 
 

@@ -124,27 +124,43 @@ def test_variance_along_all_axes_is_the_whole_of_it(small, traces, sums):
     assert sum(parts) == pytest.approx(sums.variance(), rel=1e-4)
 
 
-def test_presence_by_its_rules():
-    """Twenty sentences of scores 0 to 19: at most 9 is absent, above 17.1 present."""
-    positive = np.zeros(21, bool)
-    positive[[3, 12, 18]] = True
-    where = presence.Layout(
+def layout_of(positive):
+    n = len(positive)
+    return presence.Layout(
         offsets=(0,),
         text=np.zeros(0, int),
         reasoning=np.zeros(0, bool),
         on=np.zeros(0, bool),
-        at=np.zeros((21, 1), int),
+        at=np.zeros((n, 1), int),
         positive=positive,
-        sentence_text=np.arange(21),
+        sentence_text=np.arange(n),
     )
-    found = presence.presence(np.array([*range(20), math.nan]), where)
-    assert found["n_sentences"] == 20
+
+
+def test_presence_by_its_rules():
+    """Of scores 0 to 19, three of which backtrack, up to 9 is absent and from 17 on present."""
+    positive = np.zeros(21, bool)
+    positive[[3, 12, 18]] = True
+    found = presence.presence(np.array([*range(20), math.nan]), layout_of(positive))
+    assert (found["n_sentences"], found["prevalence"]) == (20, 0.15)
     one, other = found["without_direction"], found["without_backtracking"]
     assert (one["share"], one["n"]) == (pytest.approx(1 / 3), 3)
-    assert (other["share"], other["n"]) == (0.5, 2)
+    assert (other["share"], other["n"]) == (pytest.approx(2 / 3), 3)
     assert one["low"] < 0.1
     assert one["high"] > 0.7
-    assert [x["quantile"] for x in found["by_quantile"]] == [0.5, 0.9]
+
+
+def test_a_perfect_detector_leaves_no_exception_and_a_random_score_what_chance_gives():
+    positive = np.arange(3000) % 30 == 0  # 3.3%
+    perfect = presence.presence(positive + np.linspace(0, 0.5, 3000), layout_of(positive))
+    assert perfect["without_direction"]["share"] == perfect["without_backtracking"]["share"] == 0
+    noise = np.random.default_rng(0).normal(size=3000)
+    random = presence.presence(noise, layout_of(positive))
+    # Of 100 events either share is known to .05 or better.
+    assert random["without_direction"]["share"] == pytest.approx(0.5, abs=0.15)
+    assert random["without_backtracking"]["share"] == pytest.approx(1 - 1 / 30, abs=0.06)
+    none = presence.presence(noise, layout_of(np.zeros(3000, bool)))
+    assert math.isnan(none["without_direction"]["share"])
 
 
 def test_a_share_of_none_is_not_a_certain_zero():
