@@ -64,7 +64,8 @@ def test_random_sentences_are_disjoint_others_as_many_as_backtrack(traces):
     labels = [label for trace in marked for label in trace.labels]
     kinds = [label.split(".")[1] for label in labels]
     counts = {kind: kinds.count(kind) for kind in KINDS}
-    assert counts == {BACK: 4, OTHER: 8, **{f"random-{i}": 4 for i in range(5)}}
+    # Of 28 others as many whole sets as there are.
+    assert counts == {BACK: 4, OTHER: 0, **{f"random-{i}": 4 * (i < 7) for i in range(10)}}
     before = [label for trace in traces for label in trace.labels]
     assert [kind == BACK for kind in kinds] == [label == BACK for label in before]
     owners = [i % 4 for i, trace in enumerate(traces) for _ in trace.labels]
