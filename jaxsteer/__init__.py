@@ -78,7 +78,7 @@ from jaxsteer.llama import (
     shard_model,
     unpack,
 )
-from jaxsteer.runtime import compile_cache, hosts, preemption
+from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption
 from jaxsteer.steering import (
     SITES,
     Capture,
@@ -98,7 +98,7 @@ from jaxsteer.steering import (
 )
 from jaxsteer.sweeps import Cell, grid, sweep, sweep_to_file
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 compile_cache.turn_on_by_default()
 

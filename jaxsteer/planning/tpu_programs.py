@@ -19,8 +19,16 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import Request, greedy, make_request
-from jaxsteer.decoding.generation import DecodeState, _run, decode_step, prefill, unfinished
+from jaxsteer.decoding import (
+    DecodeState,
+    Request,
+    decode_step,
+    greedy,
+    make_request,
+    prefill,
+    unfinished,
+)
+from jaxsteer.decoding.generation import _run
 from jaxsteer.directions.activations import _add_batch, _sums_sharding
 from jaxsteer.llama import (
     DATA,

@@ -16,11 +16,13 @@ from jaxsteer.runtime.command import (
     without_accelerator,
     without_torch,
 )
+from jaxsteer.runtime.foreign_errors import is_panic, one_line, strangers
 from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
-from jaxsteer.runtime.strangers import is_panic, one_line, strangers
 from jaxsteer.runtime.timing import seconds_by_part, timed
+from jaxsteer.runtime.version import VERSION
 
 __all__ = [
+    "VERSION",
     "begin",
     "end",
     "escaped",

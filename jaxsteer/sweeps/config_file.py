@@ -11,6 +11,7 @@ import numpy as np
 from jaxsteer.decoding import Request
 from jaxsteer.files import MOST_DATA, as_path, read_json, write_atomic
 from jaxsteer.llama import Model, TokenBatch
+from jaxsteer.runtime import VERSION
 from jaxsteer.steering import as_tuple
 from jaxsteer.sweeps.cells import Cell
 from jaxsteer.sweeps.fingerprints import describe, differences, tree_print, weights_print
@@ -38,10 +39,8 @@ def configuration(
     Raises:
         ValueError: for an identity, ids or labels that are no JSON.
     """
-    from jaxsteer import __version__
-
     config = {
-        "jaxsteer": __version__,
+        "jaxsteer": VERSION,
         "model": model.config.to_dict(),
         "dtype": np.dtype(model.dtype).name,
         "weights": weights_print(model),

@@ -1,0 +1,3 @@
+"""The library's version, which results name."""
+
+VERSION = "0.1.0"
