@@ -1,7 +1,7 @@
 """jaxsteer: steer and read the residual stream of Llama and Qwen2 models in JAX.
 
     model, tokenizer = jaxsteer.load("checkpoints/r1-distill-llama-8b")
-    batch = jaxsteer.left_pad([tokenizer.encode("1 + 1 =")])
+    batch = jaxsteer.left_pad([jaxsteer.encode(tokenizer, "1 + 1 =").ids])
     steering = jaxsteer.add(v, layer=10, coeff=8.0)
     out = jaxsteer.generate(model, batch, max_new_tokens=100, steering=steering)
 
@@ -97,6 +97,7 @@ from jaxsteer.steering import (
     when,
 )
 from jaxsteer.sweeps import Cell, grid, sweep, sweep_to_file
+from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning
 
 __version__ = VERSION
 
@@ -171,6 +172,10 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "think_tokens",
     "token_bytes",
     "unfinished",
+    # tokenizers
+    "encode",
+    "EncodedPrompt",
+    "text_beginning",
     # checkpoints
     "end_tokens",
     "load",

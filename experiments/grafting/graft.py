@@ -50,7 +50,7 @@ from experiments.grafting.text import markdown, to_csv
 from experiments.grafting.verdict import REASONING, RESPONDING, answers, choose_form, no_response
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
-from experiments.pipeline.text import render
+from experiments.pipeline.text import put
 from experiments.stages import derive, rollouts, steer
 from experiments.stages.outcome import judged_at
 from experiments.stages.sweep_table import sweep_table
@@ -75,7 +75,8 @@ def read_texts(run: Run, rows: Sequence[dict[str, Any]], form: str) -> list[Star
     template = settings.prompts.base_template
 
     def prompt(id: str) -> str:
-        return render(tokenizer, problems[id], role=REASONING, base_template=template, form=form)
+        text = problems[id]
+        return put(tokenizer, text, role=REASONING, base_template=template, form=form).text
 
     texts = [(prompt(row["id"]), row["text"]) for row in rows[: settings.grafting.traces]]
     return read_starts(tokenizer, texts, tokens=settings.grafting.tokens)

@@ -3,10 +3,11 @@
 A problem is put in one of two forms, a setting for either model (`prompts.base_format`,
 `prompts.reasoning_format`), which every result names:
 
-- "chat": the chat template of the reasoning model's tokenizer, with its generation prompt and one
-  begin-of-sequence token. The base model, if it is given this form, reads the same ids.
-- "continuation": begin-of-sequence and `prompts.base_template`, text that a base model goes on
-  with. No other special token is in it.
+- "chat": the chat template of the reasoning model's tokenizer, with its generation prompt. The base
+  model, if it is given this form, reads the same ids.
+- "continuation": `prompts.base_template`, text that a base model goes on with, behind the
+  begin-of-sequence token if the model was trained with one (`jaxsteer.encode` has the rule). No
+  other special token is in it.
 
 Llama-3.1-8B and DeepSeek-R1-Distill-Llama-8B share the 128,000 ordinary tokens; of the 256 special
 ones these mean something to the second only, and the first has untrained embeddings for them:
@@ -26,6 +27,8 @@ tokens instead (`<`, `think`, `>`), which is why traces are encoded once, by the
 
 from typing import Any
 
+from jaxsteer.tokenizers import render
+
 
 def unseen_tokens(base: Any, reasoning: Any) -> dict[str, dict[str, str | None]]:
     """Special tokens of the reasoning model that mean nothing to the base model, by id.
@@ -43,9 +46,7 @@ def unseen_tokens(base: Any, reasoning: Any) -> dict[str, dict[str, str | None]]
     names = {id: name for name, id in base.get_vocab().items()}
     written: set[int] = set()
     if reasoning.chat_template:
-        text = reasoning.apply_chat_template(
-            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
-        )
+        text = render(reasoning, [{"role": "user", "content": ""}])
         written = set(reasoning(text, add_special_tokens=False)["input_ids"])
     return {
         str(id): {"reasoning": name, "base": names.get(id)}

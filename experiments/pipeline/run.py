@@ -15,7 +15,7 @@ from experiments.pipeline import machines
 from experiments.pipeline.preflight import check_prompts, read_configs
 from experiments.pipeline.settings import Models, Settings, load_settings
 from experiments.pipeline.stages import locked, run_stage
-from experiments.pipeline.text import Prompt, load_prompts
+from experiments.pipeline.text import Prompt, load_prompts, put
 from jaxsteer.checkpoints import checkpoint, end_tokens
 from jaxsteer.decoding import room_for_another
 from jaxsteer.files import is_remote, sha256
@@ -103,6 +103,18 @@ class Run:
         """What writes a model's prompts; a chat format is always the reasoning model's."""
         chat = role == "base" and self.settings.prompts.base_format == "chat"
         return self.tokenizer("reasoning" if chat else role)
+
+    def prompt_rule(self, role: str) -> str:
+        """What stands at the beginning of a model's prompts and why, for its results."""
+        settings, problem = self.settings.prompts, self.prompts_for(role)[0]
+        encoded = put(
+            self.prompt_tokenizer(role),
+            problem.text,
+            role=role,
+            base_template=settings.base_template,
+            form=settings.form(role),
+        )
+        return "; ".join([encoded.rule, *encoded.notes])
 
     def tokenizer(self, role: str) -> Any:
         """A model's tokenizer alone."""

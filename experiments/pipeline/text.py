@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.pipeline.settings import Prompts
 from jaxsteer.files import read_json
+from jaxsteer.tokenizers import EncodedPrompt, encode
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,17 @@ def default_form(role: str) -> str:
     return "continuation" if role == "base" else "chat"
 
 
-def render(
+def put(
     tokenizer: Any,
     prompt: str,
     *,
     role: str,
     base_template: str | None = None,
     form: str | None = None,
-) -> str:
-    """The text before a model's answer: a chat format, or text to go on with.
+) -> EncodedPrompt:
+    """A problem as a model reads it before its answer: a chat format, or text to go on with.
+
+    What is put before it follows from `jaxsteer.encode`, for every model and form.
 
     Args:
         tokenizer: of the model; for a base model that is given the chat format, the reasoning
@@ -123,34 +126,38 @@ def render(
             base model, which has never seen a chat format and given one often writes nothing.
 
     Raises:
-        ValueError: for a continuation without a template that holds the problem, or a tokenizer
-            without a chat template.
+        ValueError: for a continuation without a template that holds the problem, a tokenizer
+            without a chat template or with one that fails, a problem that spells special tokens,
+            or words that the tokenizer does not know.
     """
     if (form or default_form(role)) == "continuation":
         if base_template is None or "{prompt}" not in base_template:
             raise ValueError(f"base_template: got {base_template!r}, expected {{prompt}} in it")
-        return (tokenizer.bos_token or "") + base_template.replace("{prompt}", prompt)
-    if not tokenizer.chat_template:
+        encoded = encode(tokenizer, base_template.replace("{prompt}", prompt))
+    elif not tokenizer.chat_template:
         raise ValueError(f"the {role} model's tokenizer has no chat template")
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    else:
+        encoded = encode(tokenizer, [{"role": "user", "content": prompt}])
+    spelled = {tokenizer.bos_token, tokenizer.eos_token} - {None, ""}
+    if written := sorted(token for token in spelled if token in prompt):
+        raise ValueError(f"prompt: spells {', '.join(written)}, which begins or ends texts")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in encoded.ids:
+        raise ValueError(f"prompt: the tokenizer does not know all words of {encoded.text!r}")
+    return encoded
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of rendered text, in which special tokens are spelled out.
-
-    Raises:
-        ValueError: for a second begin-of-sequence token, which shifts every position, or words
-            that the tokenizer does not know.
-    """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids.count(bos) != 1:
-        raise ValueError(f"rendered prompt: got {ids.count(bos)} BOS tokens, expected 1: {text!r}")
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise ValueError(f"rendered prompt: the tokenizer does not know all words of {text!r}")
-    return list(ids)
+def put_prompts(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    role: str,
+    base_template: str | None = None,
+    form: str | None = None,
+) -> list[EncodedPrompt]:
+    """Every prompt as `put` puts it."""
+    return [
+        put(tokenizer, p.text, role=role, base_template=base_template, form=form) for p in prompts
+    ]
 
 
 def encode_prompts(
@@ -161,12 +168,9 @@ def encode_prompts(
     base_template: str | None = None,
     form: str | None = None,
 ) -> list[list[int]]:
-    """Token ids of every prompt as `render` puts it."""
-    texts = [
-        render(tokenizer, p.text, role=role, base_template=base_template, form=form)
-        for p in prompts
-    ]
-    return [encode(tokenizer, text) for text in texts]
+    """Token ids of every prompt as `put` puts it."""
+    encoded = put_prompts(tokenizer, prompts, role=role, base_template=base_template, form=form)
+    return [prompt.ids for prompt in encoded]
 
 
 def decode(

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def markdown(
     if missing := left_out(run):
         names = "; ".join(figure.title for figure in missing)
         lines += [f"Left to `--full`: {names}.", ""]
-    lines += ["## How it was judged", "", *_judging(table.cells, settings), ""]
+    lines += ["## How it was judged", "", *_judging(table.cells, settings, _beginnings(run)), ""]
     lines += ["## Claims", "", *claims_table.to_markdown(found), ""]
     lines.append(f"Made by jaxsteer {jaxsteer.__version__}.\n")
     return "\n".join(lines)
@@ -105,7 +105,13 @@ def _direction(facts: dict[str, Any], settings: Settings) -> str:
     )
 
 
-def _judging(table: Sequence[CellOutcome], settings: Settings) -> list[str]:
+def _beginnings(run: Run) -> dict[str, str]:
+    return {role: run.prompt_rule(role) for role in run.sources}
+
+
+def _judging(
+    table: Sequence[CellOutcome], settings: Settings, beginnings: Mapping[str, str]
+) -> list[str]:
     margin, coeff = settings.report.margin, judged_at(table, settings.report.margin)
     at = "none in this run" if coeff is None else f"{coeff:g} in this run"
     unit = (
@@ -134,7 +140,9 @@ def _judging(table: Sequence[CellOutcome], settings: Settings) -> list[str]:
         "exact one-sided bound; p-values are of a sign-flip test of the differences to coefficient "
         "0 by prompt. Texts without a word are left out of the means. The base model is given "
         f"problems in the {settings.prompts.base_format} format, the others in the "
-        f"{settings.prompts.reasoning_format} format.",
+        f"{settings.prompts.reasoning_format} format. Their beginnings: "
+        + "; ".join(f"{role} model, {rule}" for role, rule in beginnings.items())
+        + ".",
     ]
 
 

@@ -29,7 +29,7 @@ from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
-from experiments.pipeline.text import Prompt, encode_prompts
+from experiments.pipeline.text import Prompt, put_prompts
 from experiments.stages import derive, steer
 from jaxsteer.analysis import keyword_tokens, mean_se, sensitivity, split_sentences, token_spans
 from jaxsteer.decoding import prompt_token_bytes, usable_bytes
@@ -54,11 +54,8 @@ def read_texts(
     tokenizer: Any, prompts: Sequence[Prompt], sweep_file: Path, *, form: str, template: str
 ) -> list[Text]:
     """The unsteered texts of the reasoning model on the prompts, those with a sentence to ask."""
-    ids = encode_prompts(tokenizer, prompts, role="reasoning", form=form, base_template=template)
-    heads = {
-        prompt.id: tokenizer.decode(one, clean_up_tokenization_spaces=False)
-        for prompt, one in zip(prompts, ids, strict=True)
-    }
+    encoded = put_prompts(tokenizer, prompts, role="reasoning", form=form, base_template=template)
+    heads = {prompt.id: put.text for prompt, put in zip(prompts, encoded, strict=True)}
     found = []
     for row in read_rows(sweep_file):
         if row["source"] != "none" or row["prompt"] not in heads:

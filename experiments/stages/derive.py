@@ -163,6 +163,7 @@ def write_directions(
             zip(base.labels, (base.sentences[:, None] - base.count).tolist(), strict=True)
         ),
         "format": provenance.get("format"),
+        "beginning": provenance.get("beginning"),
         "unseen_by_base": provenance.get("unseen_by_base"),
         "jaxsteer": jaxsteer.__version__,
     }
@@ -280,6 +281,7 @@ def stage(run: Run) -> Path:
         "labels": fingerprint(labels),
         "label_source": label.label_source(run.settings.labels),
         "format": run.settings.prompts.form("reasoning"),  # of the traces, which both models read
+        "beginning": run.prompt_rule("reasoning"),
         "unseen_by_base": unseen_tokens(run.tokenizer("base"), run.tokenizer("reasoning")),
         "jaxsteer": jaxsteer.__version__,
     }

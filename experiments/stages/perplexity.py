@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
-from experiments.pipeline.text import Prompt, render
+from experiments.pipeline.text import Prompt, put
 from experiments.stages import steer
 from jaxsteer.analysis import bootstrap_interval, score
 from jaxsteer.files import append_rows, read_rows, recover_rows, write_json
@@ -34,7 +34,7 @@ _AT_ONCE = 2**12  # texts between two writes
 def encode_texts(
     tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """Token ids of each rendered prompt and its text, and how many of them are the prompt's.
+    """Token ids of each puted prompt and its text, and how many of them are the prompt's.
 
     Both are encoded together, as in the stage `derive`: a token belongs to the text if it reaches
     beyond the prompt.
@@ -129,19 +129,19 @@ def stage(run: Run) -> Path:
 def _score_target(run: Run, target: str, sweep: Path, path: Path) -> None:
     settings, tokenizer = run.settings.prompts, run.prompt_tokenizer(target)
     problems: list[Prompt] = run.prompts_for(target)[: run.settings.perplexity.prompts]
-    rendered = {
-        prompt.id: render(
+    puted = {
+        prompt.id: put(
             tokenizer,
             prompt.text,
             role=target,
             base_template=settings.base_template,
             form=settings.form(target),
-        )
+        ).text
         for prompt in problems
     }
-    rows = [row for row in read_rows(sweep) if row["prompt"] in rendered]
+    rows = [row for row in read_rows(sweep) if row["prompt"] in puted]
     encoded = encode_texts(
-        tokenizer, [rendered[row["prompt"]] for row in rows], [row["text"] for row in rows]
+        tokenizer, [puted[row["prompt"]] for row in rows], [row["text"] for row in rows]
     )
     model, _ = run.load(target)
     score_rows(path, model, encoded, rows, progress=f"perplexity, {target} model")

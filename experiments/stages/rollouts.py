@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Decoding
-from experiments.pipeline.text import Prompt, decode, default_form, encode_prompts
+from experiments.pipeline.text import Prompt, decode, default_form, put_prompts
 from jaxsteer.decoding import generate_queue, rows_that_fit, sampling
 from jaxsteer.files import append_rows, recover_rows, sort_rows
 from jaxsteer.llama import Model, bucket, left_pad
@@ -38,9 +38,10 @@ def write_rollouts(
     next trace that finishes.
     """
     file = folder / FILE
-    ids = encode_prompts(
+    encoded = put_prompts(
         tokenizer, prompts, role="reasoning", base_template=base_template, form=form
     )
+    ids = [prompt.ids for prompt in encoded]
     written = {row["id"] for row in recover_rows(file)}
     left = [i for i, prompt in enumerate(prompts) if prompt.id not in written]
     bar = tqdm(
@@ -55,7 +56,7 @@ def write_rollouts(
             row = {
                 "id": prompts[index].id,
                 "format": form or default_form("reasoning"),
-                "prompt": tokenizer.decode(ids[index], clean_up_tokenization_spaces=False),
+                "prompt": encoded[index].text,
                 "text": decode(tokenizer, ids[index], tokens, stops),
                 "tokens": len(tokens),
                 "stopped": bool(tokens) and tokens[-1] in stops,
@@ -125,6 +126,7 @@ def stage(run: Run) -> Path:
         "prompts": [asdict(prompt) for prompt in run.derive_prompts],
         "settings": asdict(run.settings.rollouts),
         "format": form,
+        "beginning": run.prompt_rule("reasoning"),
         "base_template": template if form == "continuation" else None,
     }
     return run.stage("rollouts", inputs, work)

@@ -147,6 +147,7 @@ def text_inputs(run: Run, target: str, problems: Sequence[Prompt]) -> dict[str, 
         "model": run.model_print(target),
         "prompts": [asdict(prompt) for prompt in problems],
         "format": form,
+        "beginning": run.prompt_rule(target),
         "decoding": asdict(run.settings.decoding),
         **template,
     }

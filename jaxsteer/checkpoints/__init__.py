@@ -6,11 +6,10 @@ Uses `runtime`, `files`, `config`, `llama`, `tokenizers`, `huggingface`.
 """
 
 from jaxsteer.checkpoints.checkpoint import load, read_manifest, save
-from jaxsteer.checkpoints.text_ends import end_tokens, ends_in, named_ends
+from jaxsteer.checkpoints.text_ends import end_tokens, named_ends
 
 __all__ = [
     "end_tokens",
-    "ends_in",
     "load",
     "named_ends",
     "read_manifest",

@@ -1,6 +1,6 @@
 """Batched generation with steering: `prefill`, `decode_step`, and the loop around them.
 
-    batch = left_pad([tokenizer.encode(text) for text in texts])
+    batch = left_pad([encode(tokenizer, text).ids for text in texts])
     out = generate(model, batch, max_new_tokens=100, steering=add(v, layer=10, coeff=8.0))
 
 Everything a row can differ in is data in `Request`. What can be swapped is a function:
@@ -83,12 +83,19 @@ class Generation:
     ) -> list[str]:
         """The text of each row up to its stop string, with `pieces` from `token_bytes`.
 
-        A character that was cut short is shown as U+FFFD.
+        A character that was cut short is shown as U+FFFD. An id that stands for no token of the
+        tokenizer (a model's vocabulary may be larger) writes nothing; `wordless` counts those.
         """
-        texts = [b"".join(pieces[t] for t in row) for row in self.rows(drop=drop)]
+        written = dict(enumerate(pieces))
+        texts = [b"".join(written.get(t, b"") for t in row) for row in self.rows(drop=drop)]
         if stop_strings is not None:
             texts = [stop_strings.cut(text) for text in texts]
         return [text.decode(errors="replace") for text in texts]
+
+    def wordless(self, pieces: Sequence[bytes]) -> list[int]:
+        """How many ids of each row stand for no token of the tokenizer, which never spells them."""
+        known = {t for t, piece in enumerate(pieces) if piece}
+        return [sum(t not in known for t in row) for row in self.rows()]
 
 
 def prefill(

@@ -28,8 +28,11 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"tokenizer: got {type(tokenizer).__name__}, expected a fast tokenizer")
-    kinds = [part["type"] for part in _decoder_parts(json.loads(backend.to_str())["decoder"])]
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    decoder = backend.decoder  # its state alone: the whole tokenizer is 10 MB of JSON
+    state = None if decoder is None else json.loads(decoder.__getstate__())
+    kinds = [part["type"] for part in _decoder_parts(state)]
+    last = max(tokenizer.get_vocab().values(), default=-1)  # there may be gaps before it
+    names = tokenizer.convert_ids_to_tokens(list(range(last + 1)))
     if kinds == ["ByteLevel"]:
         alphabet = byte_alphabet()
         pieces = [_byte_level(name, alphabet) for name in names]

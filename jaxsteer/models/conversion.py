@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxsteer.checkpoints import checkpoint, ends_in
+from jaxsteer.checkpoints import checkpoint
 from jaxsteer.files import check_free
 from jaxsteer.huggingface import (
     CONFIGS,
-    GENERATION,
     Folder,
     Source,
     find_source,
@@ -35,7 +34,14 @@ from jaxsteer.huggingface import (
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import ParamPath, dotted
 from jaxsteer.runtime import guarded, timed
-from jaxsteer.tokenizers import TOKENIZERS, check_tokenizer, load_tokenizer
+from jaxsteer.tokenizers import (
+    TOKENIZERS,
+    check_tokenizer,
+    difference,
+    load_tokenizer,
+    named_tokens,
+    prompt_facts,
+)
 
 _PACKAGES = ("jaxsteer", "jax", "orbax-checkpoint", "transformers", "safetensors", "numpy")
 
@@ -77,9 +83,7 @@ def convert(
     check_free(dst, marker=checkpoint.MANIFEST, overwrite=overwrite)
     source = find_source(src, revision=revision)
     folder = open_folder(source.folder, strict=strict)
-    for file in folder.companions:
-        if file.name == GENERATION:
-            ends_in(file, folder.config.vocab_size)
+    named_tokens(folder.companions, vocab_size=folder.config.vocab_size)
     target = _target_dtype(folder, dtype)
     _check_room(Path(dst), n_bytes(folder.config, target))
     if folder.config.tie_embeddings and hf.HEAD in folder.headers:
@@ -96,15 +100,14 @@ def convert(
             for file in folder.shards + files
         }
         try:
-            if tokenizer:
-                _prove_tokenizer(folder)
+            facts = _prove_tokenizer(folder) if tokenizer else {}
             checkpoint.write(
                 dst,
                 folder.config,
                 _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
                 dtype=target,
                 files=files,
-                provenance=lambda: _provenance(source, folder, hashes),
+                provenance=lambda: _provenance(source, folder, hashes) | facts,
                 overwrite=overwrite,
             )
         except BaseException:
@@ -148,13 +151,16 @@ def _target_dtype(folder: Folder, dtype: str) -> str:
 
 
 @timed("convert/tokenizer")
-def _prove_tokenizer(folder: Folder) -> None:
+def _prove_tokenizer(folder: Folder) -> dict[str, Any]:
+    """What provenance says of the tokenizer, once it is proved."""
     if not any(file.name in TOKENIZERS for file in folder.companions):
         raise FileNotFoundError(
             f"{folder.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
             "(convert the weights alone with --no-tokenizer)"
         )
-    check_tokenizer(load_tokenizer(folder.path), folder.config)
+    tokenizer = load_tokenizer(folder.path)
+    check_tokenizer(tokenizer, folder.config)
+    return prompt_facts(folder.companions, tokenizer, vocab_size=folder.config.vocab_size)
 
 
 @timed("convert/threads/hash")
@@ -230,5 +236,8 @@ def main(argv: list[str] | None = None) -> int:
         strict=args.strict,
         progress=True,
     )
+    named = checkpoint.read_manifest(args.dst).provenance.get("special_tokens", {})
+    if note := difference(named):
+        print(f"special tokens differ, texts end at any of them: {note}")
     print(f"{args.dst}: written. Check it: python -m weights.verify {args.src} {args.dst}")
     return 0

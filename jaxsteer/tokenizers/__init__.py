@@ -6,14 +6,24 @@ before them.
 Uses `runtime`, `files`, `config`, and `token_text` of `decoding`.
 """
 
+from jaxsteer.tokenizers.chat import render
+from jaxsteer.tokenizers.encoding import EncodedPrompt, encode, text_beginning
 from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer
 from jaxsteer.tokenizers.proof import check_tokenizer
+from jaxsteer.tokenizers.special_tokens import difference, named_tokens, prompt_facts
 from jaxsteer.tokenizers.tokenizer_json import TOKENIZERS, load_tokenizer
 
 __all__ = [
     "R1_NAMED",
     "TOKENIZERS",
+    "EncodedPrompt",
     "check_tokenizer",
+    "difference",
+    "encode",
     "load_tokenizer",
     "meta_tokenizer",
+    "named_tokens",
+    "prompt_facts",
+    "render",
+    "text_beginning",
 ]

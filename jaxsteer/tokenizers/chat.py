@@ -99,19 +99,19 @@ def template_marks(tokenizer: Any) -> dict[str, int]:
     A token with which every turn begins, as in ChatML, is no BOS. Nothing for what is not marked,
     or where there is no template that renders.
     """
-    special = {t.content: id for id, t in tokenizer.added_tokens_decoder.items() if t.special}
-    if chat_template(tokenizer) is None or not special:
+    if chat_template(tokenizer) is None:
         return {}
+    special = {t.content: id for id, t in tokenizer.added_tokens_decoder.items() if t.special}
     try:
         text = render(tokenizer, _CHAT, add_generation_prompt=False)
     except ValueError:  # which is told when somebody wants a conversation
         return {}
     name = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     marks = {}
-    begins = re.match(name, text)
+    begins = re.match(name, text) if name else None
     if begins and text.count(begins[0]) == 1:
         marks["bos"] = special[begins[0]]
-    if ends := re.search(rf"{re.escape(_ANSWER)}\s*({name})", text):
+    if name and (ends := re.search(rf"{re.escape(_ANSWER)}\s*({name})", text)):
         marks["eos"] = special[ends[1]]
     return marks
 

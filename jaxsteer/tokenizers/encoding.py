@@ -77,10 +77,11 @@ def encode(
             notes.append("the chat template writes today's date: the prompt is another tomorrow")
     with strangers(tokenizer.name_or_path or "tokenizer", "a text cannot be encoded"):
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if ids[:1] == ids[1:2] == [tokenizer.bos_token_id]:
+        name = tokenizer.bos_token
+        raise ValueError(f"prompt: got {name} twice at its beginning, expected once: {text[:80]!r}")
     n = len(beginning.ids)
     begins = n > 0 and ids[:n] == beginning.ids
-    if begins and ids[n : 2 * n] == beginning.ids:
-        raise ValueError(f"prompt: got {beginning.text} twice at its beginning: {text[:80]!r}")
     puts = n > 0 and not begins and bos is not False and (bos is True or not is_chat)
     rule = _rule(beginning, begins=begins, puts=puts, is_chat=is_chat, bos=bos)
     if puts:

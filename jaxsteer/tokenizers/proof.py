@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.runtime import one_line, strangers
+from jaxsteer.runtime import strangers
+from jaxsteer.tokenizers.chat import render
 
 # What reasoning models read and write: spaces, newlines, LaTeX, digits, code, Unicode.
 TEXTS = (
@@ -108,9 +109,9 @@ def _chat_texts(tokenizer: Any, problems: list[str]) -> list[str]:
     if not tokenizer.chat_template:
         return []
     try:
-        return [tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)]
-    except Exception as error:  # a template is a program, and may raise anything
-        problems.append(f"chat template: {one_line(error)}")
+        return [render(tokenizer, CHAT)]
+    except ValueError as error:
+        problems.append(str(error))
         return []
 
 

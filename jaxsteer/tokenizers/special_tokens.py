@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.files import load_json
+from jaxsteer.files import read_json_object
 from jaxsteer.tokenizers.chat import template_marks
+from jaxsteer.tokenizers.encoding import text_beginning
 
 CONFIGS = ("config.json", "generation_config.json")
 ROLES = ("bos", "eos", "pad")
@@ -33,11 +34,20 @@ def named_tokens(files: Iterable[Path], tokenizer: Any = None, *, vocab_size: in
                 named[role][name] = ids
     if tokenizer is not None:
         for role in ROLES:
-            id = getattr(tokenizer, f"{role}_token_id")
+            id = getattr(tokenizer, f"{role}_token_id", None)
             named[role]["tokenizer"] = [] if id is None or id >= vocab_size else [id]
         for role, id in template_marks(tokenizer).items():
             named[role]["chat template"] = [id] if id < vocab_size else []
     return named
+
+
+def prompt_facts(files: Iterable[Path], tokenizer: Any, *, vocab_size: int) -> dict[str, Any]:
+    """What a model's provenance says of its prompts: `named_tokens`, and what texts begin with."""
+    beginning = text_beginning(tokenizer)
+    return {
+        "special_tokens": named_tokens(files, tokenizer, vocab_size=vocab_size),
+        "text_beginning": {"ids": beginning.ids, "text": beginning.text, "why": beginning.why},
+    }
 
 
 def difference(named: Mapping[str, Mapping[str, list[int]]]) -> str | None:
@@ -59,12 +69,7 @@ def difference(named: Mapping[str, Mapping[str, list[int]]]) -> str | None:
 
 def _in_config(file: Path, vocab_size: int) -> dict[str, list[int]]:
     """The ids that one config names, by role."""
-    try:
-        data = load_json(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file}: got a {type(data).__name__}, expected a JSON object")
+    data = read_json_object(file)
     found = {}
     for role in ROLES:
         value = data.get(f"{role}_token_id")

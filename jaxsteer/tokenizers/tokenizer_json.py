@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.files import load_json
+from jaxsteer.files import MOST_BYTES, read_json_object, read_whole
 from jaxsteer.runtime import strangers
 from jaxsteer.tokenizers.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
 from jaxsteer.tokenizers.proof import TEXTS
@@ -120,12 +120,7 @@ def _about(folder: Path) -> dict[str, Any]:
     for name in (_MAP, _CONFIG):
         file = folder / name
         if file.is_file():
-            try:
-                data = load_json(file.read_bytes())
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}") from None
-            if not isinstance(data, dict):
-                raise ValueError(f"{file}: got a {type(data).__name__}, expected a JSON object")
+            data = read_json_object(file)
             found |= (
                 data if name == _CONFIG else {role: data[role] for role in _ROLES if role in data}
             )
@@ -150,9 +145,9 @@ def _from_ids(folder: Path, backend: Any) -> dict[str, str | None]:
     named: dict[str, str | None] = {}
     for name in ("config.json", "generation_config.json"):  # the second goes over the first
         file = folder / name
-        data = load_json(file.read_bytes()) if file.is_file() else None
+        data = read_json_object(file) if file.is_file() else {}
         for role in ("bos", "eos", "pad"):
-            ids = data.get(f"{role}_token_id") if isinstance(data, dict) else None
+            ids = data.get(f"{role}_token_id")
             first = ids[0] if isinstance(ids, list) and ids else ids
             if type(first) is int and 0 <= first < 2**32:
                 named[f"{role}_token"] = backend.id_to_token(first)
@@ -162,7 +157,7 @@ def _from_ids(folder: Path, backend: Any) -> dict[str, str | None]:
 def _chat_template(folder: Path, about: Mapping[str, Any]) -> Any:
     """The template, or several by name, from its own file or from `tokenizer_config.json`."""
     if (folder / _TEMPLATE).is_file():
-        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+        return read_whole(folder / _TEMPLATE, most=MOST_BYTES).decode()
     template = about.get("chat_template")
     if isinstance(template, list):  # transformers 4: [{"name": …, "template": …}]
         return {entry["name"]: entry["template"] for entry in template}

@@ -23,8 +23,8 @@ def saved(folder: Path, **files: object) -> Path:
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
     [
-        ({"eos_token_id": 7}, {"eos_token_id": 9}, [7]),
-        ({"eos_token_id": [8, 7]}, {"eos_token_id": 9}, [7, 8]),
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, [7, 9]),
+        ({"eos_token_id": [8, 7]}, {"eos_token_id": 9}, [7, 8, 9]),
         ({"do_sample": True}, {"eos_token_id": [9]}, [9]),
         ({"eos_token_id": None}, {}, []),
     ],

@@ -1,11 +1,14 @@
 """jaxsteer.token_text: the bytes of tokens put together are what the tokenizer decodes."""
 
+import json
+
 import numpy as np
 import pytest
 from hf_folders import byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from jaxsteer.decoding.generation import Generation
 from jaxsteer.decoding.token_text import token_bytes
 from weights.small_language.tokenizer import save_tokenizer
 
@@ -84,3 +87,23 @@ def test_other_tokenizers_are_refused(tmp_path):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=made))
     with pytest.raises(ValueError, match="tokenizer: got object, expected a fast tokenizer"):
         token_bytes(object())
+
+
+def test_ids_that_stand_for_no_token_write_nothing_and_are_counted():
+    """Models pad their vocabularies; sampled, such an id was an IndexError."""
+    pieces = [b"a", b" b", b""]
+    tokens = np.array([[0, 7, 1], [2, 9, 0]], np.int32)
+    out = Generation(tokens, np.zeros((2, 3), np.float32), np.array([3, 2], np.int32))
+    assert out.texts(pieces) == ["a b", ""]
+    assert out.wordless(pieces) == [1, 2]
+
+
+def test_tokens_behind_a_gap_have_their_bytes():
+    made = byte_tokenizer()
+    size = made.get_vocab_size()
+    data = json.loads(made.to_str())
+    data["added_tokens"].append({**data["added_tokens"][0], "id": size + 3, "content": "<late>"})
+    data["model"]["vocab"]["<late>"] = size + 3
+    made = Tokenizer.from_str(json.dumps(data))
+    pieces = token_bytes(PreTrainedTokenizerFast(tokenizer_object=made))
+    assert pieces[size:] == [b"", b"", b"", b"<late>"]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from experiments.pipeline.formats import unseen_tokens
 from experiments.pipeline.settings import Decoding, Prompts
-from experiments.pipeline.text import Prompt, decode, encode, encode_prompts, load_prompts, render
+from experiments.pipeline.text import Prompt, decode, encode_prompts, load_prompts, put
 from experiments.searches import equal_lengths
 from experiments.stages import steer
 from weights.small_language.problems import prompts
@@ -106,18 +106,18 @@ def test_a_missing_prompt_file(tmp_path: Path) -> None:
 def test_the_reasoning_model_gets_its_chat_format_and_the_base_model_a_continuation(
     words: Any,
 ) -> None:
-    chat = render(words, PROBLEM, role="reasoning", base_template=TEMPLATE)
+    chat = put(words, PROBLEM, role="reasoning", base_template=TEMPLATE).text
     assert chat == f"<bos> <user> {PROBLEM} <assistant> <think>"
-    assert render(words, PROBLEM, role="control", base_template=TEMPLATE) == chat
-    base = render(words, PROBLEM, role="base", base_template=TEMPLATE)
+    assert put(words, PROBLEM, role="control", base_template=TEMPLATE).text == chat
+    base = put(words, PROBLEM, role="base", base_template=TEMPLATE).text
     assert base == f"<bos> question : {PROBLEM} solution :"
 
 
 def test_either_model_can_have_either_format(words: Any, bytes_: Any) -> None:
-    chat = render(words, PROBLEM, role="reasoning")
-    assert render(words, PROBLEM, role="base", base_template=TEMPLATE, form="chat") == chat
-    text = render(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
-    assert text == render(words, PROBLEM, role="base", base_template=TEMPLATE)
+    chat = put(words, PROBLEM, role="reasoning")
+    assert put(words, PROBLEM, role="base", base_template=TEMPLATE, form="chat") == chat
+    text = put(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
+    assert text == put(words, PROBLEM, role="base", base_template=TEMPLATE)
     rows = encode_prompts(bytes_, [Prompt("a", "4?")], role="base", form="chat")
     assert bytes_.decode(rows[0]) == "<bos>Q: 4?A:"  # Jinja drops the line's end
 
@@ -125,7 +125,7 @@ def test_either_model_can_have_either_format(words: Any, bytes_: Any) -> None:
 def test_a_continuation_needs_the_problem_in_its_template(words: Any) -> None:
     for template in (None, "", "solution :"):
         with pytest.raises(ValueError, match=r"base_template: got .*, expected {prompt} in it"):
-            render(words, PROBLEM, role="base", base_template=template)
+            put(words, PROBLEM, role="base", base_template=template)
 
 
 def test_every_sweep_of_the_reasoning_model_reads_the_same_prompts(
@@ -142,11 +142,12 @@ def test_every_sweep_of_the_reasoning_model_reads_the_same_prompts(
         load=lambda role: (None, words),
         stop_tokens=lambda role: [2],
         model_print=lambda role: role,
+        prompt_rule=lambda role: "nothing",
     )
     equal_lengths.write_texts(run, tmp_path, [])
-    text = render(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
-    assert PROBLEM in text
-    assert written[0]["prompts"] == [encode(words, text)]
+    row = put(words, PROBLEM, role="reasoning", base_template=TEMPLATE, form="continuation")
+    assert PROBLEM in row.text
+    assert written[0]["prompts"] == [row.ids]
     inputs = steer.text_inputs(run, "reasoning", run.evaluate_prompts)
     assert inputs["base_template"] == TEMPLATE
 
@@ -176,33 +177,38 @@ def test_one_bos_first_and_no_unknown_word(words: Any, bytes_: Any, role: str) -
 
 def test_braces_in_the_base_models_format_are_text(bytes_: Any) -> None:
     template = "{prompt}\nAnswer in \\boxed{}, not {here}:"
-    text = render(bytes_, "Let {x} = 1.", role="base", base_template=template)
+    text = put(bytes_, "Let {x} = 1.", role="base", base_template=template).text
     assert text == "<bos>Let {x} = 1.\nAnswer in \\boxed{}, not {here}:"
 
 
-@pytest.mark.parametrize(("template", "count"), [("{{ bos_token }}" + CHAT, 2), (CHAT[15:], 0)])
-def test_a_template_with_another_number_of_bos_is_refused(
-    bytes_: Any, template: str, count: int
-) -> None:
-    bytes_.chat_template = template
-    with pytest.raises(ValueError, match=f"got {count} BOS tokens, expected 1"):
+def test_a_template_without_bos_is_taken_and_said(bytes_: Any) -> None:
+    bytes_.chat_template = CHAT.removeprefix("{{ bos_token }}")
+    encoded = put(bytes_, "What?", role="reasoning")
+    assert encoded.text == "Q: What?A:"
+    assert encoded.rule == "nothing put before the text: it is what the chat template writes"
+
+
+def test_a_template_with_two_bos_is_refused(bytes_: Any) -> None:
+    bytes_.chat_template = "{{ bos_token }}" + CHAT
+    with pytest.raises(ValueError, match="prompt: got <bos> twice at its beginning"):
         encode_prompts(bytes_, [Prompt("a", "What?")], role="reasoning")
 
 
-def test_a_prompt_that_spells_bos_is_refused(words: Any) -> None:
-    with pytest.raises(ValueError, match="got 2 BOS tokens"):
-        encode(words, f"<bos> <user> <bos> {PROBLEM}")
+@pytest.mark.parametrize("token", ["<bos>", "<eos>"])
+def test_a_problem_that_spells_bos_or_eos_is_refused(words: Any, token: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt: spells {token}, which begins or ends texts"):
+        put(words, f"{PROBLEM} {token} {PROBLEM}", role="reasoning")
 
 
 def test_words_that_the_tokenizer_does_not_know_are_refused(words: Any) -> None:
     with pytest.raises(ValueError, match="does not know all words of '<bos> <user> integrate"):
-        encode(words, "<bos> <user> integrate now")
+        put(words, "integrate now", role="reasoning")
 
 
 def test_no_chat_template(bytes_: Any) -> None:
     bytes_.chat_template = None
     with pytest.raises(ValueError, match="the control model's tokenizer has no chat template"):
-        render(bytes_, "What?", role="control")
+        put(bytes_, "What?", role="control")
 
 
 def test_prompt_and_answer_come_back_as_text(words: Any, bytes_: Any) -> None:
