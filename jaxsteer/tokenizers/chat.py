@@ -25,8 +25,7 @@ Message = Mapping[str, Any]
 
 _CHAT: tuple[Message, ...] = (
     {"role": "user", "content": "a"},
-    {"role": "assistant", "content": _ANSWER},
-    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": _ANSWER},  # the last, so that what follows is its end
 )
 
 _lock = threading.Lock()
