@@ -8,11 +8,21 @@ hybrid costs no memory beside the two models, and all of them run in the program
 compiled for one.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.llama import Model, ParamPath, dotted, flatten, is_packed, nest
+from jaxsteer.llama import (
+    Model,
+    ParamPath,
+    axes_of,
+    dotted,
+    flatten,
+    is_packed,
+    nest,
+    shape_of,
+)
 
 
 def parts(config: LlamaConfig) -> tuple[str, ...]:
@@ -66,8 +76,8 @@ def graft(into: Model, source: Model, names: Iterable[str]) -> Model:
 def part_sizes(model: Model) -> dict[str, int]:
     """How many weights each part has."""
     sizes = dict.fromkeys(parts(model.config), 0)
-    for path, leaf in flatten(model.params):
-        sizes[part_of(path)] += leaf.size
+    for path, _ in flatten(model.params):
+        sizes[part_of(path)] += math.prod(shape_of(axes_of(path), model.config))
     return sizes
 
 

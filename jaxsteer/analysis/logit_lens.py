@@ -116,6 +116,7 @@ def _read(
     def one(unit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         exact = jax.lax.Precision.HIGHEST
         logits = jnp.einsum(spec, unit, weight.astype(jnp.float32), precision=exact)
+        logits = logits[: model.config.vocab_size]  # of a mesh, the weight may be padded
         chosen = logits[tokens]
         ranks = jax.lax.map(lambda x: jnp.sum(logits > x, dtype=jnp.int32), chosen)
         highest, which = jax.lax.top_k(logits, top)

@@ -47,6 +47,7 @@ from jaxsteer.llama import (
     params_sharding,
     shard_model,
     unpack,
+    without_padding,
 )
 from jaxsteer.runtime import hosts, timed
 from jaxsteer.tokenizers import TOKENIZERS
@@ -107,7 +108,7 @@ def save(
     write(
         path,
         model.config,
-        flatten(unpack(model).params),  # checkpoints have separate projections
+        flatten(without_padding(unpack(model)).params),  # checkpoints have separate projections
         dtype=model.dtype.name,
         files=files,
         provenance=provenance,

@@ -153,6 +153,7 @@ class Llama(nnx.Module):
     def __init__(
         self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool = False
     ):
+        self.vocab_size = config.vocab_size
         weight = _random_weights(config, dtype=dtype, rngs=rngs, packed=packed)
         self.embed = Embedding(weight)
         self.layers = nnx.List([Block(config, weight) for _ in range(config.n_layers)])
@@ -160,13 +161,17 @@ class Llama(nnx.Module):
         self.lm_head = None if config.tie_embeddings else Head(weight)
 
     def unembed(self, x: jax.Array) -> jax.Array:
-        """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`."""
+        """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`.
+
+        On a mesh the weight may have rows of padding behind the vocabulary (see `sharding`).
+        """
         x = self.final_norm(x)
         if self.lm_head is None:
             weight, spec = self.embed.embedding[...], "...D,VD->...V"
         else:
             weight, spec = self.lm_head.kernel[...], "...D,DV->...V"
-        return jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+        return logits[..., : self.vocab_size]
 
 
 def _random_weights(

@@ -12,10 +12,14 @@ the stream; keys and values are made, kept and read on one device.
 Where there are more devices than key/value heads, the heads are repeated: with K of them on a
 `tensor` axis of K · r, each is there r times, beside the queries that read it. That is a model of
 K · r key/value heads which computes the same, and the sharded model's config says so.
+
+A vocabulary that `tensor` does not divide gets rows of zeros up to the next multiple, in the
+embedding and in the head. The model cuts their logits off, so no token of them exists anywhere:
+the config keeps the true size, and so does what is saved.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -27,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.cache import KVCache
 from jaxsteer.llama.model import Model, Params, abstract_params
-from jaxsteer.llama.parameters import AXES, SPLIT, axes_of, flatten, nest
+from jaxsteer.llama.parameters import AXES, SPLIT, ParamPath, axes_of, flatten, nest
 from jaxsteer.runtime import hosts
 
 DATA, TENSOR = "data", "tensor"
@@ -73,15 +77,14 @@ def check_tensor(config: LlamaConfig, tensor: int) -> None:
         fitting = [n for n in range(1, config.n_heads + 1) if _divides(config, n)]
         raise ValueError(
             f"tensor: got {tensor}, expected one of {', '.join(map(str, fitting))}: it divides "
-            f"n_heads={config.n_heads}, d_mlp={config.d_mlp} and vocab_size={config.vocab_size}, "
-            f"and is a divisor or a multiple of n_kv_heads={config.n_kv_heads}"
+            f"n_heads={config.n_heads} and d_mlp={config.d_mlp}, and is a divisor or a multiple of "
+            f"n_kv_heads={config.n_kv_heads}"
         )
 
 
 def _divides(config: LlamaConfig, tensor: int) -> bool:
     heads = config.n_kv_heads % tensor == 0 or tensor % config.n_kv_heads == 0
-    sizes = (config.n_heads, config.d_mlp, config.vocab_size)
-    return heads and all(size % tensor == 0 for size in sizes)
+    return heads and config.n_heads % tensor == 0 and config.d_mlp % tensor == 0
 
 
 def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
@@ -91,10 +94,10 @@ def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
         ValueError: if the model cannot be split over the mesh's `tensor` axis.
     """
     check_tensor(config, mesh.shape[TENSOR])
-    return shardings(abstract_params(config), mesh)
+    return sharding_of(abstract_params(config), mesh)
 
 
-def shardings(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
+def sharding_of(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
     """Where any tree of parameters (or their shapes) goes, packed ones included.
 
     Raises:
@@ -108,7 +111,7 @@ def shardings(params: Mapping[Any, Any], mesh: Mesh | AbstractMesh) -> Params:
 
 
 def _spec(axes: str, shape: tuple[int, ...], tensor: int) -> P:
-    """Which axis is split; for key/value heads too few to split, D instead, until repeated."""
+    """Which axis is split: D until key/value heads are repeated and the vocabulary is padded."""
     split = next((i for i, letter in enumerate(axes) if letter in SPLIT), None)
     if split is not None and shape[split] % tensor:
         split = axes.find("D") if "D" in axes and shape[axes.find("D")] % tensor == 0 else None
@@ -125,11 +128,13 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
     """
     tensor = mesh.shape[TENSOR]
     check_tensor(model.config, tensor)
-    model = replace(model, params=hosts.place(model.params, shardings(model.params, mesh)))
+    model = replace(model, params=hosts.place(model.params, sharding_of(model.params, mesh)))
+    padded = functools.partial(pad_vocabulary, config=model.config, tensor=tensor)
+    model = replace(model, params=_changed(padded, model.params, mesh))
     times = max(1, tensor // model.config.n_kv_heads)
     if times == 1:
         return model
-    placed = shardings(jax.eval_shape(lambda m: repeat_kv_heads(m, times), model).params, mesh)
+    placed = sharding_of(jax.eval_shape(lambda m: repeat_kv_heads(m, times), model).params, mesh)
     layers = {}
     # Layer by layer, so that little is there twice.
     for i, layer in model.params["layers"].items():
@@ -138,6 +143,42 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
         many = hosts.place(many, {name: placed["layers"][i]["attn"][name] for name in few})
         layers[i] = layer | {"attn": layer["attn"] | many}
     return _with_heads(model, layers, times)
+
+
+def pad_vocabulary(params: Params, config: LlamaConfig, tensor: int) -> Params:
+    """The same weights with a vocabulary that `tensor` divides, filled up with zeros; pure.
+
+    With a `tensor` of 1 they have the true vocabulary again.
+    """
+    size = -(-config.vocab_size // tensor) * tensor
+
+    def padded(x: jax.Array, axis: int) -> jax.Array:
+        true = jax.lax.slice_in_dim(x, 0, config.vocab_size, axis=axis)
+        more = [(0, size - config.vocab_size if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(true, more)
+
+    def resized(path: ParamPath, x: jax.Array) -> jax.Array:
+        axis = axes_of(path).find("V")
+        return x if axis < 0 or x.shape[axis] == size else padded(x, axis)
+
+    return nest((path, resized(path, x)) for path, x in flatten(params))
+
+
+def without_padding(model: Model) -> Model:
+    """The same model with the true vocabulary, as it is saved; itself where nothing was added."""
+    padded = functools.partial(pad_vocabulary, config=model.config, tensor=1)
+    return replace(model, params=_changed(padded, model.params, mesh_of(model)))
+
+
+def _changed(change: Callable[[Params], Params], params: Params, mesh: Mesh | None) -> Params:
+    """What `change` makes of the parameters whose shapes it changes, and the others as they are."""
+    shapes = dict(flatten(jax.eval_shape(change, params)))
+    old = nest((path, x) for path, x in flatten(params) if shapes[path].shape != x.shape)
+    if not old:
+        return params
+    where = None if mesh is None else sharding_of(jax.eval_shape(change, old), mesh)
+    new = dict(flatten(jax.jit(change, out_shardings=where)(old)))
+    return nest((path, new.get(path, x)) for path, x in flatten(params))
 
 
 def repeat_kv_heads(model: Model, times: int) -> Model:

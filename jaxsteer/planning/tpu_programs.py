@@ -4,6 +4,7 @@ Everything is shapes: no weight is made, and nothing runs. What the compiler say
 it will ask of the real chip; a program that does not fit is refused as it would be there.
 """
 
+import functools
 import os
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -40,8 +41,9 @@ from jaxsteer.llama import (
     check_tensor,
     heads_first,
     make_mesh,
-    params_sharding,
+    pad_vocabulary,
     rows_sharding,
+    sharding_of,
     tpu_attention,
 )
 from jaxsteer.planning.chips import Topology
@@ -117,8 +119,9 @@ def abstract_model(
     check_tensor(config, mesh.shape[TENSOR])
     times = max(1, mesh.shape[TENSOR] // config.n_kv_heads)
     config = replace(config, n_kv_heads=config.n_kv_heads * times)
-    shapes = abstract_params(config, jnp.dtype(dtype))
-    return heads_first(Model(_placed(shapes, params_sharding(config, mesh)), config, tpu_attention))
+    padded = functools.partial(pad_vocabulary, config=config, tensor=mesh.shape[TENSOR])
+    shapes = jax.eval_shape(padded, abstract_params(config, jnp.dtype(dtype)))
+    return heads_first(Model(_placed(shapes, sharding_of(shapes, mesh)), config, tpu_attention))
 
 
 def compile_generate(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:

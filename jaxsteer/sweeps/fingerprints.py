@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.llama import Model
+from jaxsteer.llama import Model, without_padding
 from jaxsteer.runtime import hosts
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -20,7 +20,7 @@ def weights_print(model: Model) -> str:
 
     It tells models apart, not forgeries: a sum over all weights, each at its place, is hashed.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    leaves = jax.tree_util.tree_leaves_with_path(without_padding(model).params)
     sums = hosts.gather([_sums(leaf) for _, leaf in leaves])
     named = [
         [jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape), found.tolist()]

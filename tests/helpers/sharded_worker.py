@@ -48,6 +48,7 @@ from jaxsteer.llama.tokens import TokenBatch
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.scope import Scope
 from jaxsteer.sweeps import chunks as sweeping
+from jaxsteer.sweeps.fingerprints import weights_print
 
 G = 5
 MESHES = {"1x8": (1, 8), "2x4": (2, 4), "8x1": (8, 1)}
@@ -304,7 +305,9 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         "generate": run_generate(model, batch),
         "directions": run_directions(model, batch),
     }
+    layout["print"] = weights_print(model)
     if name == "1x8":
+        jaxsteer.save(checkpoints / "saved", model)
         few, _ = jaxsteer.load(checkpoints / "few", mesh=mesh)
         found["few"] = run_forward(few, batch)
         whole, _ = jaxsteer.load(checkpoints / "few")
@@ -316,7 +319,9 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         found["reading"] = run_reading(model, batch)
         found["stream"] = run_stream(model, batch)
         whole, _ = jaxsteer.load(checkpoints / "plain")
-        found["packed"] = run_forward(shard_model(pack(whole), mesh), batch)
+        packed = shard_model(pack(whole), mesh)
+        found["packed"] = run_forward(packed, batch)
+        jaxsteer.save(checkpoints / "saved_packed", packed)
     else:
         found["everywhere"] = run_sweep(model, batch, jaxsteer.scope.everywhere())
     if name == "2x4":
