@@ -97,11 +97,11 @@ def measure(
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt))
     batch = left_pad(tokens.tolist(), length=prompt)
     asked = requests(model, batch, counts, steps=steps)
-    program = jax.jit(limited, static_argnames=("room", "sampler"))
+    program = jax.jit(limited, static_argnames="sampler")
 
     def seconds(request: Request, limit: int) -> float:
         started = time.perf_counter()
-        out = program(model, batch, request, np.int32(limit), room=steps + 1, sampler=greedy)
+        out = program(model, batch, request, np.int32(limit), sampler=greedy)
         jax.block_until_ready(out)
         return time.perf_counter() - started
 

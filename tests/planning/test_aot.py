@@ -122,7 +122,14 @@ def test_a_sweep_compiled_for_eight_chips():
         "assert found.problems == [], found.problems\n"
         "assert found.facts['all_reduces'] == 2 * 2 + 1\n"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [
+            str(ROOT),
+            str(ROOT / "tests" / "planning"),
+            str(ROOT / "tests" / "helpers"),
+            os.environ.get("PYTHONPATH", ""),
+        ]
+    )
     as_users = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code],

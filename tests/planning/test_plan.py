@@ -244,7 +244,7 @@ def test_models_by_preset_checkpoint_and_published_config(tmp_path):
         (None, "expected a folder, a config.json, or one of llama2_7b"),
         ("{", "not JSON"),
         ("[]", "expected a JSON object"),
-        ('{"model_type": "bert"}', "model_type='bert'"),
+        ('{"model_type": "bert"}', 'model_type: got "bert"'),
     ],
 )
 def test_what_is_no_model(tmp_path, capsys, content, message):

@@ -48,7 +48,7 @@ def launch(folder: Path, processes: int, *tasks: str) -> list[tuple[int, str]]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
     }
-    worker = [sys.executable, str(ROOT / "tests" / "hosts_worker.py"), str(folder)]
+    worker = [sys.executable, str(ROOT / "tests" / "helpers" / "hosts_worker.py"), str(folder)]
     errors = [folder / f"stderr-{i}" for i in range(processes)]
     running = []
     try:

@@ -243,12 +243,12 @@ def test_no_models_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no seed folders of weights.train_small" in capsys.readouterr().err
     (tmp_path / "models" / "seed0").mkdir(parents=True)
     assert main(["--models", str(tmp_path / "models"), "--out", str(tmp_path / "out")]) == 1
-    assert "error: seed0: " in capsys.readouterr().err
+    assert "seed0" in capsys.readouterr().err
     assert not (tmp_path / "out" / "judged.json").exists()
 
 
 def same_text_for_all(
-    model: Any, batch: TokenBatch, cells: Any, *, done: Any, **_: Any
+    model: Any, batch: TokenBatch, cells: Any, request: Any, *, done: Any, **_: Any
 ) -> Iterator[list[CellResult]]:
     """In place of `sweep`, whose compilation would take most of the time of these tests."""
     tokens = encode("maybe 3 plus 4 is 7 . wait , no . <eos>")
