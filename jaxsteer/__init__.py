@@ -14,9 +14,9 @@ Rooms, each of which uses only those above it:
     llama        the network, its attention, cache and meshes
     decoding     generation: prefill, a step, the loop; samplers, ends of rows
     tokenizers   texts and chats as token ids, and what goes before them
-    huggingface  other people's folders: names of tensors, shards, the hub
+    huggingface  other people's files: names of tensors, shards, GGUF, the hub
     checkpoints  models on disk
-    models       models in and out: convert, export, verify
+    models       models in and out: load, convert, export, verify
     sweeps       cells × prompts in one compiled program
     directions   where a direction comes from and where it is kept
     analysis     what a direction or a text shows
@@ -42,7 +42,7 @@ from jaxsteer import (
     tokenizers,
 )
 from jaxsteer.analysis import graft, score, token_logprobs
-from jaxsteer.checkpoints import end_tokens, load, save
+from jaxsteer.checkpoints import end_tokens, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
     DecodeState,
@@ -78,6 +78,7 @@ from jaxsteer.llama import (
     shard_model,
     unpack,
 )
+from jaxsteer.models import Loaded, convert, export, load
 from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption
 from jaxsteer.steering import (
     SITES,
@@ -178,8 +179,12 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "text_beginning",
     # checkpoints
     "end_tokens",
-    "load",
     "save",
+    # models
+    "convert",
+    "export",
+    "load",
+    "Loaded",
     # sweeps
     "Cell",
     "grid",

@@ -199,16 +199,21 @@ def load(
         sharding = params_sharding(read_manifest(folder).config, mesh)
     check_together(folder, read_manifest(folder).files)
     manifest = _open(folder)
-    try:
-        wanted = jnp.dtype(dtype or manifest.dtype)
-    except TypeError:
-        wanted = None
-    if wanted is None or wanted.name not in DTYPES:
-        found = wanted.name if wanted else repr(dtype)
-        raise ValueError(f"dtype: got {found}, expected {' or '.join(DTYPES)}")
+    wanted = jnp.dtype(dtype_name(dtype or manifest.dtype))
     params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
     model = from_params(params, manifest.config)
     return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype that weights can have; raises `ValueError` for another."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"dtype: got {name}, expected {' or '.join(DTYPES)}")
+    return name
 
 
 def load_tokenizer(path: PathLike) -> Any:

@@ -15,6 +15,7 @@ from jaxsteer.files.atomic import (
     write_json,
 )
 from jaxsteer.files.directories import check_free, new_directory
+from jaxsteer.files.gguf_header import GgufTensor, is_gguf, read_gguf_header
 from jaxsteer.files.integrity import check_files, check_together, checksums
 from jaxsteer.files.jsonl import (
     append_rows,
@@ -42,6 +43,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_DATA",
     "Entry",
+    "GgufTensor",
     "absolute",
     "append_rows",
     "as_path",
@@ -52,12 +54,14 @@ __all__ = [
     "checksums",
     "encode_rows",
     "inside",
+    "is_gguf",
     "is_plain_name",
     "is_remote",
     "load_json",
     "locked",
     "new_directory",
     "parse_rows",
+    "read_gguf_header",
     "read_header",
     "read_json",
     "read_json_object",

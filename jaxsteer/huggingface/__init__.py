@@ -1,6 +1,6 @@
-"""Other people's folders: names of tensors, shards, the hub.
+"""Other people's files: names of tensors, shards, GGUF, the hub.
 
-A folder or hub id in; tensors in this library's layout, checked, one at a time, out.
+A folder, GGUF file or hub id in; tensors in this library's layout, checked, one at a time, out.
 
 Uses `runtime`, `files`, `config`, `llama`.
 """
@@ -15,6 +15,7 @@ from jaxsteer.huggingface.folder import (
     n_bytes,
     open_folder,
 )
+from jaxsteer.huggingface.gguf_model import GgufModel, open_gguf
 from jaxsteer.huggingface.source import Source, find_source
 from jaxsteer.huggingface.stream import tensors_as_ours
 from jaxsteer.huggingface.tensor_names import to_hf
@@ -26,10 +27,12 @@ __all__ = [
     "INDEX",
     "SINGLE",
     "Folder",
+    "GgufModel",
     "Source",
     "find_source",
     "n_bytes",
     "open_folder",
+    "open_gguf",
     "tensors_as_ours",
     "to_hf",
 ]

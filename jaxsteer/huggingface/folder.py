@@ -13,6 +13,7 @@ import numpy as np
 from jaxsteer.config import LlamaConfig, unknown_fields
 from jaxsteer.files import Entry, inside, read_header, read_json_object
 from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.tokenizers import TOKENIZERS
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,6 +35,7 @@ COMPANIONS = (
 )
 # safetensors' names of dtypes; others are shown as they are.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ROWS_COMPARED = 8192
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,41 @@ class Folder:
         found = [self.headers[name].dtype for name in hf.tensors(self.config)]
         return {dtype: found.count(dtype) for dtype in sorted(set(found))}
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer's vocabulary."""
+        return any(file.name in TOKENIZERS for file in self.companions)
+
+    def check_tied(self) -> None:
+        """Raise `ValueError` if a tied model came with a head that is not its embedding."""
+        if not (self.config.tie_embeddings and hf.HEAD in self.headers):
+            return
+        for start in range(0, self.config.vocab_size, _ROWS_COMPARED):
+            stop = min(start + _ROWS_COMPARED, self.config.vocab_size)
+            pair = (self.read_rows(name, start, stop) for name in (hf.HEAD, hf.EMBEDDING))
+            try:
+                hf.check_tied(*pair)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from None
+
+    def in_file_order(self) -> list[hf.Tensor]:
+        """The model's tensors as they stand in the files, shard by shard."""
+        return sorted(
+            hf.tensors(self.config).values(),
+            key=lambda t: (self.file_of[t.name], self.entries[t.name].begin),
+        )
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, in Hugging Face's layout."""
         return self.read_rows(name, 0, (*self.headers[name].shape, 1)[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor, along its first axis.
-
-        Read, not mapped: the pages of a mapping would count as memory of this process.
-        """
+        """Rows `start` to `stop` of a tensor, along its first axis."""
         header, entry, file = self.headers[name], self.entries[name], self.file_of[name]
         rows = (*header.shape, 1)[0]
         row_bytes = (entry.end - entry.begin) // max(rows, 1)
         shape = (stop - start, *header.shape[1:]) if header.shape else ()
-        x = np.empty((stop - start) * row_bytes, np.uint8)
-        with open(file, "rb", buffering=0) as opened:
-            opened.seek(entry.begin + start * row_bytes)
-            if not _fill(opened, memoryview(x.data)):
-                raise ValueError(f"{file}: became shorter while it was read")
+        x = read_bytes(file, entry.begin + start * row_bytes, (stop - start) * row_bytes)
         if header.dtype not in hf.FLOATS:  # an ignored tensor; its bytes can still be compared
             return x
         return x.view(header.dtype).reshape(shape)
@@ -187,6 +206,19 @@ def _read_headers(
     if problems:
         raise ValueError(f"{folder}: the shards do not fit together:\n  " + "\n  ".join(problems))
     return entries, file_of
+
+
+def read_bytes(file: Path, begin: int, count: int) -> np.ndarray:
+    """So many bytes of a file, as uint8.
+
+    Read, not mapped: the pages of a mapping would count as memory of this process.
+    """
+    data = np.empty(count, np.uint8)
+    with open(file, "rb", buffering=0) as opened:
+        opened.seek(begin)
+        if not _fill(opened, memoryview(data.data)):
+            raise ValueError(f"{file}: became shorter while it was read")
+    return data
 
 
 def _fill(file: RawIOBase, buffer: memoryview) -> bool:

@@ -1,4 +1,4 @@
-"""Tensors of a folder in our layout, one at a time: read, cast, checked and transposed in strips.
+"""Tensors of a model's files in our layout, one at a time: read, cast, checked, turned in strips.
 
 A tensor is cut into strips of rows, and threads work on them beside each other, on those of the
 next tensors too. So memory holds the tensors that are begun, whose bytes are bounded, and a few
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.huggingface.folder import Folder
+from jaxsteer.huggingface.gguf_model import GgufModel
 from jaxsteer.runtime import timed
 
 _STRIP_BYTES = 1 << 22  # stays in the cache from reading to transposing
@@ -31,7 +32,9 @@ class _Begun:
     strips: list[Future[bool]]  # each fills a part of `out` and says whether it is finite
 
 
-def tensors_as_ours(folder: Folder, dtype: str) -> Iterator[tuple[hf.Tensor, np.ndarray, bool]]:
+def tensors_as_ours(
+    source: Folder | GgufModel, dtype: str
+) -> Iterator[tuple[hf.Tensor, np.ndarray, bool]]:
     """Every tensor in the files' order: what it is, laid out as ours, and whether it is finite.
 
     The order of the files lets a disk read on without jumps.
@@ -39,10 +42,10 @@ def tensors_as_ours(folder: Folder, dtype: str) -> Iterator[tuple[hf.Tensor, np.
     begun: deque[_Begun] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for tensor in _in_file_order(folder):
+            for tensor in source.in_file_order():
                 while begun and _bytes(begun) + _n_bytes(tensor, dtype) > _AHEAD_BYTES:
                     yield _ended(begun.popleft())
-                begun.append(_begin(folder, tensor, dtype, pool))
+                begun.append(_begin(source, tensor, dtype, pool))
             while begun:
                 yield _ended(begun.popleft())
         except BaseException:
@@ -50,15 +53,9 @@ def tensors_as_ours(folder: Folder, dtype: str) -> Iterator[tuple[hf.Tensor, np.
             raise
 
 
-def _in_file_order(folder: Folder) -> list[hf.Tensor]:
-    """The model's tensors as they stand in the files, shard by shard."""
-    return sorted(
-        hf.tensors(folder.config).values(),
-        key=lambda t: (folder.file_of[t.name], folder.entries[t.name].begin),
-    )
-
-
-def _begin(folder: Folder, tensor: hf.Tensor, dtype: str, pool: ThreadPoolExecutor) -> _Begun:
+def _begin(
+    source: Folder | GgufModel, tensor: hf.Tensor, dtype: str, pool: ThreadPoolExecutor
+) -> _Begun:
     rows = tensor.hf_shape[0]
     out = np.empty(tensor.hf_shape[::-1] if tensor.transposed else tensor.hf_shape, dtype)
     strip = max(1, _STRIP_BYTES * rows // max(out.nbytes, 1))
@@ -66,7 +63,7 @@ def _begin(folder: Folder, tensor: hf.Tensor, dtype: str, pool: ThreadPoolExecut
     def fill(start: int) -> bool:
         stop = min(start + strip, rows)
         with timed("convert/threads/read"):
-            x = folder.read_rows(tensor.name, start, stop)
+            x = source.read_rows(tensor.name, start, stop)
         with timed("convert/threads/turn"):
             x = hf.cast(x, dtype)
             if tensor.transposed:

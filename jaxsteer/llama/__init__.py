@@ -9,7 +9,15 @@ Uses `runtime`, `config`, `steering`.
 from jaxsteer.llama.attention import cudnn_attention, default_attention, xla_attention
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
 from jaxsteer.llama.cache import KVCache, lengthen, write
-from jaxsteer.llama.model import Model, abstract_params, bind, forward, from_params, init, is_packed
+from jaxsteer.llama.model import (
+    Model,
+    abstract_params,
+    bind,
+    forward,
+    from_params,
+    init,
+    is_packed,
+)
 from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
 from jaxsteer.llama.parameters import (
     ParamPath,
@@ -22,6 +30,7 @@ from jaxsteer.llama.parameters import (
     shape_of,
 )
 from jaxsteer.llama.prompt_blocks import BLOCK_TOKENS, count_blocks, run_prompts
+from jaxsteer.llama.rope import rope_frequencies
 from jaxsteer.llama.sharding import (
     DATA,
     TENSOR,
@@ -80,6 +89,7 @@ __all__ = [
     "pack",
     "pad_vocabulary",
     "params_sharding",
+    "rope_frequencies",
     "rows_sharding",
     "run_prompts",
     "shape_of",

@@ -217,6 +217,16 @@ class Model:
         """The weights' dtype, which is also the residual stream's."""
         return self.params["embed"]["embedding"].dtype
 
+    def __repr__(self) -> str:
+        """One line without weights; also of a model whose leaves are no arrays (`jax.tree.map`)."""
+        sizes = [getattr(x, "size", 0) for x in jax.tree.leaves(self.params)]
+        dtype = getattr(self.params["embed"]["embedding"], "dtype", None)
+        config = self.config
+        return (
+            f"Model({config.n_layers} layers, width {config.d_model}, "
+            f"vocabulary {config.vocab_size:,}: {sum(sizes):,} parameters, {dtype})"
+        )
+
     def with_attention(self, attention: AttentionFn) -> "Model":
         """The same model computing attention with another function (see `attention`)."""
         return replace(self, attention=attention)

@@ -1,12 +1,15 @@
-"""Models in and out: convert, export, verify.
+"""Models in and out: load, convert, export, verify.
 
-A Hugging Face folder in and a checkpoint out, back again, and the proof that both compute the same.
+Whatever holds a model in: a model on its devices, a checkpoint or a Hugging Face folder out, and
+the proof that both compute the same.
 
 Uses `huggingface`, `checkpoints` and the rooms that these use.
 """
 
 from jaxsteer.models.conversion import convert
 from jaxsteer.models.exporting import export
+from jaxsteer.models.loaded import Loaded
+from jaxsteer.models.loading import load
 from jaxsteer.models.verification import different_tensors, layer_errors
 
-__all__ = ["convert", "different_tensors", "export", "layer_errors"]
+__all__ = ["Loaded", "convert", "different_tensors", "export", "layer_errors", "load"]

@@ -31,7 +31,6 @@ from jaxsteer.huggingface import (
     open_folder,
     tensors_as_ours,
 )
-from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import ParamPath, dotted
 from jaxsteer.runtime import guarded, timed
 from jaxsteer.tokenizers import (
@@ -84,10 +83,9 @@ def convert(
     source = find_source(src, revision=revision)
     folder = open_folder(source.folder, strict=strict)
     named_tokens(folder.companions, vocab_size=folder.config.vocab_size)
-    target = _target_dtype(folder, dtype)
+    target = target_dtype(folder, dtype)
     _check_room(Path(dst), n_bytes(folder.config, target))
-    if folder.config.tie_embeddings and hf.HEAD in folder.headers:
-        hf.check_tied(folder.read(hf.HEAD), folder.read(hf.EMBEDDING))
+    folder.check_tied()
     files = folder.companions
     if not tokenizer:  # what is not proved is not carried along
         files = tuple(file for file in files if file.name in CONFIGS)
@@ -100,7 +98,7 @@ def convert(
             for file in folder.shards + files
         }
         try:
-            facts = _prove_tokenizer(folder) if tokenizer else {}
+            facts = _prompt_facts(folder) if tokenizer else {}
             checkpoint.write(
                 dst,
                 folder.config,
@@ -135,7 +133,12 @@ def _leaves(
         )
 
 
-def _target_dtype(folder: Folder, dtype: str) -> str:
+def target_dtype(folder: Folder, dtype: str) -> str:
+    """The dtype that weights are to have: `dtype`, or for `"keep"` the one that all have.
+
+    Raises:
+        ValueError: it is no dtype of ours, or the folder's weights have none to keep.
+    """
     if dtype in checkpoint.DTYPES:
         return dtype
     if dtype != "keep":
@@ -145,22 +148,34 @@ def _target_dtype(folder: Folder, dtype: str) -> str:
         counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
         raise ValueError(
             f"{folder.path}: weights are {counts}; expected one of "
-            f"{' or '.join(checkpoint.DTYPES)} to keep: choose with --dtype"
+            f"{' or '.join(checkpoint.DTYPES)} to keep: choose with dtype=… (--dtype …)"
         )
     return next(iter(found))
 
 
-@timed("convert/tokenizer")
-def _prove_tokenizer(folder: Folder) -> dict[str, Any]:
+def _prompt_facts(folder: Folder) -> dict[str, Any]:
     """What provenance says of the tokenizer, once it is proved."""
-    if not any(file.name in TOKENIZERS for file in folder.companions):
+    if not folder.has_tokenizer:
         raise FileNotFoundError(
             f"{folder.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
             "(convert the weights alone with --no-tokenizer)"
         )
+    tokenizer = proved_tokenizer(folder)
+    return prompt_facts(folder.companions, tokenizer, vocab_size=folder.config.vocab_size)
+
+
+@timed("convert/tokenizer")
+def proved_tokenizer(folder: Folder) -> Any:
+    """The folder's tokenizer, which was seen to keep what it encodes; None if it has none.
+
+    Raises:
+        ValueError: it does not load, or loses something; see `check_tokenizer`.
+    """
+    if not folder.has_tokenizer:
+        return None
     tokenizer = load_tokenizer(folder.path)
     check_tokenizer(tokenizer, folder.config)
-    return prompt_facts(folder.companions, tokenizer, vocab_size=folder.config.vocab_size)
+    return tokenizer
 
 
 @timed("convert/threads/hash")

@@ -1,13 +1,14 @@
 """Texts and chats as token ids: tokenizers of models' folders, and one rule for prompts.
 
-A folder in, a tokenizer that was proved out; a text or a conversation in, ids out, and what was put
-before them.
+A folder or GGUF header in, a tokenizer that was proved out; a text or a conversation in, ids out,
+and what was put before them.
 
 Uses `runtime`, `files`, `config`, and `token_text` of `decoding`.
 """
 
 from jaxsteer.tokenizers.chat import render
 from jaxsteer.tokenizers.encoding import EncodedPrompt, encode, text_beginning
+from jaxsteer.tokenizers.gguf_tokenizer import gguf_tokenizer
 from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer
 from jaxsteer.tokenizers.proof import check_tokenizer
 from jaxsteer.tokenizers.special_tokens import difference, named_tokens, prompt_facts
@@ -20,6 +21,7 @@ __all__ = [
     "check_tokenizer",
     "difference",
     "encode",
+    "gguf_tokenizer",
     "load_tokenizer",
     "meta_tokenizer",
     "named_tokens",

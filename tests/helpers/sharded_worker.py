@@ -299,6 +299,11 @@ def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
 def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, Found]:
     model, _ = jaxsteer.load(checkpoints / "plain", mesh=mesh)
     layout["weights"] = {dotted(path): part(x) for path, x in flatten(model.params)}
+    folder, _ = jaxsteer.load(checkpoints / "folder", mesh=mesh)
+    layout["folder_is_the_same"] = all(
+        a.sharding == b.sharding and bool((a == b).all())
+        for a, b in zip(jax.tree.leaves(folder), jax.tree.leaves(model), strict=True)
+    )
     batch = shard_batch(prompts(model), mesh)
     found = {
         "forward": run_forward(model, batch),

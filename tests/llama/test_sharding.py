@@ -54,6 +54,7 @@ def ran(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     for name, config in (("plain", PLAIN), ("few", FEW)):
         jaxsteer.save(folder / name, random_model(config))
+    jaxsteer.export(folder / "plain", folder / "folder")
     # Programs that are not optimised: they compile faster, and run for milliseconds.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -147,6 +148,11 @@ def test_a_checkpoint_is_loaded_in_parts(layout, mesh):
     for path, x in flatten(abstract_params(config)):
         share = np.prod(layout[mesh]["weights"][dotted(path)]) / np.prod(x.shape)
         assert share == (1 if path[-1] == "scale" else 1 / tensor), dotted(path)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_hugging_face_folder_goes_to_the_same_places(layout, mesh):
+    assert layout[mesh]["folder_is_the_same"]
 
 
 @pytest.mark.parametrize(

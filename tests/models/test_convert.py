@@ -430,7 +430,7 @@ def test_mixed_and_half_weights_need_a_dtype(src, tmp_path):
     save_file({**tensors, UP: tensors[UP].astype(ml_dtypes.bfloat16)}, src / SINGLE)
     refused(src, r"weights are bfloat16 \(1 tensors\), float32 \(20 tensors\)")
     save_file({**tensors, UP: tensors[UP].astype(np.float16)}, src / SINGLE)
-    refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with --dtype")
+    refused(src, r"weights are float16 \(1 tensors\), float32 \(20 tensors\).*choose with dtype=")
     refused(src, "dtype: got 'float16', expected keep or float32 or", dtype="float16")
     convert(src, tmp_path / "dst", dtype="float32")
     up = checkpoint.load(tmp_path / "dst")[0].params["layers"][1]["mlp"]["up_proj"]

@@ -1,0 +1,207 @@
+"""`jaxsteer.load`: a model from whatever holds one, in one line.
+
+Weights go from the files straight into their places: a tensor at a time is read, turned and sent to
+its devices, while the next ones are read.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsteer.checkpoints import checkpoint, end_tokens, named_ends
+from jaxsteer.files import as_path, is_gguf, is_remote
+from jaxsteer.huggingface import (
+    Folder,
+    GgufModel,
+    Source,
+    find_source,
+    open_folder,
+    open_gguf,
+    tensors_as_ours,
+)
+from jaxsteer.llama import (
+    ParamPath,
+    abstract_params,
+    dotted,
+    flatten,
+    from_params,
+    nest,
+    params_sharding,
+    shard_model,
+)
+from jaxsteer.models.conversion import proved_tokenizer, target_dtype
+from jaxsteer.models.loaded import Loaded
+from jaxsteer.runtime import hosts
+from jaxsteer.tokenizers import check_tokenizer, difference, gguf_tokenizer, prompt_facts
+
+_UNDER_WAY_BYTES = 1 << 29  # that may be on their way to devices, and are in memory until then
+
+
+def load(
+    source: str | Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    sharding: Any = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    strict: bool = False,
+) -> Loaded:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: a checkpoint that `jaxsteer.convert` or `jaxsteer.save` wrote, also in an object
+            store (`gs://…`); a Hugging Face folder; a hub id such as `Qwen/Qwen2.5-7B-Instruct`,
+            which is downloaded once; or a `.gguf` file of a Llama or Qwen model.
+        mesh: split the model over it (`jaxsteer.make_mesh`); each device gets its part only.
+        sharding: instead of a mesh, where the weights go: one `jax.sharding.Sharding` for all, or
+            a tree of them shaped like `Model.params`. With neither, the first device.
+        dtype: of the weights, `"bfloat16"` or `"float32"`. By default as stored; a GGUF file's are
+            unpacked to float32.
+        revision: branch, tag or commit on the hub.
+        strict: refuse what is only unusual, instead of a note.
+
+    Returns:
+        A `Loaded`, which unpacks as the pair `model, tokenizer`.
+
+    Raises:
+        FileNotFoundError: there is no such file, folder, or model on the hub.
+        ValueError: the model is damaged, is none that is implemented, or cannot be split over the
+            mesh. All problems are named, before a weight is read where that is possible.
+    """
+    if sharding is not None and mesh is not None:
+        raise ValueError("load: got both sharding and mesh, expected at most one")
+    if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
+        got = type(mesh).__name__
+        raise ValueError(f"mesh: got {got}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
+    path = as_path(source)
+    is_page = str(source).startswith(("http://", "https://"))
+    if (is_remote(source) and not is_page) or (path / checkpoint.MANIFEST).is_file():
+        return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
+    if path.is_file() and is_gguf(path):
+        opened: Folder | GgufModel = open_gguf(path, strict=strict)
+        return _from_files(opened, Source(path, path.name, None), dtype, mesh, sharding)
+    _check_is_model(path)
+    found = find_source(source, revision=revision)
+    return _from_files(open_folder(found.folder, strict=strict), found, dtype, mesh, sharding)
+
+
+def _check_is_model(path: Path) -> None:
+    """A folder that is neither a checkpoint nor of Hugging Face's kind is told what it lacks."""
+    if not path.is_dir() or (path / "config.json").is_file():
+        return
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    if files:
+        raise ValueError(f"{path}: holds GGUF files, expected the name of one: {', '.join(files)}")
+    if (path / "checkpoint" / checkpoint.MANIFEST).is_file():
+        raise ValueError(f"{path}: is no model, but its folder checkpoint is one")
+
+
+def _from_checkpoint(path: Path, *, dtype: Any, mesh: Any, sharding: Any) -> Loaded:
+    model, tokenizer = checkpoint.load(path, dtype=dtype, mesh=mesh, sharding=sharding)
+    about = {"path": str(path), **checkpoint.read_manifest(path).provenance}
+    notes = []
+    try:
+        ends = tuple(end_tokens(path, tokenizer))
+    except ValueError as error:
+        ends, notes = (), [str(error)]
+    return Loaded(model, tokenizer, ends, about, tuple(notes))
+
+
+def _from_files(
+    opened: Folder | GgufModel, source: Source, dtype: Any, mesh: Any, sharding: Any
+) -> Loaded:
+    config = opened.config
+    target = _target(opened, dtype)
+    if mesh is not None:
+        sharding = params_sharding(config, mesh)
+    with ThreadPoolExecutor(1) as pool:
+        # Importing what makes a tokenizer takes seconds, in which weights can be read.
+        tokenizer = pool.submit(_tokenizer, opened)
+        placed = _place(_leaves(opened, target, tokenizer), sharding)
+        in_order = ((path, placed[path]) for path, _ in flatten(abstract_params(config)))
+        model = from_params(nest(in_order), config)
+        if mesh is not None:
+            model = shard_model(model, mesh)
+    ends, told, notes = _about(opened, tokenizer.result(), target)
+    provenance = {"path": str(source.folder), "source": source.name, "revision": source.revision}
+    return Loaded(model, tokenizer.result(), ends, provenance | told, tuple(notes))
+
+
+def _about(
+    opened: Folder | GgufModel, tokenizer: Any, dtype: str
+) -> tuple[tuple[int, ...], dict[str, Any], list[str]]:
+    """Ends of texts, what provenance says of the files, and notes of what is unusual in them."""
+    told: dict[str, Any] = {"source_dtypes": opened.dtypes}
+    if isinstance(opened, GgufModel):
+        files: tuple[Path, ...] = ()
+        notes = [*opened.notes, f"unpacked from {', '.join(opened.dtypes)} to {dtype}"]
+    else:
+        files = opened.companions
+        told["unknown_config_fields"] = opened.unknown_fields
+        notes = [f"config.json: unknown field {name}" for name in opened.unknown_fields]
+    vocab_size = opened.config.vocab_size
+    if tokenizer is None:
+        notes.append("no tokenizer beside the weights")
+    else:
+        told |= prompt_facts(files, tokenizer, vocab_size=vocab_size)
+        notes += filter(None, [difference(told["special_tokens"])])
+    try:
+        return tuple(named_ends(files, tokenizer, vocab_size=vocab_size)), told, notes
+    except ValueError as error:
+        return (), told, [*notes, str(error)]
+
+
+def _target(opened: Folder | GgufModel, dtype: Any) -> str:
+    if dtype is None:
+        return "float32" if isinstance(opened, GgufModel) else target_dtype(opened, "keep")
+    return checkpoint.dtype_name(dtype)
+
+
+def _leaves(
+    opened: Folder | GgufModel, dtype: str, tokenizer: Future[Any]
+) -> Iterable[tuple[ParamPath, np.ndarray]]:
+    """All tensors in our layout; a tokenizer that cannot be trusted ends it at once."""
+    if isinstance(opened, Folder):
+        opened.check_tied()
+    infinite = []
+    for tensor, x, finite in tensors_as_ours(opened, dtype):
+        if tokenizer.done():
+            tokenizer.result()
+        if not finite:
+            infinite.append(f"{tensor.name} ({dotted(tensor.path)})")
+        yield tensor.path, x
+    if infinite:
+        raise ValueError(
+            f"{opened.path}: NaN or infinite as {dtype} (convert it with allow_nonfinite=True):\n  "
+            + "\n  ".join(infinite)
+        )
+
+
+def _place(leaves: Iterable[tuple[ParamPath, np.ndarray]], sharding: Any) -> dict[ParamPath, Any]:
+    """Send each array to its devices as it comes; few are in memory together."""
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    one_for_all = isinstance(sharding, jax.sharding.Sharding)
+    places = {} if one_for_all else dict(flatten(sharding))
+    placed: dict[ParamPath, Any] = {}
+    under_way: deque[jax.Array] = deque()
+    for path, x in leaves:
+        placed[path] = hosts.place(x, sharding if one_for_all else places[path])
+        under_way.append(placed[path])
+        del x
+        while sum(y.nbytes for y in under_way) > _UNDER_WAY_BYTES:
+            under_way.popleft().block_until_ready()
+    return placed
+
+
+def _tokenizer(opened: Folder | GgufModel) -> Any:
+    if isinstance(opened, Folder):
+        return proved_tokenizer(opened)
+    tokenizer = gguf_tokenizer(opened.pairs, opened.path)
+    check_tokenizer(tokenizer, opened.config)
+    return tokenizer
