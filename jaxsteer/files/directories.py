@@ -4,9 +4,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TRIES, _PAUSE = 20, 0.2  # of removing what is half-built; seconds behind each
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def new_directory(
         _settle(old, target)
     except BaseException:
         if lock != -1:  # or it is another process's
-            shutil.rmtree(building, ignore_errors=True)
+            _remove(building)
             _settle(old, target)
         raise
     finally:
@@ -78,6 +81,15 @@ def _settle(old: Path, target: Path) -> bool:
         os.rename(old, removing)
         shutil.rmtree(removing, ignore_errors=True)
     return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder to which threads of TensorStore may come late: they make it anew."""
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_PAUSE)
+        if not folder.exists():
+            return
 
 
 def _lock(building: Path, target: Path) -> int:
