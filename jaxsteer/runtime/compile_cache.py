@@ -11,8 +11,8 @@ one stays. Every program of the process is kept that took JAX longer to compile 
     jaxsteer.compile_cache.turn_off()
 
 What is in the folder is run, so others must not be able to write there: it is made with mode 0700,
-and one that belongs to somebody else, or that others may write to, is refused. It may be deleted at
-any time.
+and refused if it, a folder above it, or anything in it belongs to somebody else or may be written
+by others. It may be deleted at any time.
 """
 
 import contextlib
@@ -39,28 +39,54 @@ def use(folder: str | os.PathLike[str]) -> Path:
     """Keep compiled programs in `folder` from now on; returns the folder for this processor in it.
 
     Raises:
-        PermissionError: if others own the folder or may write to it.
+        PermissionError: if others own the folder or anything in it, or may write there.
         OSError: if it cannot be made.
     """
     folder = Path(folder).expanduser().absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
-        raise PermissionError(
-            f"compile cache {folder}: belongs to user {found.st_uid}, expected {os.geteuid()}: "
-            "programs in it would be run"
-        )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(
-            f"compile cache {folder}: others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
-            ", expected 700: programs in it would be run"
-        )
+    _check_ours(folder)
     own = folder / _processor()
     own.mkdir(mode=0o700, exist_ok=True)
     _remove_half_written(own)
     _set(str(own))
     return own
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise `PermissionError` for the first thing in the way or inside that others could change."""
+    for above in folder.resolve().parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise _refused(folder, above, f"others may write to it (mode {stat.S_IMODE(mode):o})")
+    found = folder.stat()
+    writers = stat.S_IWGRP | stat.S_IWOTH
+    _check_one(folder, folder, found, writers)
+    if not found.st_mode & stat.S_IXGRP:  # the group does not get in, whatever the umask gave it
+        writers = stat.S_IWOTH
+    left = [folder]
+    while left:
+        with contextlib.suppress(FileNotFoundError), os.scandir(left.pop()) as entries:
+            for entry in entries:  # another process may remove them meanwhile
+                path = Path(entry.path)
+                _check_one(folder, path, entry.stat(follow_symlinks=False), writers)
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(path)
+
+
+def _check_one(folder: Path, path: Path, found: os.stat_result, writers: int) -> None:
+    if found.st_uid != os.geteuid():
+        raise _refused(folder, path, f"belongs to user {found.st_uid}, expected {os.geteuid()}")
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise _refused(folder, path, "is a link or a device")
+    if found.st_mode & writers:
+        mode = stat.S_IMODE(found.st_mode)
+        raise _refused(folder, path, f"others may write to it (mode {mode:o}), expected 700")
+
+
+def _refused(folder: Path, path: Path, why: str) -> PermissionError:
+    where = "" if path == folder else f": {path}"
+    return PermissionError(f"compile cache {folder}{where}: {why}: programs in it would be run")
 
 
 def turn_off() -> None:

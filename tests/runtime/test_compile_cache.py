@@ -143,6 +143,52 @@ def test_a_folder_of_somebody_else_is_refused(
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def plant(folder: Path, kind: str) -> str:
+    """Change a folder of programs as somebody could who gets there; what is said of it."""
+    program = folder / "cpu" / "a-cache"
+    if kind == "link":
+        (folder / "cpu" / "b-cache").symlink_to(program)
+        return "b-cache: is a link or a device"
+    if kind == "pipe":
+        os.mkfifo(folder / "cpu" / "b-cache")
+        return "b-cache: is a link or a device"
+    if kind == "folder":
+        (folder / "cpu").chmod(0o777)
+        return r"cpu: others may write to it \(mode 777\), expected 700"
+    if kind == "file":
+        program.chmod(0o602)
+        return r"a-cache: others may write to it \(mode 602\)"
+    if kind == "group":
+        folder.chmod(0o750)
+        program.chmod(0o660)
+        return r"a-cache: others may write to it \(mode 660\)"
+    folder.parent.chmod(0o777)
+    return r"others may write to it \(mode 777\): programs in it would be run"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "file", "group", "above"])
+def test_what_lies_deeper_is_looked_at_too(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "programs"
+    (folder / "cpu").mkdir(parents=True)
+    folder.chmod(0o700)
+    (folder / "cpu" / "a-cache").write_bytes(b"program")
+    (folder / "cpu" / "a-cache").chmod(0o664)  # a usual umask; the group does not get there
+    compile_cache.use(folder)
+    compile_cache.turn_off()
+    with pytest.raises(PermissionError, match=plant(folder, kind)):
+        compile_cache.use(folder)
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_planted_program_is_not_run(tmp_path: Path) -> None:
+    own = compile_cache.use(tmp_path / "programs")
+    (own / "a-cache").write_bytes(b"program")
+    os.chown(own / "a-cache", 12345, 12345)
+    with pytest.raises(PermissionError, match="a-cache: belongs to user 12345, expected 0"):
+        compile_cache.use(tmp_path / "programs")
+
+
 def test_a_home_that_cannot_be_written_to_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
