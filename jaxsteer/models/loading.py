@@ -78,9 +78,10 @@ def load(
     if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
         got = type(mesh).__name__
         raise ValueError(f"mesh: got {got}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
+    if str(source).startswith(("http://", "https://")):
+        find_source(source)  # says what is expected
     path = as_path(source)
-    is_page = str(source).startswith(("http://", "https://"))
-    if (is_remote(source) and not is_page) or (path / checkpoint.MANIFEST).is_file():
+    if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
         return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
     if path.is_file() and is_gguf(path):
         opened: Folder | GgufModel = open_gguf(path, strict=strict)
