@@ -1,4 +1,4 @@
-"""jaxsteer: steer and read the residual stream of Llama and Qwen2 models in JAX.
+"""jaxsteer: steer and read the residual stream of Llama, Qwen and Mistral models in JAX.
 
     model, tokenizer = jaxsteer.load("checkpoints/r1-distill-llama-8b")
     batch = jaxsteer.left_pad([jaxsteer.encode(tokenizer, "1 + 1 =").ids])

@@ -242,10 +242,10 @@ def listed(fields: Mapping[str, Any]) -> str:
 def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A Hugging Face `config.json` from the fields of `LlamaConfig`; the inverse of `read`."""
     traits = {name: fields[name] for name in _LLAMA}
-    found = [(kind, family) for kind, family in FAMILIES.items() if family.traits == traits]
-    if not found:
+    fitting = [(kind, family) for kind, family in FAMILIES.items() if family.traits == traits]
+    if not fitting:
         raise ValueError(f"config: got {traits}, which no model type of transformers has together")
-    model_type, family = found[0]
+    model_type, family = fitting[0]
     positions = fields["max_positions"]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
     if scaling := fields["rope_scaling"]:
@@ -288,12 +288,12 @@ def is_positive(value: Any) -> bool:
 
 def _other_type(hf: Mapping[str, Any]) -> str:
     """One line: nothing else in the config of another architecture is of interest."""
-    found = _short(hf["model_type"]) if "model_type" in hf else "none"
+    got = _short(hf["model_type"]) if "model_type" in hf else "none"
     architectures = hf.get("architectures")
     if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
-        found += f" ({architectures[0][:_SHOWN]})"
+        got += f" ({architectures[0][:_SHOWN]})"
     *kinds, last = FAMILIES
-    return f"config.json: model_type: got {found}, expected {', '.join(kinds)} or {last}"
+    return f"config.json: model_type: got {got}, expected {', '.join(kinds)} or {last}"
 
 
 def _message(problems: list[str]) -> str:

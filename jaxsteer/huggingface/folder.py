@@ -1,6 +1,7 @@
 """A Hugging Face model folder on disk: opened from headers alone, read tensor by tensor."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import RawIOBase
@@ -59,8 +60,8 @@ class Folder:
     @property
     def dtypes(self) -> dict[str, int]:
         """How many tensors of the model have each dtype."""
-        found = [self.headers[name].dtype for name in hf.tensors(self.config)]
-        return {dtype: found.count(dtype) for dtype in sorted(set(found))}
+        count = Counter(self.headers[name].dtype for name in hf.tensors(self.config))
+        return dict(sorted(count.items()))
 
     @property
     def has_tokenizer(self) -> bool:
@@ -159,17 +160,17 @@ def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]
 
 def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
     """The files that the index lists; all missing ones are named at once."""
-    found, missing = [], []
+    shards, missing = [], []
     for name in names:
         try:
-            found.append(inside(folder, name))
+            shards.append(inside(folder, name))
         except FileNotFoundError:
             missing.append(name)
         except ValueError as error:
             raise ValueError(f"{folder / INDEX}: {error}") from None
     if missing:
         raise FileNotFoundError(f"{folder}: {INDEX} lists missing files: {', '.join(missing)}")
-    return tuple(found)
+    return tuple(shards)
 
 
 def _read_headers(

@@ -133,8 +133,8 @@ def to_hf(params: Mapping[str, Any], config: LlamaConfig) -> dict[str, np.ndarra
         if t.path not in leaves:
             problems.append(f"missing: {dotted(t.path)} ({t.name}) {list(t.shape)}")
         elif tuple(leaves[t.path].shape) != t.shape:
-            found = list(leaves[t.path].shape)
-            problems.append(f"{dotted(t.path)} ({t.name}): got {found}, expected {list(t.shape)}")
+            got = list(leaves[t.path].shape)
+            problems.append(f"{dotted(t.path)} ({t.name}): got {got}, expected {list(t.shape)}")
     if problems:
         raise ValueError("the parameters do not fit the config:\n  " + "\n  ".join(problems))
     return {t.name: t.to_hf(np.asarray(leaves[t.path])) for t in tensors(config).values()}

@@ -64,7 +64,7 @@ class Attention(nnx.Module):
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not yet rotated."""
         if self.qkv_proj is not None:
-            qkv = jnp.einsum("BTD,DKPH->BTKPH", x, self.qkv_proj[...])
+            qkv = jnp.einsum("BTD,DKGH->BTKGH", x, self.qkv_proj[...])
             qkv = _biased(qkv, self.qkv_bias)
             q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
             return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
@@ -330,8 +330,8 @@ def forward(
             tokens are not checked.
     """
     if getattr(tokens, "ndim", None) != 2:
-        found = getattr(tokens, "shape", type(tokens).__name__)
-        raise ValueError(f"tokens: got {found}, expected int32 [B, T] (of a batch: its tokens)")
+        got = getattr(tokens, "shape", type(tokens).__name__)
+        raise ValueError(f"tokens: got {got}, expected int32 [B, T] (of a batch: its tokens)")
     B, T = tokens.shape
     config = model.config
     if capture is not None:

@@ -27,12 +27,10 @@ import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 
 from jaxsteer.llama.model import Model, Params, is_packed
+from jaxsteer.llama.parameters import PACKED
 from jaxsteer.llama.sharding import mesh_of, shard_model
 
-_QKV = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
-}
+_QKV = {row.path.split(".")[-1]: parts for row, parts in PACKED.items() if "G" in row.axes}
 _HEADS = ("q_proj", "k_proj", "v_proj")  # [D, N or K, H]
 _HEADS_FIRST = Layout(major_to_minor=(1, 0, 2))
 

@@ -53,11 +53,11 @@ QK_NORM = (
     Row("layers.{}.attn.k_norm.scale", "H", "model.layers.{}.self_attn.k_norm.weight", "H"),
 )
 # Rows that lie side by side in one weight in memory (see `packing`), never in a file.
-# G stands for what belongs to a key/value head: its N / K queries, the key, the value.
+# G: what belongs to a key/value head, its N / K queries, the key, the value. P: gate and up.
 PACKED = {
     Row("layers.{}.attn.qkv_proj", "DKGH"): ("q_proj", "k_proj", "v_proj"),
     Row("layers.{}.attn.qkv_bias", "KGH"): ("q_bias", "k_bias", "v_bias"),
-    Row("layers.{}.mlp.gate_up_proj", "D2F"): ("gate_proj", "up_proj"),
+    Row("layers.{}.mlp.gate_up_proj", "DPF"): ("gate_proj", "up_proj"),
 }
 SPLIT = "NKFV"  # the axes that devices split
 ALL = (*LLAMA, HEAD, *QKV_BIAS, *QK_NORM, *PACKED)
@@ -74,13 +74,13 @@ def family_rows(config: LlamaConfig) -> tuple[Row, ...]:
 
 def packed_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The same rows with those joined that `packing` joins."""
-    by_path = {row.path: row for row in rows}
+    kept = list(rows)
     for joined, parts in PACKED.items():
         place = joined.path.rpartition(".")[0]
-        found = [by_path.pop(f"{place}.{part}", None) for part in parts]
-        if any(found):
-            by_path[joined.path] = joined
-    return tuple(by_path.values())
+        replaced = {f"{place}.{part}" for part in parts}
+        if replaced & {row.path for row in kept}:
+            kept = [*(row for row in kept if row.path not in replaced), joined]
+    return tuple(kept)
 
 
 def shape_of(axes: str, config: LlamaConfig) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def shape_of(axes: str, config: LlamaConfig) -> tuple[int, ...]:
         "K": config.n_kv_heads,
         "H": config.head_dim,
         "G": config.n_heads // config.n_kv_heads + 2,
-        "2": 2,
+        "P": 2,
     }
     groups = re.findall(r"\((\w+)\)|(\w)", axes)
     return tuple(math.prod(sizes[letter] for letter in "".join(group)) for group in groups)

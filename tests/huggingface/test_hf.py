@@ -1,4 +1,4 @@
-"""weights.hf: the table between Hugging Face's tensors and ours."""
+"""jaxsteer.huggingface.tensor_names: the way between Hugging Face's tensors and ours."""
 
 from dataclasses import replace
 
