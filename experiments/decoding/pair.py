@@ -1,6 +1,5 @@
 """What the examples share: both models of a run, and its problems in each one's format."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +102,6 @@ def load_direction(run: Run) -> tuple[np.ndarray, int]:
     Runs the stages that it comes from if `run` has not done so.
     """
     folder, layer = derive.stage(run), run.settings.direction.layer
-    lengths = json.loads((folder / derive.FACTS).read_text())["residual_norm"]["reasoning"]
+    lengths = derive.read_facts(folder)["residual_norm"]["reasoning"]
     direction = load_directions(folder / derive.FILE)[f"base.{layer}.union"]
     return rescale(direction.vector, lengths[layer]), layer

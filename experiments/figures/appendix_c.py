@@ -7,8 +7,6 @@ traces and over the reasoning model's steered texts, where wording may change. W
 is the file or the language model that labelled the traces, if the settings name one.
 """
 
-import csv
-import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from experiments.judges.command import keyword_judge, sentence_labels
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import csv_text
 from experiments.stages import label, rollouts, steer
 from experiments.stages.outcome import RESAMPLES
 from experiments.stages.text_scores import whole_sentences
@@ -106,14 +105,12 @@ def draw(found: Mapping[str, Row], folder: Path) -> list[Path]:
 
 def to_csv(found: Mapping[str, Row]) -> str:
     """A line a group of texts."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     ends = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
-    writer.writerow(["texts", "n", "n_keywords", "n_judge", "n_both", *ends])
+    rows = []
     for name, row in found.items():
         numbers = [x for measure in MEASURES for x in row.measures[measure]]
-        writer.writerow([name, row.n, row.n_first, row.n_second, row.n_both, *numbers])
-    return text.getvalue()
+        rows.append([name, row.n, row.n_first, row.n_second, row.n_both, *numbers])
+    return csv_text(["texts", "n", "n_keywords", "n_judge", "n_both", *ends], rows)
 
 
 def _groups(run: Run, labels: Path, sweep: Path | None) -> Groups:

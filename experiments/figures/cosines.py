@@ -16,9 +16,6 @@ were independent. Both models read the same tokens, so the errors are alike, and
 above it; `random` says how far chance alone goes.
 """
 
-import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -33,6 +30,7 @@ from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import KINDS, ROLES, Groups
 from jaxsteer.directions import cosine
@@ -110,15 +108,12 @@ def random_cosines(base: Groups, reasoning: Groups) -> list[float]:
 
 def to_csv(maps: dict[str, NDArray[np.float64]], offsets: Sequence[int]) -> str:
     """A row for each layer and offset."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["layer", "offset", *maps])
+    rows = []
     for layer in range(len(next(iter(maps.values())))):
         for o, offset in enumerate(offsets):
             values = [one[layer, o] for one in maps.values()]
-            row = ["" if np.isnan(x) else f"{x:.6g}" for x in values]
-            table.writerow([layer, offset, *row])
-    return out.getvalue()
+            rows.append([layer, offset, *("" if np.isnan(x) else f"{x:.6g}" for x in values)])
+    return csv_text(["layer", "offset", *maps], rows)
 
 
 def draw(
@@ -179,7 +174,7 @@ def stage(run: Run) -> Path:
     directions, sums, settings = derive.stage(run), groups.stage(run), run.settings
 
     def work(folder: Path) -> None:
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         by_role = groups.load_groups(sums / groups.FILE)
         offsets = facts["offsets"]
         maps = {"cosine": _array(facts["cosine_map"])}

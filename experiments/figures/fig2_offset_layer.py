@@ -8,9 +8,6 @@ direction nor chosen the steered layer. Beside it each layer's direction of the 
 All cells run in one compiled program; two stages, the texts (`map`) and what they show (`figure2`).
 """
 
-import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -20,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import fig2_drawing, frame
+from experiments.figures import frame
+from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import records_csv
 from experiments.stages import derive, steer
 from experiments.stages.outcome import measured, paired
 from experiments.stages.text_scores import Scores, score, small_pair_grammar
@@ -109,7 +108,7 @@ def texts(run: Run) -> Path:
     problems = run.evaluate_prompts[: settings.figure2.prompts]
 
     def work(folder: Path) -> None:
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         cells = make_cells(load_directions(directions / derive.FILE), facts, settings, coeff)
         steer.write_texts(run, folder, target, cells, problems)
 
@@ -200,12 +199,108 @@ def table_of(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -
 
 def to_csv(found: Sequence[Spot]) -> str:
     """A line a cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(Spot.__annotations__), lineterminator="\n")
-    writer.writeheader()
-    for spot in found:
-        writer.writerow({**asdict(spot), "offset": WINDOW if spot.offset is None else spot.offset})
-    return text.getvalue()
+    return records_csv(
+        [{**asdict(s), "offset": WINDOW if s.offset is None else s.offset} for s in found]
+    )
+
+
+def draw(found: Sequence[Spot], folder: Path, *, window: Sequence[int], title: str) -> list[Path]:
+    """Write `figure2.png` and `figure2.svg`; hatched cells are not coherent. Returns the paths."""
+    layers = sorted({spot.layer for spot in found})
+    offsets = sorted({spot.offset for spot in found if spot.offset is not None})
+    figure, (left, right) = plt.subplots(
+        1,
+        2,
+        figsize=(10.5, 1.9 + 0.42 * len(layers)),
+        width_ratios=[3.2, 1],
+        sharey=True,
+        layout="constrained",
+    )
+    _map(figure, left, found, layers, offsets)
+    _window_marks(left, offsets, window, len(layers))
+    _by_layer(right, found, layers, window)
+    left.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    left.set_ylabel("layer")
+    left.set_xlabel("offset from the start of the backtracking sentence, in tokens")
+    n = max(spot.n for spot in found)
+    figure.suptitle(
+        f"Backtracking per sentence, change over unsteered ({title}; {n} prompts a cell)\n"
+        "hatched, hollow: coherence beyond the margin; ring: the best of the others; solid line: "
+        "the sentence starts",
+        fontsize=10.5,
+    )
+    return frame.save(figure, folder, STEM)
+
+
+def _map(
+    figure: plt.Figure,
+    axis: plt.Axes,
+    found: Sequence[Spot],
+    layers: Sequence[int],
+    offsets: Sequence[int],
+) -> None:
+    table = np.full((len(layers), len(offsets)), np.nan)
+    spots = [spot for spot in found if spot.offset is not None]
+    for spot in spots:
+        row, column = layers.index(spot.layer), offsets.index(spot.offset or 0)
+        table[row, column] = spot.gain
+        if not spot.coherent:
+            cell = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
+            cell.set(fill=False, hatch="////", edgecolor="0.35", linewidth=0)
+            axis.add_patch(cell)
+    limit = float(np.nanmax(np.abs(table))) or 1.0
+    image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axis.invert_yaxis()
+    axis.set_xticks(range(len(offsets)), [f"{o:d}".replace("-", "−") for o in offsets])
+    able = [spot for spot in spots if spot.coherent and spot.n]
+    if able:
+        best = max(able, key=lambda spot: spot.gain)
+        where = offsets.index(best.offset or 0), layers.index(best.layer)
+        axis.plot(*where, "o", markersize=13, markerfacecolor="none", color="black", mew=1.6)
+    figure.colorbar(image, ax=axis, pad=0.015, fraction=0.05)
+
+
+def _window_marks(
+    axis: plt.Axes, offsets: Sequence[int], window: Sequence[int], n_layers: int
+) -> None:
+    """Dashed lines where the window lies, and at the start of the sentence."""
+
+    def place(offset: float) -> float:
+        return float(np.interp(offset, offsets, np.arange(len(offsets))))
+
+    for edge in (min(window) - 0.5, max(window) + 0.5):
+        axis.axvline(place(edge), color="black", linewidth=1, linestyle=":")
+    middle = (place(min(window)) + place(max(window))) / 2
+    axis.annotate(
+        "window",
+        (middle, n_layers - 0.5),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+    )
+    axis.axvline(place(-0.5), color="black", linewidth=1)
+
+
+def _by_layer(
+    axis: plt.Axes, found: Sequence[Spot], layers: Sequence[int], window: Sequence[int]
+) -> None:
+    spots = [spot for spot in found if spot.offset is None]
+    for spot in spots:
+        colour = frame.BLUE if spot.coherent else frame.GREY
+        axis.errorbar(
+            spot.gain,
+            layers.index(spot.layer),
+            xerr=[[max(spot.gain - spot.low, 0)], [max(spot.high - spot.gain, 0)]],
+            fmt="o",
+            color=colour,
+            markersize=5,
+            markerfacecolor=colour if spot.coherent else "white",
+        )
+    axis.axvline(0, color="0.7", linewidth=0.8)
+    axis.set_xlabel("change")
+    axis.set_title(f"window {window[0]} to {window[-1]}".replace("-", "−"), fontsize=10)
+    frame.tidy(axis)
 
 
 def stage(run: Run) -> Path:
@@ -223,7 +318,7 @@ def stage(run: Run) -> Path:
             "cells": [asdict(spot) for spot in found],
         }
         write_json(folder / f"{STEM}.json", numbers)
-        fig2_drawing.draw(
+        draw(
             found,
             folder,
             window=settings.direction.offsets,

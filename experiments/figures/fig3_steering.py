@@ -64,13 +64,10 @@ def _curves(axis: plt.Axes, table: Sequence[CellOutcome], target: str, name: str
         is_random = source.startswith("random")
         cells = [c for c in select(table, target, source) if not is_random or c.coeff != 0]
         values = [getattr(cell, name) for cell in cells]
-        # A ratio's bootstrap may leave the ratio itself out, if only by rounding.
-        below = [max(v.mean - v.low, 0) for v in values]
-        above = [max(v.high - v.mean, 0) for v in values]
         axis.errorbar(
             [cell.coeff for cell in cells],
             [value.mean for value in values],
-            yerr=[below, above],
+            yerr=frame.ends(*values),
             label=label,
             color=colour,
             marker=marker,

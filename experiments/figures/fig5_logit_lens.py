@@ -18,8 +18,6 @@ Writes `figure5.{png,svg,csv,json}`. In the JSON:
     sizes        by model: vocabulary, keyword tokens, random directions
 """
 
-import csv
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -34,6 +32,7 @@ from experiments.figures import frame
 from experiments.figures.frame import BLUE, GREY, ORANGE, plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
@@ -175,19 +174,20 @@ def _random(seen: Seen, here: Sequence[str]) -> dict[str, Any]:
 
 def to_csv(seen: dict[str, Seen]) -> str:
     """A row for each model, lens, direction (the random ones, too) and keyword token."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["model", "lens", "direction", "token", "id", "rank", "logit", "vocab_size"])
+    rows: list[list[Any]] = []
     for role, one in seen.items():
         for kind, found in one.lenses.items():
             n_random = len(found.ranks) - len(one.names)
             names = [*one.names, *(f"random-{i}" for i in range(n_random))]
             for name, ranks, logits in zip(names, found.ranks, found.logits, strict=True):
-                words = zip(one.keywords.items(), ranks, logits, strict=True)
-                for (i, text), rank, logit in words:
-                    row = [role, kind, name, text, i, rank, f"{logit:.6g}", one.vocab_size]
-                    table.writerow(row)
-    return out.getvalue()
+                rows += [
+                    [role, kind, name, text, i, rank, f"{logit:.6g}", one.vocab_size]
+                    for (i, text), rank, logit in zip(
+                        one.keywords.items(), ranks, logits, strict=True
+                    )
+                ]
+    head = ["model", "lens", "direction", "token", "id", "rank", "logit", "vocab_size"]
+    return csv_text(head, rows)
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:

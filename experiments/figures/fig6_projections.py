@@ -19,8 +19,6 @@ In the JSON:
 What present, absent and a score are is fixed in `experiments.presence`.
 """
 
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,10 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from experiments.figures import coloured_text, fig6_drawing
+from experiments.figures import coloured_text, frame
+from experiments.figures.frame import BLUE, GREY, ORANGE, plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups, label, presence, rollouts
 from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import project_texts
@@ -44,6 +44,9 @@ from jaxsteer.llama import Model
 
 STEM = "figure6"
 TRACE = "figure6-trace.html"
+_KINDS = (("backtracking", ORANGE, "backtracking sentences"), ("other", BLUE, "other sentences"))
+_MODELS = {"reasoning": frame.GREEN, "base": GREY}
+_COLUMNS, _LINES = 128, 9  # of the coloured text
 
 
 def measure(
@@ -138,19 +141,18 @@ def _random(
 
 def to_csv(detail: dict[str, Any]) -> str:
     """The curves: a row for each model, source, kind of sentence and offset."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["model", "source", "sentences", "offset", "mean", "low", "high", "n", "auroc"])
+    rows = []
     for role, by_source in detail.items():
         for source, numbers in by_source.items():
             curve = numbers["curve"]
             for kind in ("backtracking", "other"):
                 for i, offset in enumerate(curve["offsets"]):
                     values = [curve[kind][name][i] for name in ("mean", "low", "high")]
-                    area = curve["auroc"]["mean"][i]
-                    row = [*(f"{x:.6g}" for x in values), curve[kind]["n"][i], f"{area:.6g}"]
-                    table.writerow([role, source, kind, offset, *row])
-    return out.getvalue()
+                    told = [*(f"{x:.6g}" for x in values), curve[kind]["n"][i]]
+                    area = f"{curve['auroc']['mean'][i]:.6g}"
+                    rows.append([role, source, kind, offset, *told, area])
+    head = ["model", "source", "sentences", "offset", "mean", "low", "high", "n", "auroc"]
+    return csv_text(head, rows)
 
 
 def choose(traces: Sequence[Trace]) -> int:
@@ -196,7 +198,85 @@ def write_figure(
         "mean of all tokens: orange above, blue below. Backtracking sentences are underlined.",
     )
     write_atomic(folder / TRACE, page.encode())
-    fig6_drawing.draw(detail, tokens, folder, stem=STEM)
+    draw(detail, tokens, folder)
+
+
+def draw(detail: dict[str, Any], tokens: Sequence[coloured_text.Token], folder: Path) -> list[Path]:
+    """Write PNG and SVG; everything is of the base-derived direction. Returns the paths."""
+    shown = coloured_text.excerpt(tokens, before=45, characters=_COLUMNS * _LINES)
+    figure = plt.figure(figsize=(11, 8.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[3.4, 1.3])
+    axes = above.subplots(2, 3)
+    for row, role in enumerate(("reasoning", "base")):
+        numbers = detail[role]["base"]
+        name = frame.TARGETS[role]
+        _curve(axes[row, 0], numbers["curve"], name)
+        _histogram(axes[row, 1], numbers["histogram"], "sentences", "mean score of the window")
+        axes[row, 1].set_title(_area(numbers["auroc"]), fontsize=9.5)
+    _areas(axes[0, 2], detail)
+    _histogram(axes[1, 2], detail["reasoning"]["base"]["histogram"], "tokens", "score of a token")
+    axes[1, 2].set_title("tokens of the reasoning model", fontsize=9.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    above.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    axis = below.subplots()
+    # A character of the font is .602 of its size wide.
+    coloured_text.draw_text(axis, shown, columns=_COLUMNS, size=0.93 * 11 * 72 / (0.602 * _COLUMNS))
+    axis.set_title(
+        "One trace in the reasoning model, coloured by its projection on the base-derived "
+        "direction\n(orange above the mean, blue below, full colour at 3 standard deviations); "
+        "backtracking is underlined",
+        fontsize=9.5,
+        loc="left",
+    )
+    return frame.save(figure, folder, STEM)
+
+
+def _curve(axis: plt.Axes, curve: dict[str, Any], name: str) -> None:
+    for kind, colour, name_of_kind in _KINDS:
+        one = curve[kind]
+        axis.plot(curve["offsets"], one["mean"], color=colour, lw=1.6, label=name_of_kind)
+        axis.fill_between(curve["offsets"], one["low"], one["high"], color=colour, alpha=0.2, lw=0)
+    axis.axvline(0, color="0.6", lw=0.8)
+    axis.set_title(name, fontsize=9.5)
+    axis.set_xlabel("tokens from the sentence's start")
+    axis.set_ylabel("projection (standard deviations)")
+    frame.tidy(axis)
+
+
+def _histogram(axis: plt.Axes, counts: dict[str, Any], what: str, label: str) -> None:
+    edges = np.array(counts["edges"])
+    for kind, colour, name in _KINDS:
+        values = np.array(counts[f"{what}_{kind}"], float)
+        density = values / max(values.sum(), 1) / np.diff(edges)
+        axis.stairs(density, edges, color=colour, fill=True, alpha=0.35, label=name)
+        axis.stairs(density, edges, color=colour, lw=1.2)
+    axis.set_xlabel(f"{label} (standard deviations)")
+    axis.set_ylabel("density")
+    frame.tidy(axis)
+
+
+def _area(found: dict[str, Any]) -> str:
+    return (
+        f"AUROC {found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}], "
+        f"{found['n_events']} against {found['n_other']}"
+    )
+
+
+def _areas(axis: plt.Axes, detail: dict[str, Any]) -> None:
+    for role, colour in _MODELS.items():
+        curve = detail[role]["base"]["curve"]
+        area = curve["auroc"]
+        axis.plot(curve["offsets"], area["mean"], color=colour, lw=1.6, label=frame.TARGETS[role])
+        axis.fill_between(
+            curve["offsets"], area["low"], area["high"], color=colour, alpha=0.2, lw=0
+        )
+    axis.axhline(0.5, color="0.4", lw=0.8, ls="--")
+    axis.axvline(0, color="0.6", lw=0.8)
+    axis.set_xlabel("tokens from the sentence's start")
+    axis.set_ylabel("AUROC of one token")
+    axis.set_title("backtracking against other sentences", fontsize=9.5)
+    axis.legend(fontsize=8, loc="lower left", frameon=False)
+    frame.tidy(axis)
 
 
 def stage(run: Run) -> Path:

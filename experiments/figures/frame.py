@@ -44,6 +44,15 @@ def coherence_name(coherence: str) -> str:
     return "1 − share of repeated 4-grams"
 
 
+def ends(*values: Any) -> list[list[float]]:
+    """How far intervals reach below and above their means, for `errorbar`.
+
+    A ratio's bootstrap may leave the ratio itself out, if only by rounding: 0 then.
+    """
+    below = [max(value.mean - value.low, 0) for value in values]
+    return [below, [max(value.high - value.mean, 0) for value in values]]
+
+
 def tidy(axis: plt.Axes) -> None:
     """Light grid, no frame above and to the right."""
     axis.grid(color="0.93", linewidth=0.8)

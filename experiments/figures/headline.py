@@ -1,15 +1,13 @@
 """The headline plot: backtracking against coherence, with the coefficient along the curves."""
 
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
+from experiments.pipeline.tables import csv_text
 from experiments.stages.baselines import RAW
 from experiments.stages.outcome import CellOutcome, judged_at, select, told
 from experiments.stages.sweep_table import sweep_table
@@ -107,8 +105,8 @@ def _curve(axis: plt.Axes, cells: Sequence[CellOutcome], source: str, *, named: 
     axis.errorbar(
         xs,
         ys,
-        xerr=_ends([c.coherence for c in cells]),
-        yerr=_ends([c.backtracking_rate for c in cells]),
+        xerr=frame.ends(*(c.coherence for c in cells)),
+        yerr=frame.ends(*(c.backtracking_rate for c in cells)),
         linestyle="",
         color=colour,
         elinewidth=0.9,
@@ -149,10 +147,6 @@ def _name_point(
     )
 
 
-def _ends(found: Sequence[Any]) -> list[list[float]]:
-    return [[max(f.mean - f.low, 0) for f in found], [max(f.high - f.mean, 0) for f in found]]
-
-
 def _baselines(axis: plt.Axes, shown: Sequence[CellOutcome]) -> None:
     """Points for what else was added to the reasoning model, and the unsteered ones' name."""
     axis.plot([], [], "o", color="white", markeredgecolor="0.2", markersize=7, label="unsteered")
@@ -177,18 +171,14 @@ def _baselines(axis: plt.Axes, shown: Sequence[CellOutcome]) -> None:
 
 def to_csv(shown: Sequence[CellOutcome]) -> str:
     """The drawn points, a line each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    rate, coherence = (
-        [f"{name}{end}" for end in ends] for name in ("backtracking_rate", "coherence")
-    )
-    writer.writerow(["target", "source", "coeff", *rate, *coherence, "n"])
+    names = ("backtracking_rate", "coherence")
+    head = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    rows = []
     for cell in shown:
         both = (cell.backtracking_rate, cell.coherence)
         numbers = [x for one in both for x in (one.mean, one.low, one.high)]
-        writer.writerow([cell.target, cell.source, cell.coeff, *numbers, both[0].n])
-    return text.getvalue()
+        rows.append([cell.target, cell.source, cell.coeff, *numbers, both[0].n])
+    return csv_text(["target", "source", "coeff", *head, "n"], rows)
 
 
 def stage(run: Run) -> Path:

@@ -90,7 +90,7 @@ def make_bench(
     layer = settings.direction.layer
     vector = load_directions(directions / derive.FILE)[f"base.{layer}.union"].vector
     if settings.steering.unit == "residual":
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         vector = rescale(vector, facts["residual_norm"]["reasoning"][layer])
     held_out = [row for row in read_rows(sweep / steer.FILE) if row["source"] == "none"]
     texts = {

@@ -1,12 +1,11 @@
 """What grafting found, in words and in a table."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.grafting.verdict import ANSWERS, BASE, GRAFTED, PUT_BACK, REASONING, RESPONDING
+from experiments.pipeline.tables import csv_text, interval, markdown_table
 
 
 def short(part: str) -> str:
@@ -34,14 +33,13 @@ def listed(names: Sequence[str]) -> str:
 
 def markdown(numbers: dict[str, Any]) -> list[str]:
     """Lines of Markdown made from `graft.json`, to stand under a heading of the reader's."""
-    table = [
-        "| question | this run | because |",
-        "| --- | --- | --- |",
-        *(
-            f"| {one['question']} | **{ANSWERS[one['holds']]}** | {one['because']} |"
+    table = markdown_table(
+        ["question", "this run", "because"],
+        [
+            [one["question"], f"**{ANSWERS[one['holds']]}**", one["because"]]
             for one in numbers["answers"]
-        ),
-    ]
+        ],
+    )
     if "responding" not in numbers:
         return table
     judged = numbers["judged"][numbers["format"]]
@@ -129,7 +127,7 @@ def _others(numbers: dict[str, Any]) -> str:
 
 def _response(one: dict[str, Any]) -> str:
     rise, low, high = (round(one[name], 4) + 0.0 for name in ("rise", "low", "high"))  # no -0.0000
-    return f"{rise:.4f} [{low:.4f}, {high:.4f}]"
+    return interval(rise, low, high, 4)
 
 
 def _four(value: float | None) -> str:
@@ -186,12 +184,10 @@ def _fitting(numbers: dict[str, Any], name: str) -> str:
 
 def to_csv(measurements: Iterable[dict[str, Any]]) -> str:
     """A row for each measurement, from the rows of `graft_response.Bench`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["texts", "direction", "n_tuned", "tuned", "n_starts", "mean_probability"])
+    rows = []
     for row in measurements:
         starts = sum(row["starts"])
-        mean = sum(row["mass"]) / starts
-        tuned = row["tuned"]
-        writer.writerow([row["texts"], row["direction"], len(tuned), " ".join(tuned), starts, mean])
-    return text.getvalue()
+        mean, tuned = sum(row["mass"]) / starts, row["tuned"]
+        rows.append([row["texts"], row["direction"], len(tuned), " ".join(tuned), starts, mean])
+    head = ["texts", "direction", "n_tuned", "tuned", "n_starts", "mean_probability"]
+    return csv_text(head, rows)

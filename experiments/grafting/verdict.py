@@ -14,6 +14,7 @@ gain, or a text that says nothing is incoherent, nothing can be told.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.pipeline.tables import interval
 from experiments.stages.outcome import CellOutcome, select
 
 # Names of hybrids: no part is the reasoning model's, all are, those that make the base model
@@ -139,7 +140,7 @@ def answers(
             particular(differences),
             "nothing to compare with"
             if least is None
-            else f"least difference {least['mean']:.4f} [{least['low']:.4f}, {least['high']:.4f}]",
+            else f"least difference {interval(least['mean'], least['low'], least['high'], 4)}",
         ),
     ]
 
@@ -163,5 +164,4 @@ def _significant(cell: CellOutcome) -> bool:
 
 
 def _gain(cell: CellOutcome) -> str:
-    one = cell.difference
-    return f"{one.diff:.4f} [{one.low:.4f}, {one.high:.4f}]"
+    return interval(cell.difference.diff, cell.difference.low, cell.difference.high, 4)

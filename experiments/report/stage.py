@@ -26,7 +26,7 @@ def evidence(
     table: SweepTable, directions: Path, figures: Mapping[str, Path], settings: Settings
 ) -> Evidence:
     """What the claims rest on, read from the folders of the stages."""
-    facts = json.loads((directions / derive.FACTS).read_text())
+    facts = derive.read_facts(directions)
     layer = settings.direction.layer
 
     def numbers(name: str) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ def stage(run: Run) -> Path:
         found = claims(evidence(table, directions, figures, run.settings))
         write_atomic(folder / "claims.csv", to_csv(found).encode())
         write_json(folder / "claims.json", [asdict(claim) for claim in found])
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         text = markdown(found, table, facts, run, folder)
         write_atomic(folder / "report.md", text.encode())
 

@@ -4,7 +4,6 @@ The cells that the main sweep has (unsteered, base-derived, random directions) a
 prompts, random numbers and lengths are the same here.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ TARGET = "reasoning"
 
 def unit_lengths(directions: Path, settings: Settings) -> list[float]:
     """What coefficient 1 is long at each layer, for every direction alike."""
-    facts = json.loads((directions / derive.FACTS).read_text())
+    facts = derive.read_facts(directions)
     if settings.steering.unit == "residual":
         return [float(x) for x in facts["residual_norm"][TARGET]]
     return [float(x) for x in facts["norm"]["base"]]

@@ -74,8 +74,8 @@ def _effect(axis: plt.Axes, table: Sequence[CellOutcome], report: Report) -> Non
         axis.errorbar(
             [x.mean for x in coherence],
             [y.mean for y in rates],
-            xerr=[[x.mean - x.low for x in coherence], [x.high - x.mean for x in coherence]],
-            yerr=[[y.mean - y.low for y in rates], [y.high - y.mean for y in rates]],
+            xerr=frame.ends(*coherence),
+            yerr=frame.ends(*rates),
             label="_" if label in seen else label,
             color=colour,
             marker=marker,

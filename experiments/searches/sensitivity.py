@@ -12,9 +12,6 @@ of the sweep's coefficients, so that layers compare. `n` is the number of prompt
 the sentence starts.
 """
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +26,7 @@ from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.tables import csv_text
 from experiments.pipeline.text import Prompt, put_prompts
 from experiments.stages import derive, steer
 from jaxsteer.analysis import keyword_tokens, mean_se, sensitivity, split_sentences, token_spans
@@ -175,18 +173,16 @@ def summarised(
 
 def to_csv(found: dict[str, Any]) -> str:
     """A row for each target, layer and column."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    names = ["per_length", "se_per_length", "per_residual", "se_per_residual"]
-    table.writerow(["target", "layer", "offset", *names, "n"])
+    rows = []
     for target, one in found["targets"].items():
         units = one["per_length"], one["per_residual"]
         for layer in range(len(found["residual_norm"])):
             for o, column in enumerate(found["columns"]):
                 values = [unit[name][layer][o] for unit in units for name in ("mean", "se")]
-                row = [f"{value:.6g}" for value in values]
-                table.writerow([target, layer, column, *row, found["n"]])
-    return out.getvalue()
+                numbers = [f"{value:.6g}" for value in values]
+                rows.append([target, layer, column, *numbers, found["n"]])
+    names = ["per_length", "se_per_length", "per_residual", "se_per_residual"]
+    return csv_text(["target", "layer", "offset", *names, "n"], rows)
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:
@@ -230,7 +226,7 @@ def stage(run: Run) -> Path:
     prompts = run.evaluate_prompts[: settings.analyses.sensitivity_texts]
 
     def work(folder: Path) -> None:
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         saved = load_directions(directions / derive.FILE)
         tokenizer = run.tokenizer("reasoning")
         texts = read_texts(tokenizer, prompts, sweep / steer.FILE, form=form, template=template)

@@ -32,7 +32,7 @@ from experiments.pipeline.run import Run, command
 from experiments.pipeline.stages import fingerprint
 from experiments.searches import equal_lengths, learned, several_figure
 from experiments.searches.continuations import sentence_targets
-from experiments.searches.several_words import paragraph
+from experiments.searches.several_figure import paragraph
 from experiments.stages import derive, steer
 from experiments.stages.outcome import Key, paired, to_csv
 from experiments.stages.text_scores import Scores

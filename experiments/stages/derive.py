@@ -171,6 +171,11 @@ def write_directions(
     return facts
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `directions.json` in the folder of the stage says."""
+    return json.loads((folder / FACTS).read_text())
+
+
 def _behaviours(window: Moments) -> list[str]:
     """Backtracking, and the other behaviours with sentences enough for a direction."""
     enough = window.count.min(axis=1) >= MIN_SENTENCES

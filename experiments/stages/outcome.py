@@ -1,7 +1,5 @@
 """What a sweep shows: a table of cells, with 95% bootstrap intervals over the prompts."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from experiments.pipeline.tables import records_csv
 from experiments.stages.text_scores import REASONS, Grammar, Scores, score
 from jaxsteer.analysis import bootstrap_interval, mean_se, paired_difference, ratio_se
 
@@ -222,12 +221,7 @@ def judged_at(table: Sequence[CellOutcome], margin: float) -> float | None:
 
 def to_csv(table: Sequence[CellOutcome]) -> str:
     """The table as CSV, nested fields joined with a full stop."""
-    rows = [_flat(asdict(cell)) for cell in table]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return records_csv([_flat(asdict(cell)) for cell in table])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

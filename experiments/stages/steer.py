@@ -1,6 +1,5 @@
 """Stage 4: the steered sweeps of Figure 3, and Figure 4's baselines."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -165,7 +164,7 @@ def _target_stage(run: Run, target: str, directions: Path) -> Path:
     problems = run.prompts_for(target)
 
     def work(folder: Path) -> None:
-        facts = json.loads((directions / derive.FACTS).read_text())
+        facts = derive.read_facts(directions)
         saved = load_directions(directions / derive.FILE)
         derived = ("base", "reasoning")
         vectors = {source: saved[f"{source}.{layer}.union"].vector for source in derived}

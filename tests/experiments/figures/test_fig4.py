@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from experiments.figures import fig4_baselines
-from experiments.figures.fig4_drawing import draw
 from experiments.stages.outcome import CellOutcome, Measured, Paired
 from jaxsteer.analysis.metrics import holm
 
@@ -97,12 +96,12 @@ def test_every_coefficient_is_in_the_numbers_and_one_in_the_table() -> None:
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
-    made = [(bar.cell, bar.p_holm) for bar in fig4_baselines.bars(table(), 0.5)]
+    made = fig4_baselines.bars(table(), 0.5)
     files = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        paths = draw(
-            made, tmp_path / name, stem="figure4", margin=0.03, unit="vector", coherence="1 − r"
+        paths = fig4_baselines.draw(
+            made, tmp_path / name, margin=0.03, unit="vector", coherence="1 − r"
         )
         assert [path.name for path in paths] == ["figure4.png", "figure4.svg"]
         files.append([path.read_bytes() for path in paths])

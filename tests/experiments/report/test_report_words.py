@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from experiments.report.figure_list import FIGURES, Figure
-from experiments.report.text import _figure, _short
-from experiments.report.words import words_of
+from experiments.report.text import _figure, _short, words_of
 
 SHARE = {"share": 0.25, "low": 0.2, "high": None, "n": 40}
 

@@ -14,7 +14,7 @@ from pipeline_helpers import Finished, change
 from experiments.pipeline.run import open_run
 from experiments.searches import continuations, equal_lengths, learned, several_directions
 from experiments.searches.continuations import event_activations, event_pairs, spans, split, within
-from experiments.searches.several_words import induces, paragraph
+from experiments.searches.several_figure import induces, paragraph
 from experiments.stages.outcome import CellOutcome, Measured, Paired
 from jaxsteer.directions.activations import Trace
 from jaxsteer.directions.direction_files import load_directions
