@@ -132,10 +132,9 @@ def test_a_room_has_few_files(package: ModuleType) -> None:
 
 
 def test_pytorch_is_for_tests_and_comparisons_only() -> None:
-    # Imported when asked for: to compare with, and to read `.pt` vectors.
+    # Imported when asked for: to compare with.
     allowed = {
         "jaxsteer.models.verification",
-        "jaxsteer.directions.foreign_files",
         "experiments.benchmarks.cpu",
         "experiments.benchmarks.distinct",
         "experiments.benchmarks.sweep_transformers",

@@ -2,11 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxsteer.directions.direction_files import Direction, make_direction
+from jaxsteer.directions.torch_file import joined, read_torch
 from jaxsteer.files import read_tensors, sha256
 
 _REPLICATION_NAME = re.compile(r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?\d+))")
@@ -61,44 +63,24 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
 def load_pt(
     path: str | os.PathLike[str], *, layer: int | None = None, site: str = "resid_post"
 ) -> dict[str, Direction]:
-    """Read the vectors of a PyTorch `.pt` file, with weights-only loading: no code in it is run.
+    """Read the vectors of a PyTorch `.pt` file; needs no PyTorch, and runs no code of the file.
 
     The file holds one tensor `[D]`, named after the file, or dictionaries of such tensors, whose
     keys are joined by full stops to a name. Other plain values go to the provenance.
 
     Args:
-      path: the file.
+      path: the file, as `torch.save` has written them since PyTorch 1.6.
       layer: the layer of the directions. May be left out where each tensor's first key is a
         whole number: then that is its layer.
       site: where in the block they belong.
 
-    Raises ModuleNotFoundError when PyTorch is not installed (nothing else in jaxsteer needs it).
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{path}: reading .pt files needs PyTorch, which is not installed (pip install torch); "
-            "or save the vectors as safetensors"
-        ) from None
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anything may come out of a damaged pickle
-        # Without PyTorch's words, which recommend to load it in the way that runs code.
-        raise ValueError(
-            f"{path}: not a file of tensors alone, or damaged ({type(error).__name__}); no code "
-            "in it was run"
-        ) from None
-    try:
-        leaves = dict(_leaves(content, ()))
-    except RecursionError:
-        raise ValueError(f"{path}: dictionaries in each other without end") from None
-    tensors = {keys: leaf for keys, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
+    leaves = read_torch(path)
+    tensors = {keys: leaf for keys, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
     if not tensors:
         raise ValueError(f"{path}: no tensor in it")
-    other = {".".join(map(str, keys)): str(v) for keys, v in leaves.items() if keys not in tensors}
+    other = {joined(keys): str(v) for keys, v in leaves.items() if keys not in tensors}
     provenance: dict[str, Any] = {
         "source": "PyTorch file",
         "file": Path(path).name,
@@ -108,35 +90,18 @@ def load_pt(
         provenance["values"] = other
     directions = {}
     for keys, tensor in tensors.items():
-        name = ".".join(map(str, keys)) or Path(path).stem
+        name = joined(keys) or Path(path).stem
         own = keys[0] if keys and isinstance(keys[0], int) else layer
         if own is None:
             raise ValueError(f"{path}: direction {name!r}: give its layer, the file does not say")
         if name in directions:
             raise ValueError(f"{path}: two tensors would have the name {name!r}")
-        try:
-            if tensor.is_complex():
-                raise TypeError
-            vector = tensor.detach().to(torch.float32).numpy()
-        except (RuntimeError, TypeError):  # sparse, quantised, nested, without any content
-            raise ValueError(
-                f"{path}: direction {name!r}: got a tensor of {tensor.dtype}, {tensor.layout} on "
-                f"{tensor.device}, expected plain real numbers"
-            ) from None
         directions[name] = make_direction(
             path,
-            vector=vector,
+            vector=tensor,
             layer=own,
             site=site,
             name=name,
             provenance=provenance,
         )
     return directions
-
-
-def _leaves(content: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _leaves(value, (*keys, key))
-    else:
-        yield keys, content

@@ -1,6 +1,7 @@
-import builtins
 import json
 import pickle
+import time
+import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,6 +15,13 @@ from jaxsteer.directions.foreign_files import load_pt, load_replication
 
 CIRCLE = {}
 CIRCLE[1] = CIRCLE
+
+
+def doubled(content, times):
+    """Dictionaries that hold each other twice: small in the file, and endless to walk through."""
+    for _ in range(times):
+        content = {"a": content, "b": content}
+    return content
 
 
 def direction(name="base.union", vector=(3.0, -4.0), **changes):
@@ -216,12 +224,17 @@ def test_pt_files_run_no_code(tmp_path, capsys):
     [
         ({"v": torch.ones(2)}, "direction 'v': give its layer"),
         ({"note": "x"}, "no tensor in it"),
-        ({3: torch.ones(2, 2)}, r"direction '3': expected shape \[D\], found \(2, 2\)"),
+        ({3: torch.ones(2, 2)}, r"v\.pt: direction '3': expected shape \[D\], found \(2, 2\)"),
         ({True: torch.ones(2)}, "direction 'True': layer: expected 0 or more, found True"),
         ({1: {"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}}, "two tensors .* name '1.a.b'"),
-        ({1: torch.ones(2).to_sparse()}, "direction '1': got a tensor of torch.float32, torch.sp"),
-        ({1: torch.ones(2, device="meta")}, "on meta, expected plain real numbers"),
-        ({1: torch.ones(2, dtype=torch.complex64)}, "got a tensor of torch.complex64"),
+        ({1: torch.ones(2).to_sparse()}, "it asks for torch.serialization._get_layout, expected"),
+        ({1: torch.ones(2, device="meta")}, "asks for torch._utils._rebuild_meta_tensor_no_stor"),
+        ({1: torch.ones(2, dtype=torch.complex64)}, "got numbers of torch.ComplexFloatStorage"),
+        ({1: torch.ones(1).expand(10**10)}, "tensors of more than 67,108,864 numbers together"),
+        ({1: torch.ones(1).expand(10**6)}, "direction '1': has 1,000,000 numbers, more than lie"),
+        ({1: torch.ones(2)[None, :0]}, r"direction '1': expected shape \[D\], found \(1, 0\)"),
+        ({"v": torch.ones(2), "l": doubled([], 40)}, "in each other without end"),
+        (doubled({1: torch.ones(2)}, 40), "in each other without end"),
         (CIRCLE, "in each other without"),
     ],
 )
@@ -244,22 +257,83 @@ def test_damaged_pt_files(tmp_path, content):
     assert "weights_only" not in str(error.value)
 
 
+def pt_file(path, program, *, compression=zipfile.ZIP_STORED, **storages):
+    """A `.pt` file whose pickle is `program`."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", program)
+        for name, data in storages.items():
+            archive.writestr(f"archive/data/{name}", data)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"]" * 5_000 + b"a" * 4_999, "in each other without end"),  # lists in lists
+        (b"}" + b"(" * 9 + b"t" * 9 + b"Ns", "a key that is no text or number"),  # tuples: no hash
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "it asks for builtins.bytearray"),
+        (b"c_codecs\nencode\nX\1\0\0\0aX\1\0\0\0b\x86R", "it asks for _codecs.encode"),
+        (b"ccollections\nOrderedDict\n]\x85R", "it asks for collections.OrderedDict"),
+        (b"Nr\xff\xff\xff\xff", "no tensor in it"),  # a memo of 32 GB, in Python's own reader
+        (b"]" * 250_000, "more than 200,000 instructions"),
+        (b"}" + b"]" * 90_000 + b"0" * 90_000, "the instruction POP"),
+        (b"K\1K\2", "too many values to unpack"),
+        (b"a", "pop from empty list"),
+        (b"t", "pop from empty list"),
+        (b"h\5", "5"),
+        (b"NNNs", "no attribute 'update'"),
+        (b"N\x85Q", "no tensor in it"),
+        (b"NNR", "it calls what is no name"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(((((lR", "the instruction LIST"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\nNR", "it asks for torch._utils._rebuild_tensor_v2"),
+    ],
+)
+def test_pickles_made_by_hand(tmp_path, program, message):
+    pt_file(tmp_path / "v.pt", b"\x80\2" + program + b".")
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pt(tmp_path / "v.pt", layer=1)
+    assert str(caught.value).startswith(f"{tmp_path / 'v.pt'}: ")
+    assert time.monotonic() - started < 20  # each takes less than a second on an idle machine
+
+
+def test_zips_made_by_hand(tmp_path):
+    path = tmp_path / "v.pt"
+    pt_file(path, b"\x80\2" + b"N" * 10**7 + b".", compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="its parts are compressed, or lie over each other"):
+        load_pt(path)
+    pt_file(path, b"N" * 17_000_000 + b".")
+    with pytest.raises(ValueError, match=r"archive/data\.pkl: compressed, or more than 16,777,216"):
+        load_pt(path)
+    torch.save(torch.ones(2), path)
+    cut = path.read_bytes().replace(b"v/data/0", b"v/data/1")
+    path.write_bytes(cut)
+    with pytest.raises(ValueError, match="no item named 'v/data/0'"):
+        load_pt(path, layer=1)
+    torch.save({1: torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="not a zip file"):
+        load_pt(path)
+
+
+def test_views_and_kinds_of_numbers(tmp_path):
+    path = tmp_path / "v.pt"
+    table = torch.arange(12.0).reshape(3, 4)
+    kinds = {
+        str(kind).removeprefix("torch."): torch.tensor([1, 0, 1], dtype=kind)
+        for kind in (torch.float64, torch.float16, torch.int8, torch.uint8, torch.int64, torch.bool)
+    }
+    torch.save({"row": table[1], "column": table[:, 2], "back": table[2, ::2], **kinds}, path)
+    loaded = {name: item.vector.tolist() for name, item in load_pt(path, layer=1).items()}
+    assert (loaded.pop("row"), loaded.pop("column")) == ([4.0, 5.0, 6.0, 7.0], [2.0, 6.0, 10.0])
+    assert loaded.pop("back") == [8.0, 10.0]
+    assert loaded == {kind: [1.0, 0.0, 1.0] for kind in kinds}
+    torch.save(torch.nn.Linear(2, 1, bias=False).state_dict() | {"v": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"direction 'weight': expected shape \[D\]"):
+        load_pt(path, layer=1)
+
+
 def test_a_trained_parameter_is_a_tensor(tmp_path):
     torch.save(torch.nn.Parameter(torch.ones(2)), tmp_path / "v.pt")
     assert load_pt(tmp_path / "v.pt", layer=1)["v"].vector.tolist() == [1.0, 1.0]
-
-
-def test_pt_without_torch_says_what_to_install(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without_torch(name, *args, **kwargs):
-        if name == "torch":
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_torch)
-    with pytest.raises(ModuleNotFoundError, match="pip install torch"):
-        load_pt(tmp_path / "v.pt", layer=1)
 
 
 def test_cosine():
