@@ -167,6 +167,7 @@ _ROPE_WRITTEN = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
+_MOST_POSITIONS = 2**31 - 1  # positions are int32
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -322,7 +323,8 @@ def _reachable(positions: int, scaling: Mapping[str, Any] | None) -> int:
     """How long a text may be: yarn and dynamic reach beyond the context that they begin with."""
     if scaling is None or scaling["kind"] not in ("yarn", "dynamic"):
         return positions
-    return max(positions, int(scaling["factor"] * scaling["original_max_positions"]))
+    original = min(scaling["original_max_positions"], _MOST_POSITIONS)
+    return max(positions, int(min(scaling["factor"] * original, _MOST_POSITIONS)))
 
 
 def _window(hf: Mapping[str, Any], positions: int, absent: Collection[str]) -> list[str]:

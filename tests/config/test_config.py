@@ -376,6 +376,11 @@ def test_yarn_and_dynamic_reach_as_far_as_they_stretch():
     assert config.to_hf()["max_position_embeddings"] == 4096
 
 
+def test_no_stretch_reaches_beyond_what_positions_can_count():
+    rope = {"rope_scaling": {"type": "dynamic", "factor": 1e300}}
+    assert LlamaConfig.from_hf(QWEN2 | rope).max_positions == 2**31 - 1
+
+
 def test_a_factor_of_other_programs_is_named():
     """DeepSeek-R1-0528-Qwen3-8B has one. transformers does not read it."""
     rope = YARN | {"attn_factor": 0.8782488562869419}
