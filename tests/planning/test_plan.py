@@ -209,7 +209,10 @@ def test_what_does_not_fit_at_all():
         ({"mesh": (0, 8)}, "mesh: got 0 × 8, expected 8 chips"),
         ({"work": Work(rows=0, prompt=1, new=1)}, "rows: got 0, expected at least 1"),
         ({"config": replace(LlamaConfig.llama32_3b(), n_layers=1), "mesh": (1, 8)}, None),
-        ({"config": replace(SHORT, d_mlp=SHORT.d_mlp + 1), "mesh": (1, 8)}, "tensor: got 8, expected one"),
+        (
+            {"config": replace(SHORT, d_mlp=SHORT.d_mlp + 1), "mesh": (1, 8)},
+            "tensor: got 8, expected one",
+        ),
     ],
 )
 def test_what_cannot_be_planned(options, message):
