@@ -33,6 +33,7 @@ from jaxsteer.files import (
     load_json,
     new_directory,
     read_whole,
+    without_wildcards,
     write_atomic,
 )
 from jaxsteer.huggingface import COMPANIONS
@@ -151,7 +152,8 @@ def write(
     if other := [file.name for file in carried if file.name not in COMPANIONS]:
         raise ValueError(f"files: got {', '.join(other)}, expected some of {', '.join(COMPANIONS)}")
     with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
-        write_params(folder / _PARAMS, _checked(leaves, config, dtype))
+        with without_wildcards(folder) as plain:
+            write_params(plain / _PARAMS, _checked(leaves, config, dtype))
         (folder / _HUGGINGFACE).mkdir()
         for file in carried:
             shutil.copyfile(file, folder / _HUGGINGFACE / file.name)
@@ -323,7 +325,8 @@ def _open(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose weights fit its config."""
     manifest = read_manifest(folder)
     try:
-        metadata = v1.metadata(folder / _PARAMS).metadata
+        with without_wildcards(folder) as plain:
+            metadata = v1.metadata(plain / _PARAMS).metadata
         stored = {dotted(p): x.shape for p, x in flatten(metadata)}
     except Exception as error:  # of any kind, when the directory is not Orbax's
         raise _unreadable(folder, error) from None
@@ -350,8 +353,8 @@ def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any,
     context = v1.Context()
     context.pytree.loading.partial_load = True
     try:
-        with context:
-            return v1.load(folder / _PARAMS, placed)
+        with context, without_wildcards(folder) as plain:
+            return v1.load(plain / _PARAMS, placed)
     except Exception as error:  # of any kind, when the directory is damaged
         raise _unreadable(folder, error) from error
 

@@ -14,7 +14,7 @@ from jaxsteer.files.atomic import (
     write_atomic,
     write_json,
 )
-from jaxsteer.files.directories import check_free, new_directory
+from jaxsteer.files.directories import check_free, new_directory, without_wildcards
 from jaxsteer.files.gguf_header import GgufTensor, is_gguf, read_gguf_header
 from jaxsteer.files.integrity import check_files, check_together, checksums
 from jaxsteer.files.jsonl import (
@@ -72,6 +72,7 @@ __all__ = [
     "sha256",
     "sort_rows",
     "tensor_bytes",
+    "without_wildcards",
     "write_atomic",
     "write_json",
 ]

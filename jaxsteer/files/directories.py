@@ -1,13 +1,16 @@
 """Directories that appear when they are complete, or not at all."""
 
 import contextlib
-import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from jaxsteer.files.atomic import is_remote
+from jaxsteer.files.locks import try_lock
 
 _TRIES, _PAUSE = 20, 0.2  # of removing what is half-built; seconds behind each
 
@@ -49,6 +52,21 @@ def new_directory(
     finally:
         if lock != -1:
             os.close(lock)
+
+
+@contextmanager
+def without_wildcards(folder: Path) -> Iterator[Path]:
+    """The folder under a name without `[`, `*` or `?`, for libraries that search by patterns.
+
+    It is a link that is gone behind the block, or `folder` itself if that has none.
+    """
+    if not set("[*?") & set(str(folder)) or is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxsteer-") as place:
+        link = Path(place) / "folder"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = False) -> None:
@@ -101,12 +119,16 @@ def _lock(building: Path, target: Path) -> int:
     except FileNotFoundError:  # the other one has just finished
         raise busy from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The name may have gone to another directory between opening and locking.
-        if os.stat(building).st_ino == os.fstat(handle).st_ino:
+        if try_lock(handle, target) and os.stat(building).st_ino == os.fstat(handle).st_ino:
             return handle
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         pass
+    except OSError:
+        os.close(handle)
+        with contextlib.suppress(OSError):  # something is in it: somebody else is at work
+            building.rmdir()
+        raise
     os.close(handle)
     raise busy
 

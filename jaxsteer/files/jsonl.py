@@ -1,6 +1,5 @@
 """JSON lines files that grow row by row and survive a kill: whole lines, flushed to the disk."""
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.files.atomic import check_regular, write_atomic
+from jaxsteer.files.locks import try_lock
 
 
 def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
@@ -104,8 +104,6 @@ def locked(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
     """
     check_regular(path, missing_ok=True)
     with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(busy) from None
+        if not try_lock(file.fileno(), path):
+            raise FileExistsError(busy)
         yield

@@ -1,10 +1,12 @@
 """jaxsteer.checkpoint: what is saved comes back, and what is broken says so."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -384,6 +386,43 @@ def test_files_are_carried_along(tmp_path, config):
     assert found.read_bytes() == b"as it came\r\n"
     with pytest.raises(ValueError, match=r"files: got model\.safetensors, expected some of config"):
         checkpoint.save(tmp_path / "n", make(config), files=[tmp_path / "model.safetensors"])
+
+
+@pytest.mark.parametrize("name", ["runs[1]", "a*b?", "[!a]"])
+def test_names_that_are_patterns(tmp_path, config, name):
+    """Orbax looks for files by patterns, and would take the path for one."""
+    before = make(config)
+    checkpoint.save(tmp_path / name / "m", before)
+    assert same(checkpoint.load(tmp_path / name / "m")[0].params, before.params)
+    assert listing(tmp_path / name) == ["m"]
+    shutil.move(tmp_path / name / "m", tmp_path / "m")
+    assert same(checkpoint.load(tmp_path / "m")[0].params, before.params)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks(tmp_path, config, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("jaxsteer.files.locks._said", [])
+    with pytest.warns(UserWarning, match=r"m: its file system has no locks \(flock\)"):
+        checkpoint.save(tmp_path / "m", make(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        checkpoint.save(tmp_path / "m", make(config, seed=2), overwrite=True)
+    assert listing(tmp_path) == ["m"]
+    assert same(checkpoint.load(tmp_path / "m")[0].params, make(config, seed=2).params)
+
+
+def test_a_lock_that_fails_leaves_nothing(tmp_path, config, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoint.save(tmp_path / "m", make(config))
+    assert listing(tmp_path) == []
 
 
 def test_a_moved_checkpoint_loads(saved, tmp_path, config):
