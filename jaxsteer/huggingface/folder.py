@@ -12,13 +12,20 @@ import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only when it is there)
 import numpy as np
 
 from jaxsteer.config import LlamaConfig, unknown_fields
-from jaxsteer.files import Entry, inside, read_header, read_json_object
+from jaxsteer.files import (
+    Entry,
+    check_regular,
+    inside,
+    is_plain_name,
+    read_header,
+    read_json_object,
+)
 from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.huggingface.misfits import check_pointers, why_no_weights
 from jaxsteer.tokenizers import TOKENIZERS
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What is carried along beside the weights, byte for byte: AutoTokenizer reads these.
 GENERATION = "generation_config.json"
 CONFIGS = ("config.json", GENERATION)
@@ -118,7 +125,10 @@ def open_folder(path: str | Path, *, strict: bool = False) -> Folder:
         raise FileNotFoundError(f"{path}: no such folder")
     if not path.is_dir():
         raise ValueError(f"{path}: got a file, expected a folder with config.json and safetensors")
-    config_json = read_json_object(inside(path, "config.json"))
+    check_pointers(*(path / name for name in COMPANIONS), *path.glob("*.safetensors"))
+    if not (path / "config.json").exists() and (path / "adapter_config.json").exists():
+        raise why_no_weights(path, single=SINGLE, index=INDEX)
+    config_json = read_json_object(_member(path, "config.json"))
     try:
         config = LlamaConfig.from_hf(config_json, strict=strict)
     except ValueError as error:
@@ -133,29 +143,39 @@ def open_folder(path: str | Path, *, strict: bool = False) -> Folder:
         hf.check(headers, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    companions = tuple(inside(path, name) for name in COMPANIONS if (path / name).exists())
+    companions = tuple(_member(path, name) for name in COMPANIONS if (path / name).exists())
     return Folder(path, config, config_json, shards, headers, entries, file_of, companions)
+
+
+def _member(folder: Path, name: str) -> Path:
+    """A file of the folder, by a name that may come from a stranger's index.
+
+    A link is followed wherever it leads, for people keep blobs on other disks; but the links in a
+    clone of a repository (one with `.git`) are a stranger's, too, and must stay inside.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: its name leads out of the folder, or it is no regular file.
+    """
+    if not is_plain_name(name):
+        raise ValueError(f"{name!r:.200}: leads out of the folder, or is no name of a file")
+    if (folder / ".git").exists():
+        return inside(folder, name)
+    check_regular(folder / name)
+    return folder / name
 
 
 def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
     """The weight files, and which tensor the index says is where (None without an index)."""
     if (folder / SINGLE).exists():  # transformers, too, looks for this one first
-        return (inside(folder, SINGLE),), None
+        return (_member(folder, SINGLE),), None
     if (folder / INDEX).exists():
-        index = read_json_object(inside(folder, INDEX)).get("weight_map")
+        index = read_json_object(_member(folder, INDEX)).get("weight_map")
         names = index.values() if isinstance(index, dict) else ()
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{folder / INDEX}: expected weight_map, a name of a file per tensor")
         return _listed(folder, sorted(set(names))), index
-    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"{folder}: only pickled weights ({', '.join(pickles)}), and a pickle can run code "
-            "when it is read. If you trust them, rewrite them as safetensors:\n  "
-            'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-            f"[X.from_pretrained('{folder}').save_pretrained('NEW') for X in (M, T)]\""
-        )
-    raise FileNotFoundError(f"{folder}: no weights, expected {SINGLE} or {INDEX}")
+    raise why_no_weights(folder, single=SINGLE, index=INDEX)
 
 
 def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
@@ -163,7 +183,7 @@ def _listed(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
     shards, missing = [], []
     for name in names:
         try:
-            shards.append(inside(folder, name))
+            shards.append(_member(folder, name))
         except FileNotFoundError:
             missing.append(name)
         except ValueError as error:

@@ -259,6 +259,38 @@ def test_no_weights(src):
     refused(src, r"no weights, expected model\.safetensors or", FileNotFoundError)
 
 
+def test_a_lora_adapter_says_what_it_is(src):
+    (src / "config.json").unlink()
+    (src / SINGLE).rename(src / "adapter_model.safetensors")
+    base = {"base_model_name_or_path": "owner/base", "peft_type": "LORA"}
+    (src / "adapter_config.json").write_text(json.dumps(base))
+    message = refused(src, r"src: is an adapter \(LoRA\) of owner/base, expected a whole model")
+    assert "merge_and_unload" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", [SINGLE, "tokenizer.json", "config.json"])
+def test_git_lfs_pointers_say_what_they_are(src, name):
+    (src / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    )
+    message = refused(src, rf"src: got Git LFS pointers in place of {name}; fetch .* git lfs pull")
+    assert "\n" not in message
+
+
+def test_shards_without_an_index_say_so(sharded):
+    (sharded / INDEX).unlink()
+    count = len(list(sharded.glob("*.safetensors")))
+    message = rf"src: {count} shards \(model-00001-of-.* …\) without {INDEX}"
+    refused(sharded, message, FileNotFoundError)
+
+
+def test_weights_of_another_name_are_named(src):
+    (src / SINGLE).rename(src / "consolidated.safetensors")
+    message = r"got weights in consolidated\.safetensors, expected model\.safetensors"
+    refused(src, message, FileNotFoundError)
+
+
 def test_pickled_weights_are_refused_with_the_way_out(src):
     (src / SINGLE).unlink()
     (src / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -281,17 +313,26 @@ def test_index_that_leads_out_of_the_folder(sharded, name):
     refused(sharded, "leads out of the folder")
 
 
-def test_link_that_leads_out_of_the_folder(src, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "weights"
-    shutil.move(src / SINGLE, elsewhere)
-    (src / SINGLE).symlink_to(elsewhere)
+def test_a_folder_of_links_is_followed_but_not_in_a_clone(src, tmp_path_factory, tmp_path):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for file in list(src.iterdir()):
+        shutil.move(file, elsewhere / file.name)
+        (src / file.name).symlink_to(elsewhere / file.name)
+    convert(src, tmp_path / "dst")
+    assert checkpoint.load_tokenizer(tmp_path / "dst") is not None
+    shutil.rmtree(tmp_path / "dst")
+    (src / ".git").mkdir()  # links that came with a repository are a stranger's
     refused(src, "leads out of the folder")
 
 
-def test_links_of_the_hub_cache_are_followed(folders, tmp_path):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_links_of_the_hub_cache_are_followed(folders, tmp_path, elsewhere):
     repo = tmp_path / "models--a--b"
     blobs, snapshot = repo / "blobs", repo / "snapshots" / "abc"
     blobs.mkdir(parents=True)
+    if elsewhere:  # as people do whose first disk is full
+        shutil.move(blobs, tmp_path / "other disk")
+        blobs.symlink_to(tmp_path / "other disk")
     snapshot.mkdir(parents=True)
     for i, file in enumerate(folders["words"].iterdir()):
         shutil.copy(file, blobs / str(i))
