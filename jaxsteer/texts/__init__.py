@@ -1,0 +1,27 @@
+"""Texts in, texts out: what people type first, on top of the pure functions.
+
+Prompts as strings or conversations in; generated texts with their cell, tokens and end, tables with
+intervals, and directions from two lists of texts out.
+
+Uses `models`, `sweeps`, `directions`, `analysis`, `tokenizers` and the rooms that these use.
+"""
+
+from jaxsteer.texts.direction import LayerDirections, direction
+from jaxsteer.texts.language_model import LanguageModel, load
+from jaxsteer.texts.metrics import Measured, contains, measure, words
+from jaxsteer.texts.results import Text, Texts
+from jaxsteer.texts.table import Table
+
+__all__ = [
+    "LanguageModel",
+    "LayerDirections",
+    "Measured",
+    "Table",
+    "Text",
+    "Texts",
+    "contains",
+    "direction",
+    "load",
+    "measure",
+    "words",
+]

@@ -1,0 +1,107 @@
+"""Cells of a sweep over texts: vectors × layers × coefficients, and baselines of equal length."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsteer.directions import Direction, random_directions, rescale
+from jaxsteer.llama import Model, TokenBatch, forward
+from jaxsteer.steering import Capture, Steering, add, noise
+from jaxsteer.sweeps import Cell
+from jaxsteer.texts.direction import LayerDirections
+
+Baseline = Literal["random", "noise"]
+BASELINES = ("random", "noise")
+
+
+def sweep_cells(
+    model: Model,
+    batch: TokenBatch,
+    vectors: Any,
+    *,
+    layers: Sequence[int] | None,
+    coeffs: Sequence[float],
+    baselines: Sequence[Baseline] = (),
+    unit: str = "vector",
+    seed: int = 0,
+) -> list[Cell]:
+    """The cells of `LanguageModel.sweep`, labelled `source`, `layer` and `coeff`.
+
+    Coefficient 0 is one cell, whose source is "none".
+
+    Raises:
+        ValueError: naming the argument, what was found and what was expected.
+    """
+    if unit not in ("vector", "residual"):
+        raise ValueError(f"unit: got {unit!r}, expected 'vector' or 'residual'")
+    if unknown := set(baselines) - set(BASELINES):
+        raise ValueError(f"baselines: got {sorted(unknown)}, expected some of {BASELINES}")
+    if not len(coeffs):
+        raise ValueError("coeffs: got none, expected at least one")
+    named = by_name(vectors)
+    norms = residual_norms(model, batch) if unit == "residual" else None
+    cells = []
+    if any(coeff == 0 for coeff in coeffs):
+        cells.append(Cell({"source": "none", "layer": None, "coeff": 0.0}, ()))
+    for name, vector in named.items():
+        for layer in _layers(vector, layers, name):
+            values = _at(vector, layer)
+            if norms is not None:
+                values = rescale(values, float(norms[layer]))
+            random = random_directions(1, len(values), seed=seed)[0]
+            length = float(np.linalg.norm(values))
+            for coeff in map(float, coeffs):
+                if coeff == 0:
+                    continue
+                kinds: dict[str, Steering] = {name: add(values, layer=layer, coeff=coeff)}
+                if "random" in baselines:
+                    kinds["random"] = add(rescale(random, length), layer=layer, coeff=coeff)
+                if "noise" in baselines:
+                    kinds["noise"] = noise(
+                        length, layer=layer, coeff=abs(coeff), width=len(values), seed=seed
+                    )
+                cells += [
+                    Cell({"source": source, "layer": layer, "coeff": coeff}, steering)
+                    for source, steering in kinds.items()
+                ]
+    return cells
+
+
+def by_name(vectors: Any) -> dict[str, Any]:
+    """One vector or several, by name."""
+    if isinstance(vectors, Mapping) and not isinstance(vectors, LayerDirections):
+        return dict(vectors)
+    name = getattr(vectors, "name", None) or "direction"
+    return {name: vectors}
+
+
+def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
+    """Root mean square length of the residual stream behind each layer `[L]`, over a batch."""
+    mask = batch.mask.astype(jnp.float32)[..., None]
+    found = _squares(model, batch, mask)
+    return np.sqrt(np.asarray(found) / float(mask.sum()))
+
+
+@jax.jit
+def _squares(model: Model, batch: TokenBatch, mask: jax.Array) -> jax.Array:
+    sums = Capture(weights=mask, squares=True)
+    captured = forward(model, batch.tokens, mask=batch.mask, capture=sums).captured
+    return captured["resid_post"][:, 1, 0].sum(axis=-1)
+
+
+def _layers(vector: Any, layers: Sequence[int] | None, name: str) -> Sequence[int]:
+    if layers is not None:
+        return layers
+    if isinstance(vector, Direction):
+        return [vector.layer]
+    raise ValueError(f"layers: got None, expected layers to add {name!r} at")
+
+
+def _at(vector: Any, layer: int) -> np.ndarray:
+    """The vector `[D]` for a layer."""
+    if isinstance(vector, LayerDirections):
+        return vector[layer].vector
+    return np.asarray(vector.vector if isinstance(vector, Direction) else vector, np.float32)

@@ -1,0 +1,223 @@
+"""A model with its tokenizer: texts in, texts out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxsteer.decoding import sampling, think_tokens
+from jaxsteer.models import Loaded, load as load_model
+from jaxsteer.steering import Steering, as_tuple
+from jaxsteer.sweeps import Cell, CellResult, sweep
+from jaxsteer.texts.cells import Baseline, sweep_cells
+from jaxsteer.texts.prompts import Prompt, Prompts, encode_prompts
+from jaxsteer.texts.results import Text, Texts
+from jaxsteer.texts.table import Table
+
+Steerings = Steering | Sequence[Steering] | Mapping[str, Steering | Sequence[Steering] | None] | None
+
+
+class LanguageModel(Loaded):
+    """What `jaxsteer.load` gives: `model` and `tokenizer`, as which it unpacks, and texts of them.
+
+    The pure functions (`jaxsteer.generate`, `sweep`, `forward`) take the model; the methods here
+    encode prompts, choose the model's own end tokens, and decode.
+    """
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        steering: Steerings = None,
+        samples: int = 1,
+        max_new_tokens: int = 100,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop_tokens: Sequence[int] | None = None,
+        bos: Any = "auto",
+    ) -> Texts:
+        """Continue texts, or answer conversations, under each steering.
+
+        Args:
+            prompts: a text, a conversation of `{"role": …, "content": …}`, or several of them.
+            steering: what `jaxsteer.add` and the others make. Each of its rows is a cell of its
+                own that runs on every prompt, so `coeff=[0, 2.5]` gives two texts a prompt.
+                Several in a list act together; a dict names cells: `{"plain": None, "v": add(…)}`.
+            samples: texts of each prompt and cell. All cells draw the same random numbers.
+            max_new_tokens: most tokens of a text.
+            temperature: 0 takes the likeliest token.
+            top_p: least share of probability that tokens are drawn from.
+            top_k: how many of the likeliest tokens are drawn from; 0 for all.
+            seed: of the samples.
+            stop_tokens: ids that end a text; the model's own if not given, `()` for none.
+            bos: what is put before a prompt; see `jaxsteer.encode`.
+
+        Raises:
+            ValueError: naming the argument, what was found and what was expected.
+        """
+        encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
+        asked = self._asked(encoded, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens)
+        return self._run(encoded, cells_of(steering), asked)
+
+    def sweep(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        vectors: Any,
+        *,
+        layers: Sequence[int] | None = None,
+        coeffs: Sequence[float],
+        baselines: Sequence[Baseline] = (),
+        unit: str = "vector",
+        metrics: Sequence[Any] = (),
+        samples: int = 1,
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop_tokens: Sequence[int] | None = None,
+        bos: Any = "auto",
+    ) -> Table:
+        """Run every vector × layer × coefficient on every prompt, and measure the texts.
+
+        Args:
+            prompts: as in `generate`.
+            vectors: a direction (`jaxsteer.direction`, `Direction`), a vector `[D]`, or several by
+                name.
+            layers: layers to add at; a direction's own if not given.
+            coeffs: factors. 0, where it is among them, is one cell that the others are held
+                against.
+            baselines: "random" for a random direction and "noise" for noise anew at each token,
+                both as long as what is added.
+            unit: what a coefficient counts: "vector", the vector as it is, or "residual", lengths
+                of the residual stream at the layer (root mean square over the prompts' tokens).
+            metrics: functions of a text, such as `jaxsteer.contains("wait")`.
+            samples, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens, bos: as in
+                `generate`.
+
+        Raises:
+            ValueError: naming the argument, what was found and what was expected.
+        """
+        encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
+        cells = sweep_cells(
+            self.model,
+            encoded.batch,
+            vectors,
+            layers=layers,
+            coeffs=coeffs,
+            baselines=baselines,
+            unit=unit,
+            seed=seed,
+        )
+        asked = self._asked(encoded, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens)
+        return Table.of(self._run(encoded, cells, asked), metrics)
+
+    def _asked(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int,
+        stop_tokens: Sequence[int] | None,
+    ) -> dict[str, Any]:
+        if temperature == 0 and prompts.samples > 1:
+            raise ValueError(
+                f"samples: got {prompts.samples} at temperature 0, expected 1 (all would be equal)"
+            )
+        rows = prompts.batch.tokens.shape[0]
+        chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        return {
+            "max_new_tokens": max_new_tokens,
+            "sampling_params": sampling(rows, **chosen),
+            "stop_tokens": tuple(self.end_tokens if stop_tokens is None else stop_tokens),
+        }
+
+    def _run(self, prompts: Prompts, cells: Sequence[Cell], asked: Mapping[str, Any]) -> Texts:
+        ends = set(asked["stop_tokens"])
+        if think := think_ids(self.tokenizer):
+            asked = {**asked, "think_tokens": think}
+        results = [
+            self._text(prompts, result, ends)
+            for chunk in sweep(self.model, prompts.batch, cells, **asked)
+            for result in chunk
+        ]
+        order = {id(cell): i for i, cell in enumerate(cells)}
+        results.sort(key=lambda pair: (order[id(pair[0].cell)], pair[0].prompt))
+        about = {
+            "model": dict(self.provenance),
+            "prompts": prompts.rules,
+            "notes": [*self.notes, *prompts.notes],
+            "max_new_tokens": asked["max_new_tokens"],
+        }
+        return Texts(tuple(text for _, text in results), about)
+
+    def _text(
+        self, prompts: Prompts, result: CellResult, ends: set[int]
+    ) -> tuple[CellResult, Text]:
+        number, sample = divmod(result.prompt, prompts.samples)
+        tokens = list(result.tokens)
+        ended = bool(tokens) and tokens[-1] in ends
+        finite = bool(np.all(np.isfinite(result.logprobs)))
+        return result, Text(
+            labels=dict(result.cell.labels),
+            prompt=number,
+            prompt_text=prompts.encoded[number].text,
+            sample=sample,
+            text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
+            tokens=tokens,
+            logprobs=list(result.logprobs),
+            end="not finite" if not finite else "end token" if ended else "length",
+        )
+
+
+def load(source: Any, **options: Any) -> LanguageModel:
+    """Load a model and its tokenizer: `jaxsteer.models.load`, as a `LanguageModel`."""
+    loaded = load_model(source, **options)
+    return LanguageModel(**{name: getattr(loaded, name) for name in Loaded.__dataclass_fields__})
+
+
+def think_ids(tokenizer: Any) -> tuple[int, int] | None:
+    """The ids of <think> and </think>, if the tokenizer has both."""
+    try:
+        return think_tokens(tokenizer)
+    except ValueError:
+        return None
+
+
+def cells_of(steering: Steerings) -> list[Cell]:
+    """A cell for each row of a steering, or for each name.
+
+    Raises:
+        ValueError: for interventions of different row counts.
+    """
+    if isinstance(steering, Mapping):
+        return [
+            Cell({"name": name, **cell.labels}, cell.steering)
+            for name, one in steering.items()
+            for cell in cells_of(one)
+        ]
+    together = as_tuple(steering)
+    if not together:
+        return [Cell({"coeff": 0.0}, ())]
+    counts = {one.coeff.shape[0] for one in together} - {1}
+    if len(counts) > 1:
+        raise ValueError(f"steering: got {sorted(counts)} rows, expected equally many in each")
+    count = counts.pop() if counts else 1
+    return [
+        Cell(
+            {"coeff": float(together[0].coeff[i if together[0].coeff.shape[0] > 1 else 0])},
+            tuple(row_of(one, i) for one in together),
+        )
+        for i in range(count)
+    ]
+
+
+def row_of(steering: Steering, i: int) -> Steering:
+    """One row of a steering; its only one, where it has one for all."""
+    return jax.tree.map(lambda x: x[i : i + 1] if x.shape[0] > 1 else x, steering)

@@ -1,0 +1,103 @@
+"""A sweep as a table: a line a cell and metric, printed, plotted, or given to pandas."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxsteer.texts.metrics import Measured, Metric, measure
+from jaxsteer.texts.results import Texts
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """The texts of a sweep, and what metrics say of its cells."""
+
+    texts: Texts
+    lines: tuple[Measured, ...]
+
+    @classmethod
+    def of(cls, texts: Texts, metrics: Sequence[Metric]) -> "Table":
+        """Measure texts; also those that `Texts.load` read from a file."""
+        return cls(texts, tuple(measure(texts, metrics)))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A flat dict a cell and metric."""
+        return [{**line.labels, **{k: v for k, v in asdict(line).items() if k != "labels"}}
+                for line in self.lines]
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a line a cell and metric; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_dicts())
+
+    def plot(self, metric: str | None = None, path: Any = None) -> Any:
+        """Plot a metric against the coefficient, with intervals: a line a source and layer.
+
+        Args:
+            metric: its name; the first one if not given.
+            path: file to save the picture in.
+
+        Returns:
+            The matplotlib figure.
+        """
+        import matplotlib.pyplot as plt
+
+        metric = metric or self.lines[0].metric
+        lines = [line for line in self.lines if line.metric == metric]
+        if not lines:
+            known = sorted({line.metric for line in self.lines})
+            raise ValueError(f"metric: got {metric!r}, expected one of {known}")
+        zero = [line for line in lines if line.labels.get("coeff") == 0]
+        figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        for key in dict.fromkeys(_series(line) for line in lines if line not in zero):
+            points = sorted(
+                [line for line in lines if _series(line) == key] + zero,
+                key=lambda line: line.labels["coeff"],
+            )
+            x = [point.labels["coeff"] for point in points]
+            y = [point.mean for point in points]
+            low = [point.mean - point.low for point in points]
+            high = [point.high - point.mean for point in points]
+            axis.errorbar(x, y, yerr=[low, high], label=key, marker="o", capsize=3)
+        axis.set(xlabel="coefficient", ylabel=metric)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def __repr__(self) -> str:
+        if not self.lines:
+            return repr(self.texts)
+        names = list(self.lines[0].labels)
+        rows = [[*names, "metric", "mean", "95% interval", "− coeff 0", "p", "n"]]
+        for line in self.lines:
+            difference = "" if line.difference is None else f"{line.difference:+.3f}"
+            rows.append(
+                [
+                    *(_cell(line.labels[name]) for name in names),
+                    line.metric,
+                    f"{line.mean:.3f}",
+                    f"[{line.low:.3f}, {line.high:.3f}]",
+                    difference,
+                    "" if line.p is None else f"{line.p:.3f}",
+                    str(line.prompts),
+                ]
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+def _series(line: Measured) -> str:
+    labels = [f"{k} {v}" if k == "layer" else str(v) for k, v in line.labels.items() if k != "coeff"]
+    return ", ".join(labels)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
