@@ -1,8 +1,15 @@
 """jaxsteer: steer and read the residual stream of Llama, Qwen and Mistral models in JAX.
 
-    model, tokenizer = jaxsteer.load("checkpoints/r1-distill-llama-8b")
+Texts in, texts out:
+
+    lm = jaxsteer.load("Qwen/Qwen2.5-7B-Instruct")
+    v = jaxsteer.direction(lm, texts, other_texts)
+    lm.generate(prompts, steering=jaxsteer.add(v[10], coeff=[0, 2]))
+
+Arrays in, arrays out, for your own `jax.jit`:
+
+    model, tokenizer = lm
     batch = jaxsteer.left_pad([jaxsteer.encode(tokenizer, "1 + 1 =").ids])
-    steering = jaxsteer.add(v, layer=10, coeff=8.0)
     out = jaxsteer.generate(model, batch, max_new_tokens=100, steering=steering)
 
 Rooms, each of which uses only those above it:
@@ -20,6 +27,7 @@ Rooms, each of which uses only those above it:
     sweeps       cells × prompts in one compiled program
     directions   where a direction comes from and where it is kept
     analysis     what a direction or a text shows
+    texts        texts in, texts out: what people type first
     planning     what fits on which chips
 
 Read `llama.model`, `steering.steering`, `decoding.generation` and `sweeps.chunks`, in this order.
@@ -39,9 +47,10 @@ from jaxsteer import (
     runtime,
     steering,
     sweeps,
+    texts,
     tokenizers,
 )
-from jaxsteer.analysis import graft, score, token_logprobs
+from jaxsteer.analysis import graft, repetition, score, token_logprobs
 from jaxsteer.checkpoints import end_tokens, save
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
@@ -78,7 +87,7 @@ from jaxsteer.llama import (
     shard_model,
     unpack,
 )
-from jaxsteer.models import Loaded, convert, export, load
+from jaxsteer.models import Loaded, convert, export
 from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption
 from jaxsteer.steering import (
     SITES,
@@ -98,6 +107,17 @@ from jaxsteer.steering import (
     when,
 )
 from jaxsteer.sweeps import Cell, grid, sweep, sweep_to_file
+from jaxsteer.texts import (
+    LanguageModel,
+    LayerDirections,
+    Table,
+    Texts,
+    contains,
+    direction,
+    load,
+    measure,
+    words,
+)
 from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning
 
 __version__ = VERSION
@@ -119,6 +139,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "runtime",
     "steering",
     "sweeps",
+    "texts",
     "tokenizers",
     # runtime
     "compile_cache",
@@ -183,7 +204,6 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     # models
     "convert",
     "export",
-    "load",
     "Loaded",
     # sweeps
     "Cell",
@@ -197,6 +217,17 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "save_directions",
     # analysis
     "graft",
+    "repetition",
     "score",
     "token_logprobs",
+    # texts
+    "contains",
+    "direction",
+    "LanguageModel",
+    "LayerDirections",
+    "load",
+    "measure",
+    "Table",
+    "Texts",
+    "words",
 ]

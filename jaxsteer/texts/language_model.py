@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxsteer.decoding import sampling, think_tokens
-from jaxsteer.models import Loaded, load as load_model
+from jaxsteer.models import Loaded
+from jaxsteer.models import load as load_model
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps import Cell, CellResult, sweep
 from jaxsteer.texts.cells import Baseline, sweep_cells
@@ -16,7 +16,9 @@ from jaxsteer.texts.prompts import Prompt, Prompts, encode_prompts
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
 
-Steerings = Steering | Sequence[Steering] | Mapping[str, Steering | Sequence[Steering] | None] | None
+Steerings = (
+    Steering | Sequence[Steering] | Mapping[str, Steering | Sequence[Steering] | None] | None
+)
 
 
 class LanguageModel(Loaded):
@@ -96,8 +98,14 @@ class LanguageModel(Loaded):
             unit: what a coefficient counts: "vector", the vector as it is, or "residual", lengths
                 of the residual stream at the layer (root mean square over the prompts' tokens).
             metrics: functions of a text, such as `jaxsteer.contains("wait")`.
-            samples, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens, bos: as in
-                `generate`.
+            samples: as in `generate`, and so are the rest.
+            max_new_tokens: most tokens of a text.
+            temperature: 0 takes the likeliest token.
+            top_p: least share of probability that tokens are drawn from.
+            top_k: how many of the likeliest tokens are drawn from; 0 for all.
+            seed: of the samples.
+            stop_tokens: ids that end a text; the model's own if not given.
+            bos: what is put before a prompt.
 
         Raises:
             ValueError: naming the argument, what was found and what was expected.

@@ -95,9 +95,7 @@ def name_of(metric: Metric) -> str:
     return getattr(metric, "__name__", type(metric).__name__)
 
 
-def _by_prompt(
-    texts: Texts, cell: Mapping[str, Any], metric: Metric
-) -> tuple[np.ndarray, int]:
+def _by_prompt(texts: Texts, cell: Mapping[str, Any], metric: Metric) -> tuple[np.ndarray, int]:
     """The metric's mean by prompt `[P]`, NaN where none of its texts has one; texts without one."""
     count = 1 + max(row.prompt for row in texts)
     values: list[list[float]] = [[] for _ in range(count)]

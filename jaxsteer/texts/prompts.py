@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxsteer.llama import TokenBatch, left_pad
 from jaxsteer.tokenizers import EncodedPrompt, encode
@@ -42,10 +42,11 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(f"prompts: got {prompts!r:.80}, expected a text, a conversation, or several")
-    if isinstance(prompts[0], Mapping):
-        return [prompts]  # type: ignore[list-item] - a conversation
-    return list(prompts)  # type: ignore[arg-type]
+        raise ValueError(
+            f"prompts: got {prompts!r:.80}, expected a text, a conversation, or several"
+        )
+    is_conversation = isinstance(prompts[0], Mapping)
+    return [cast(Prompt, prompts)] if is_conversation else list(cast(Sequence[Prompt], prompts))
 
 
 def encode_prompts(

@@ -55,8 +55,10 @@ class Texts:
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """A flat dict a text: the cell's labels, and the fields of `Text`."""
-        return [{**row.labels, **{k: v for k, v in asdict(row).items() if k != "labels"}}
-                for row in self.rows]
+        return [
+            {**row.labels, **{k: v for k, v in asdict(row).items() if k != "labels"}}
+            for row in self.rows
+        ]
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a line a text; needs pandas."""
@@ -143,6 +145,10 @@ def _marked(row: Text, plain: Text | None) -> str:
     """The text as HTML, in bold from the first word that the unsteered text does not have."""
     if plain is None or plain is row or plain.text == row.text:
         return html.escape(row.text)
-    same = len(os.path.commonprefix([plain.text, row.text]))
-    same = row.text.rfind(" ", 0, same + 1) + 1  # whole words
-    return f"{html.escape(row.text[:same])}<b>{html.escape(row.text[same:])}</b>"
+    new, old = row.text.split(" "), plain.text.split(" ")
+    same = next(
+        (i for i, pair in enumerate(zip(new, old, strict=False)) if pair[0] != pair[1]),
+        min(len(new), len(old)),
+    )
+    kept, changed = " ".join(new[:same]), " ".join(new[same:])
+    return f"{html.escape(kept)} <b>{html.escape(changed)}</b>"

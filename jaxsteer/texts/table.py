@@ -22,8 +22,10 @@ class Table:
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """A flat dict a cell and metric."""
-        return [{**line.labels, **{k: v for k, v in asdict(line).items() if k != "labels"}}
-                for line in self.lines]
+        return [
+            {**line.labels, **{k: v for k, v in asdict(line).items() if k != "labels"}}
+            for line in self.lines
+        ]
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a line a cell and metric; needs pandas."""
@@ -93,7 +95,9 @@ class Table:
 
 
 def _series(line: Measured) -> str:
-    labels = [f"{k} {v}" if k == "layer" else str(v) for k, v in line.labels.items() if k != "coeff"]
+    labels = [
+        f"{k} {v}" if k == "layer" else str(v) for k, v in line.labels.items() if k != "coeff"
+    ]
     return ", ".join(labels)
 
 

@@ -1,0 +1,182 @@
+"""jaxsteer.texts: strings in and texts out are the pure functions, with labels and ends."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxsteer as js
+from jaxsteer.steering import Capture
+from jaxsteer.texts.cells import residual_norms, sweep_cells
+from jaxsteer.texts.prompts import encode_prompts
+
+SMALL_PAIR = Path(__file__).parents[2] / "weights" / "small"
+PROMPTS = ["lea has 15 candles .", "maybe 3 plus 4 is 7 ."]
+CHAT = [{"role": "user", "content": "how many candles does lea have now ?"}]
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def lm() -> js.LanguageModel:
+    """The small reasoning model, with its tokenizer and two of its layers."""
+    loaded = js.load(SMALL_PAIR / "reasoning", dtype="float32")
+    config = dataclasses.replace(loaded.model.config, n_layers=2)
+    layers = {i: loaded.model.params["layers"][i] for i in range(2)}
+    params = {**loaded.model.params, "layers": layers}
+    model = dataclasses.replace(loaded.model, params=params, config=config)
+    return dataclasses.replace(loaded, model=model)
+
+
+@pytest.fixture(scope="module")
+def vector(lm: js.LanguageModel) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=lm.model.config.d_model).astype(np.float32) * 20
+
+
+def test_texts_are_those_of_the_pure_function(lm, vector) -> None:
+    out = lm.generate(
+        PROMPTS, steering=js.add(vector, layer=1, coeff=[0, 1]), samples=2, temperature=1.0,
+        max_new_tokens=NEW, seed=3,
+    )  # fmt: skip
+    assert len(out) == 2 * 2 * 2
+    batch = encode_prompts(lm.tokenizer, PROMPTS, samples=2).batch
+    for coeff in (0.0, 1.0):
+        pure = js.generate(
+            lm.model,
+            batch,
+            max_new_tokens=NEW,
+            steering=js.add(vector, layer=1, coeff=coeff),
+            sampling_params=js.sampling(4, temperature=1.0, seed=3),
+            stop_tokens=lm.end_tokens,
+        )
+        cell = out.where(coeff=coeff)
+        assert [list(row.tokens) for row in cell] == pure.rows()
+        assert [(row.prompt, row.sample) for row in cell] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [r.tokens for r in out.where(coeff=0.0)] != [r.tokens for r in out.where(coeff=1.0)]
+
+
+def test_a_text_ends_at_the_models_own_end_token(lm) -> None:
+    greedy = lm.generate(PROMPTS[0], max_new_tokens=NEW)[0]
+    assert greedy.end == "length"
+    assert len(greedy.tokens) == NEW
+    ended = lm.generate(PROMPTS[0], max_new_tokens=NEW, stop_tokens=[greedy.tokens[2]])[0]
+    first = greedy.tokens.index(greedy.tokens[2])
+    assert (ended.end, ended.tokens) == ("end token", greedy.tokens[: first + 1])
+    assert ended.text == lm.tokenizer.decode(greedy.tokens[:first])
+
+
+def test_cells_by_name_and_interventions_that_act_together(lm, vector) -> None:
+    both = [js.add(vector, layer=0, coeff=1.0), js.add(vector, layer=1, coeff=[0, 1])]
+    out = lm.generate(CHAT, steering={"plain": None, "both": both}, max_new_tokens=2)
+    assert [(r.labels["name"], len(r.tokens)) for r in out] == [
+        ("plain", 2),
+        ("both", 2),
+        ("both", 2),
+    ]
+    three = js.add(vector, layer=0, coeff=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"steering: got \[2, 3\] rows"):
+        lm.generate(CHAT, steering=[both[1], three], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "prompts: got"),
+        ({"prompts": "a", "samples": 0}, "samples: got 0"),
+        ({"prompts": "a", "samples": 2}, "at temperature 0"),
+    ],
+)
+def test_what_cannot_be_asked(lm, arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        lm.generate(**arguments)
+
+
+def test_coefficient_0_is_one_cell_and_baselines_are_as_long(lm, vector) -> None:
+    batch = encode_prompts(lm.tokenizer, PROMPTS).batch
+    cells = sweep_cells(
+        lm.model, batch, {"v": vector}, layers=[0, 1], coeffs=[-2, 0, 2],
+        baselines=["random", "noise"],
+    )  # fmt: skip
+    assert [c.labels for c in cells if c.labels["coeff"] == 0] == [
+        {"source": "none", "layer": None, "coeff": 0.0}
+    ]
+    assert len(cells) == 1 + 2 * 2 * 3
+    added = [c for c in cells if c.labels["source"] in ("v", "random")]
+    lengths = [float(np.linalg.norm(c.steering.vector)) for c in added]
+    np.testing.assert_allclose(lengths, np.linalg.norm(vector), rtol=1e-5)
+
+
+def test_a_unit_is_the_length_of_the_stream_at_the_layer(lm, vector) -> None:
+    batch = encode_prompts(lm.tokenizer, PROMPTS).batch
+    out = jax.jit(js.forward)(lm.model, batch.tokens, mask=batch.mask, capture=Capture())
+    stream = np.asarray(out.captured["resid_post"])[:, np.asarray(batch.mask)]  # [L, tokens, D]
+    expected = np.sqrt((stream**2).sum(-1).mean(1))
+    np.testing.assert_allclose(residual_norms(lm.model, batch), expected, rtol=1e-5)
+    cells = sweep_cells(lm.model, batch, vector, layers=[1], coeffs=[0.5], unit="residual")
+    np.testing.assert_allclose(np.linalg.norm(cells[0].steering.vector), expected[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["last", "mean"])
+def test_a_direction_is_the_difference_of_means(lm, position) -> None:
+    texts = ["maybe 3 plus 4 is 8 .", "perhaps 5 .", "i think 9 maybe"]
+    others = ["clearly 3 plus 4 is 7 .", "exactly 5 cups"]
+    v = js.direction(lm, texts, others, position=position)
+    read = []
+    for text in [*texts, *others]:
+        ids = np.array([js.encode(lm.tokenizer, text).ids])
+        stream = js.forward(lm.model, ids, capture=Capture()).captured["resid_post"][:, 0]
+        read.append(stream[:, -1] if position == "last" else stream.mean(axis=1))
+    expected = np.mean(read[:3], axis=0) - np.mean(read[3:], axis=0)  # [L, D]
+    np.testing.assert_allclose(v.vectors, expected, atol=1e-4 * np.abs(expected).max())
+    assert v[1].layer == 1
+    assert np.array_equal(v[1].vector, v.vectors[1])
+    with pytest.raises(IndexError, match="layer: got 2, expected 0 to 1"):
+        v[2]
+
+
+def test_a_direction_that_tells_texts_apart_is_said_to_be_reliable(lm) -> None:
+    texts = [f"maybe {n} cups , i think ." for n in range(2, 8)]
+    others = [f"clearly {n} cups , of course ." for n in range(2, 8)]
+    v = js.direction(lm, texts, others, position="mean")
+    assert v.auroc[1] == 1
+    assert v.reliability[1] > 0.8
+    mixed = js.direction(lm, [*texts[:3], *others[:3]], [*texts[3:], *others[3:]], position="mean")
+    assert mixed.reliability[1] < 0.5
+
+
+def test_texts_are_written_and_read_back(lm, tmp_path) -> None:
+    out = lm.generate(PROMPTS, max_new_tokens=2)
+    out.save(tmp_path / "texts.jsonl")
+    back = js.Texts.load(tmp_path / "texts.jsonl")
+    assert [r.text for r in back] == [r.text for r in out]
+    assert back.about == out.about
+    assert back.about["prompts"]  # the rule for what is put before a prompt
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match=r"expected what `Texts.save` writes"):
+        js.Texts.load(tmp_path / "other.jsonl")
+
+
+def text(coeff: float, prompt: int, sample: int, words: str) -> js.texts.Text:
+    return js.texts.Text({"coeff": coeff}, prompt, "p", sample, words, [1], [0.0], "length")
+
+
+def test_samples_of_a_prompt_are_averaged_before_prompts_are_compared() -> None:
+    rows = [text(0.0, p, s, "a b") for p in range(3) for s in range(2)]
+    rows += [text(1.0, p, s, "wait a" if s < p else "a") for p in range(3) for s in range(2)]
+    plain, steered = js.measure(js.Texts(tuple(rows)), [js.contains("WAIT")])
+    assert (plain.mean, steered.mean, steered.prompts) == (0.0, pytest.approx(0.5), 3)
+    assert steered.difference == pytest.approx(0.5)
+    assert plain.difference is None
+
+
+def test_texts_without_a_number_are_counted_apart() -> None:
+    rows = (text(0.0, 0, 0, "a b c d"), text(0.0, 1, 0, "a"))  # too short for 4-grams
+    (line,) = js.measure(js.Texts(rows), [js.repetition])
+    assert (line.mean, line.prompts, line.empty) == (0.0, 1, 1)
+
+
+def test_what_differs_from_the_unsteered_text_is_marked() -> None:
+    out = js.Texts((text(0.0, 0, 0, "a <b> c"), text(1.0, 0, 0, "a <b> d e")))
+    assert "a &lt;b&gt; <b>d e</b>" in out._repr_html_()
+    assert "coeff=1" in repr(out)
