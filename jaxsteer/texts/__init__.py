@@ -6,8 +6,8 @@ intervals, and directions from two lists of texts out.
 Uses `models`, `sweeps`, `directions`, `analysis`, `tokenizers` and the rooms that these use.
 """
 
-from jaxsteer.texts.direction import LayerDirections, direction
 from jaxsteer.texts.language_model import LanguageModel, load
+from jaxsteer.texts.layer_directions import LayerDirections, direction
 from jaxsteer.texts.metrics import Measured, contains, measure, words
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table

@@ -11,7 +11,7 @@ from jaxsteer.directions import Direction, random_directions, rescale
 from jaxsteer.llama import Model, TokenBatch, forward
 from jaxsteer.steering import Capture, Steering, add, noise
 from jaxsteer.sweeps import Cell
-from jaxsteer.texts.direction import LayerDirections
+from jaxsteer.texts.layer_directions import LayerDirections
 
 Baseline = Literal["random", "noise"]
 BASELINES = ("random", "noise")

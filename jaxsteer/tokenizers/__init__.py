@@ -8,7 +8,7 @@ Uses `runtime`, `files`, `config`, and `token_text` of `decoding`.
 
 from jaxsteer.tokenizers.chat import render
 from jaxsteer.tokenizers.encoding import EncodedPrompt, encode, text_beginning
-from jaxsteer.tokenizers.gguf_tokenizer import gguf_tokenizer
+from jaxsteer.tokenizers.gguf_vocabulary import gguf_tokenizer
 from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer
 from jaxsteer.tokenizers.proof import check_tokenizer
 from jaxsteer.tokenizers.special_tokens import difference, named_tokens, prompt_facts

@@ -16,7 +16,7 @@ from tokenizers import decoders
 
 import jaxsteer
 from jaxsteer.huggingface import tensor_names as hf
-from jaxsteer.tokenizers.gguf_tokenizer import from_pairs
+from jaxsteer.tokenizers.gguf_vocabulary import from_pairs
 
 TEXT = "Wait, let me try 12 again .\n"
 
