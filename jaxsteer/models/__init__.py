@@ -10,6 +10,14 @@ from jaxsteer.models.conversion import convert
 from jaxsteer.models.exporting import export
 from jaxsteer.models.loaded import Loaded
 from jaxsteer.models.loading import load
-from jaxsteer.models.verification import different_tensors, layer_errors
+from jaxsteer.models.verification import different_tensors, float64_errors, layer_errors
 
-__all__ = ["Loaded", "convert", "different_tensors", "export", "layer_errors", "load"]
+__all__ = [
+    "Loaded",
+    "convert",
+    "different_tensors",
+    "export",
+    "float64_errors",
+    "layer_errors",
+    "load",
+]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from hf_folders import edit_json, write_folder
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.huggingface.folder import open_folder
-from jaxsteer.llama import rope
+from jaxsteer.llama import from_params, rope, xla_attention
 from jaxsteer.llama.parameters import flatten
 from jaxsteer.models import verification as verify
 from jaxsteer.models.conversion import convert
@@ -89,6 +90,51 @@ def test_one_changed_weight_fails_by_name(src, dst, tmp_path, capsys):
     assert out.splitlines()[-1].startswith("FAIL")
 
 
+def wrong(monkeypatch, change):
+    """The library's model is another one than its checkpoint's from here on."""
+    right = verify._our_model
+    monkeypatch.setattr(verify, "_our_model", lambda *args: change(right(*args)))
+
+
+def permuted(model):
+    """Rows of q and k as in Meta's own files and GGUF: pairs side by side, not in halves."""
+    params = jax.tree.map(lambda x: x, model.params)
+    for layer in params["layers"].values():
+        for name in ("q_proj", "k_proj"):
+            x = layer["attn"][name]  # [D, N, H]
+            pairs = x.reshape(*x.shape[:-1], 2, -1)
+            layer["attn"][name] = pairs.swapaxes(-1, -2).reshape(x.shape)
+    return from_params(params, model.config).with_attention(xla_attention)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: from_params(m.params, replace(m.config, norm_eps=1e-5)),  # is 1e-6 there
+        lambda m: from_params(m.params, replace(m.config, rope_scaling=None)),
+        lambda m: from_params(m.params, replace(m.config, rope_theta=10_001.0)),
+        permuted,
+    ],
+    ids=["eps", "scaling", "theta", "rows"],
+)
+def test_a_model_that_is_another_one_fails(src, dst, monkeypatch, capsys, change):
+    """Real weights pass by the same bound: SmolLM2's errors are typically 1.5 times theirs."""
+    wrong(monkeypatch, change)
+    assert run(src, dst) == 1
+    out = capsys.readouterr().out
+    assert "tensors: 21 of 21" in out
+    assert out.splitlines()[-1].startswith("FAIL")
+
+
+def test_a_single_wrong_position_fails(src, dst):
+    errors = verify.float64_errors(open_folder(src), dst, "float32", tokens=64)["layer 1"]
+    assert errors.passed
+    assert errors.typical < 2
+    ours = errors.ours.copy()
+    ours[40] = 1e-3
+    assert not replace(errors, ours=ours).passed
+
+
 def test_rope_without_its_scaling_fails(src, dst, monkeypatch, capsys):
     right = rope.rope_frequencies
     plain = lambda c: right(LlamaConfig.from_dict({**c.to_dict(), "rope_scaling": None}))  # noqa: E731
@@ -102,7 +148,7 @@ def test_rope_without_its_scaling_fails(src, dst, monkeypatch, capsys):
 def test_not_a_number_fails(src, dst, monkeypatch, capsys):
     monkeypatch.setattr(rope, "rope_frequencies", lambda _: np.full(4, np.nan, np.float32))
     assert run(src, dst, 8) == 1
-    assert "layer 0: largest relative error inf" in capsys.readouterr().out
+    assert "layer 0: largest relative error inf (" in capsys.readouterr().out
 
 
 def test_another_config_fails(src, dst, tmp_path, capsys):
