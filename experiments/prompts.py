@@ -11,14 +11,13 @@ import argparse
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from experiments.problems.chances import COUNTING, PROBABILITY, SETS
 from experiments.problems.logic import LOGIC
 from experiments.problems.numbers import ARITHMETIC, INEQUALITIES, NUMBER_THEORY, SEQUENCES
 from experiments.problems.problem import Problem, Template
 from experiments.problems.quantities import ALGEBRA, GEOMETRY
-from jaxsteer.files import write_atomic
+from jaxsteer.files import as_path, write_atomic
 from jaxsteer.runtime import guarded, run
 
 KINDS: Mapping[str, tuple[Template, ...]] = {
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m experiments.prompts",
         description="Write reasoning problems of ten kinds, with answers.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a JSON list")
+    parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a JSON list")
     parser.add_argument("--per-kind", type=int, default=30, help="problems of each kind (30)")
     parser.add_argument("--held-out", type=int, default=2, help="of which held out (2)")
     parser.add_argument("--seed", type=int, default=0)

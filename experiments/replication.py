@@ -32,7 +32,7 @@ from jaxsteer.analysis import (
     token_spans,
 )
 from jaxsteer.directions import cosine, load_replication
-from jaxsteer.files import MOST_DATA, read_json
+from jaxsteer.files import MOST_DATA, as_path, read_json
 from jaxsteer.runtime import guarded, run
 from jaxsteer.tokenizers import R1_NAMED, load_tokenizer, meta_tokenizer
 
@@ -251,14 +251,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.replication",
         description="Check jaxsteer against the data of a PyTorch replication of the paper.",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the replication's files")
+    parser.add_argument("folder", type=as_path, metavar="FOLDER", help="the replication's files")
     parser.add_argument("--rows", type=int, default=640, help="steered texts expected (640)")
     parser.add_argument("--traces", type=int, default=300, help="traces expected (300)")
     parser.add_argument(
         "--cosine", type=float, default=0.7941, help="cosine of the unions expected (0.7941)"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="also check tokens: a Hugging Face folder, or Meta's file"
+        "--tokenizer", type=as_path, help="also check tokens: a Hugging Face folder, or Meta's file"
     )
     options = parser.parse_args(arguments)
     reports = check(

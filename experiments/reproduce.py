@@ -16,7 +16,6 @@ import argparse
 import csv
 import sys
 import time
-from pathlib import Path
 
 import jax
 
@@ -26,6 +25,7 @@ from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.stages import locked
 from experiments.report import stage as report
 from experiments.report.figure_list import left_out
+from jaxsteer.files import as_path
 from jaxsteer.runtime import begin, end, guarded, hosts
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="also the figures that take longer")
     parser.add_argument(
         "--pairs",
-        type=Path,
+        type=as_path,
         help="folder with seed0, seed1, … as weights.train_small writes them: all of it for each",
     )
     args = parser.parse_args(argv)

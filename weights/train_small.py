@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.files import as_path
 from jaxsteer.runtime import guarded
 from jaxsteer.runtime import run as run_command
 from weights.small_language.corpus import Corpus, corpus, matched_hazard, statistics
@@ -291,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Train the small pair: base, reasoning and control models.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=as_path, required=True, help="folder to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="where flags start from")
     group = parser.add_argument_group("settings", "instead of the preset's")

@@ -26,6 +26,7 @@ import transformers
 
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.decoding import generate
+from jaxsteer.files import as_path
 from jaxsteer.llama import Model, left_pad
 from jaxsteer.models import convert
 from jaxsteer.planning import Machine, decode_seconds, prefill_operations
@@ -110,7 +111,7 @@ def compare(
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.cpu")
-    parser.add_argument("--source", type=Path, default=SMALL, help="a Hugging Face folder")
+    parser.add_argument("--source", type=as_path, default=SMALL, help="a Hugging Face folder")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--steps", type=int, default=128)

@@ -29,7 +29,7 @@ from experiments.benchmarks.disk import forget, sequential_speed, used
 from experiments.benchmarks.fake_llama import write_fake_llama
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config import LlamaConfig, RopeScaling
-from jaxsteer.files import append_rows, recover_rows
+from jaxsteer.files import append_rows, as_path, recover_rows
 from jaxsteer.huggingface import n_bytes, open_folder
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.models import convert, different_tensors, layer_errors
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.full_size")
-    parser.add_argument("--folder", type=Path, required=True, help="48 GB at full size")
+    parser.add_argument("--folder", type=as_path, required=True, help="48 GB at full size")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="llama31_8b")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--layers", type=int, default=2, help="in float32 (default 2)")

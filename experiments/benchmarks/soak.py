@@ -30,6 +30,7 @@ from typing import Any
 from experiments.benchmarks.soak_convert import convert_jobs
 from experiments.benchmarks.soak_kill import Job, Lost, Place, run_and_kill, run_unharmed
 from experiments.benchmarks.soak_pipeline import keep_programs, reproduce_jobs, sweep_jobs
+from jaxsteer.files import as_path
 from jaxsteer.runtime import without_accelerator
 
 JOBS = {"convert": convert_jobs, "sweep": sweep_jobs, "reproduce": reproduce_jobs}
@@ -201,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.soak")
     parser.add_argument("what", nargs="+", choices=list(JOBS))
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in")
+    parser.add_argument("--folder", type=as_path, required=True, help="a new folder to work in")
     parser.add_argument("--kills", type=int, default=50, help="of each signal (default 50)")
     parser.add_argument("--lanes", type=int, default=1, help="at the same time (default 1)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")

@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: no TPU is looked for
@@ -34,7 +33,7 @@ import jax
 
 from experiments.benchmarks import hlo
 from jaxsteer.config import LlamaConfig
-from jaxsteer.files import write_atomic
+from jaxsteer.files import as_path, write_atomic
 from jaxsteer.planning import SWEEPS, Plan, Work, find, footprint, plan
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.runtime import compile_cache
@@ -178,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--topology", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--layers", type=int, help="of the model's, for a quicker look")
-    parser.add_argument("--table", type=Path, help="write a Markdown table to this file")
+    parser.add_argument("--table", type=as_path, help="write a Markdown table to this file")
     args = parser.parse_args(argv)
     if not aot.available():
         print("error: libtpu is not installed: pip install 'jaxsteer[tpu]'", file=sys.stderr)

@@ -14,14 +14,13 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxsteer.analysis import LABELS, OTHER, SentenceLabel, read_labels
-from jaxsteer.files import sha256, write_atomic
+from jaxsteer.files import as_path, sha256, write_atomic
 from jaxsteer.runtime import guarded, run
 
 ALL = "all labels"
@@ -235,10 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.agreement", description="How far two judges agree."
     )
-    parser.add_argument("first", type=Path, metavar="A", help="labels of the judge that is tested")
-    parser.add_argument("second", type=Path, metavar="B", help="labels of the reference")
     parser.add_argument(
-        "--out", type=Path, help="for OUT.csv and OUT.json (default: beside A, both names in it)"
+        "first", type=as_path, metavar="A", help="labels of the judge that is tested"
+    )
+    parser.add_argument("second", type=as_path, metavar="B", help="labels of the reference")
+    parser.add_argument(
+        "--out", type=as_path, help="for OUT.csv and OUT.json (default: beside A, both names in it)"
     )
     parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     parser.add_argument("--resamples", type=int, default=10_000)

@@ -30,7 +30,7 @@ from jaxsteer.analysis import (
     split_sentences,
     write_labels,
 )
-from jaxsteer.files import MOST_DATA, check_regular, read_json, read_rows, write_atomic
+from jaxsteer.files import MOST_DATA, as_path, check_regular, read_json, read_rows, write_atomic
 from jaxsteer.runtime import guarded
 
 
@@ -135,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     llm.add_argument("--price-in", type=float, required=True, help="dollars, a million tokens")
     llm.add_argument("--price-out", type=float, required=True, help="dollars, a million tokens")
     llm.add_argument("--key-variable", default=Judge.key_variable, help="'' for no key")
-    llm.add_argument("--cache", type=Path, help="file of answers (default: beside the labels)")
+    llm.add_argument("--cache", type=as_path, help="file of answers (default: beside the labels)")
     llm.add_argument("--yes", action="store_true", help="agree to the cost without being asked")
     for name in ("sentences_per_request", "concurrency", "attempts"):
         llm.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Judge, name))
     llm.add_argument("--timeout", type=float, default=Judge.timeout, help="seconds")
     for one in (words, llm):
-        one.add_argument("traces", type=Path, metavar="TRACES")
-        one.add_argument("--out", type=Path, required=True, metavar="FILE")
+        one.add_argument("traces", type=as_path, metavar="TRACES")
+        one.add_argument("--out", type=as_path, required=True, metavar="FILE")
     return parser

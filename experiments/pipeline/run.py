@@ -18,7 +18,7 @@ from experiments.pipeline.stages import locked, run_stage
 from experiments.pipeline.text import Prompt, load_prompts, put
 from jaxsteer.checkpoints import checkpoint, end_tokens
 from jaxsteer.decoding import room_for_another
-from jaxsteer.files import is_remote, sha256
+from jaxsteer.files import as_path, is_remote, sha256
 from jaxsteer.llama import Model, arrange
 from jaxsteer.models import convert
 from jaxsteer.runtime import begin, end, guarded
@@ -195,7 +195,10 @@ def stage_parser(module: str, summary: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{module}", description=summary)
     parser.add_argument("--out", type=_folder, required=True, help="folder for the run's results")
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_SETTINGS, help="settings (default: the small pair)"
+        "--config",
+        type=as_path,
+        default=DEFAULT_SETTINGS,
+        help="settings (default: the small pair)",
     )
     parser.add_argument(
         "--set",
@@ -215,7 +218,7 @@ def _folder(text: str) -> Path:
             f"got {text}, expected a folder on a disk, on several hosts one that they share: a run "
             "is locked, and appended to"
         )
-    return Path(text)
+    return as_path(text)
 
 
 def command(

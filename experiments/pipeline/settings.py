@@ -23,7 +23,7 @@ from experiments.judges.settings import (
     wrong,
 )
 from jaxsteer.analysis import KEYWORDS
-from jaxsteer.files import is_remote
+from jaxsteer.files import as_path, is_remote
 from jaxsteer.steering import SITES
 
 _MOST_BYTES = 1 << 14  # of a settings file; ours have about 2,000
@@ -253,7 +253,7 @@ def load_settings(path: str | Path, changes: Sequence[str] = ()) -> Settings:
         FileNotFoundError: if the file is missing.
         ValueError: a line for every key that is unknown or missing and every value that cannot be.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such settings file")
     if path.stat().st_size > _MOST_BYTES:
@@ -348,7 +348,7 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         table = raw[section] if isinstance(raw.get(section), dict) else {}
         for key in keys:
             if isinstance(path := table.get(key), str) and path and not is_remote(path):
-                table[key] = str(folder / path)
+                table[key] = str(folder / as_path(path))
     return raw
 
 

@@ -31,7 +31,7 @@ from jaxsteer.checkpoints import checkpoint, end_tokens
 from jaxsteer.directions import activation_moments
 from jaxsteer.directions import controls as dirs
 from jaxsteer.directions import moments as stats
-from jaxsteer.files import read_rows, sha256, write_atomic
+from jaxsteer.files import as_path, read_rows, sha256, write_atomic
 from jaxsteer.llama import Model, bucket
 from jaxsteer.models import convert
 from jaxsteer.runtime import guarded
@@ -267,8 +267,10 @@ def _outcomes(rows: list[dict[str, Any]]) -> list[CellOutcome]:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.small_pair")
-    parser.add_argument("--models", type=Path, required=True, help="folder of weights.train_small")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--models", type=as_path, required=True, help="folder of weights.train_small"
+    )
+    parser.add_argument("--out", type=as_path, required=True)
     for name in ("traces", "select", "evaluate", "max_new_tokens"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Plan(), name))
     parser.add_argument("--offsets", type=int, nargs="+", default=Plan().offsets)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.analysis.sentences import Sentence
-from jaxsteer.files import load_json, read_whole, write_atomic
+from jaxsteer.files import as_path, load_json, read_whole, write_atomic
 
 TAXONOMY = (
     "initializing",
@@ -57,7 +57,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[SentenceLabel]:
 
     Raises ValueError, naming the record, for one that is not as `write_labels` writes it.
     """
-    return [_checked_label(record, where) for where, record in _records(Path(path))]
+    return [_checked_label(record, where) for where, record in _records(as_path(path))]
 
 
 def labels_from_file(
@@ -78,7 +78,7 @@ def labels_from_file(
         for trace, items in sentences.items()
     }
     found: dict[str, dict[int, str]] = {trace: {} for trace in sentences}
-    for where, record in _records(Path(path)):
+    for where, record in _records(as_path(path)):
         label = _checked_label(record, where)
         if label.trace not in spans:
             raise ValueError(f"{where}: unknown trace {label.trace!r}")

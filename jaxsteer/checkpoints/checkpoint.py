@@ -148,7 +148,7 @@ def write(
             f"{path}: checkpoints are written by one process that works alone: convert models "
             "(python -m weights.convert SRC DST) before many hosts load them"
         )
-    carried = [Path(file) for file in files]
+    carried = [as_path(file) for file in files]
     if other := [file.name for file in carried if file.name not in COMPANIONS]:
         raise ValueError(f"files: got {', '.join(other)}, expected some of {', '.join(COMPANIONS)}")
     with new_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:

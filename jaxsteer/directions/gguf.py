@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.directions.direction_files import Direction, as_list, make_direction
-from jaxsteer.files import load_json, sha256, write_atomic
+from jaxsteer.files import as_path, load_json, sha256, write_atomic
 
 ARCHITECTURE = "controlvector"
 SITE = "resid_post"
@@ -93,10 +93,10 @@ def load_gguf(path: str | os.PathLike[str]) -> dict[str, Direction]:
     `direction.N` after its tensor. Raises ValueError for a file that is damaged, is not a control
     vector, or holds what llama.cpp would refuse.
     """
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        pairs, tensors = _read(Path(path).read_bytes())
+        pairs, tensors = _read(as_path(path).read_bytes())
         about = _ours(pairs)
     except (struct.error, ValueError) as error:  # ValueError: also text that is not UTF-8 or JSON
         raise ValueError(f"{path}: not a readable GGUF file: {error}") from None

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jaxsteer.files import load_json, read_header, read_tensors, tensor_bytes, write_atomic
+from jaxsteer.files import as_path, load_json, read_header, read_tensors, tensor_bytes, write_atomic
 from jaxsteer.llama import Model, TokenBatch, bucket, check_batch, forward, left_pad, spread_rows
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import SITES, Capture, check_capture, site_index
@@ -88,7 +88,7 @@ def save_activations(
     files = []
     for index in tqdm(range(count), progress, unit="shard", disable=progress is None):
         some = names[index * rows_per_shard : (index + 1) * rows_per_shard]
-        file = Path(folder) / f"activations-{index:05d}-of-{count:05d}.safetensors"
+        file = as_path(folder) / f"activations-{index:05d}-of-{count:05d}.safetensors"
         about = {
             "ids": some,
             "positions": [list(map(int, positions[name])) for name in some],
@@ -141,7 +141,7 @@ def read_activations(folder: str | os.PathLike[str]) -> Iterator[Shard]:
         FileNotFoundError: if there is none.
         ValueError: if some are missing, or are of more than one set.
     """
-    files = sorted(Path(folder).glob("activations-*-of-*.safetensors"))
+    files = sorted(as_path(folder).glob("activations-*-of-*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder}: no activations in it")
     count = int(files[0].stem.rpartition("-")[2])

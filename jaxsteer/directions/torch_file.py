@@ -72,6 +72,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[Keys, Any]:
         ValueError: it is damaged, or holds anything but tensors `[D]` of real numbers and plain
             values.
     """
+    path = as_path(path)
     check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:

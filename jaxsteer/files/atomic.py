@@ -23,14 +23,15 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def as_path(path: str | os.PathLike[str]) -> Path:
     """A path, or for an object store one of `etils.epath`, which has the same methods.
 
-    Give stores as texts: `pathlib` takes a slash out of `gs://`.
+    A `~` at the beginning is the user's own folder. Give stores as texts: `pathlib` takes a slash
+    out of `gs://`.
     """
-    return epath.Path(path) if is_remote(path) else Path(path)
+    return epath.Path(path) if is_remote(path) else Path(os.path.expanduser(path))
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     """`as_path`, from the root of the file system or the store."""
-    return as_path(path) if is_remote(path) else Path(path).absolute()
+    return as_path(path) if is_remote(path) else as_path(path).absolute()
 
 
 def check_regular(path: str | os.PathLike[str], *, missing_ok: bool = False) -> None:
@@ -58,7 +59,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     if is_remote(path):
         as_path(path).write_bytes(data)
         return
-    target = Path(path)
+    target = as_path(path)
     check_regular(target, missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -76,7 +77,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content, as hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open(as_path(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxsteer.files.atomic import is_remote
+from jaxsteer.files.atomic import absolute, as_path, is_remote
 from jaxsteer.files.locks import try_lock
 
 _TRIES, _PAUSE = 20, 0.2  # of removing what is half-built; seconds behind each
@@ -28,7 +28,7 @@ def new_directory(
     Raises:
         FileExistsError: `path` exists and may not be replaced, or another process builds it.
     """
-    target = Path(path).absolute()
+    target = absolute(path)
     check_free(target, marker=marker, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.building")
@@ -71,7 +71,7 @@ def without_wildcards(folder: Path) -> Iterator[Path]:
 
 def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = False) -> None:
     """Raise `FileExistsError` if `new_directory` would refuse this path."""
-    target = Path(path)
+    target = as_path(path)
     if not os.path.lexists(target):
         return
     if not overwrite:

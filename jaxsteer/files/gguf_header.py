@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
+from jaxsteer.files.atomic import as_path
+
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -40,7 +42,7 @@ class GgufHeader:
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as GGUF files do."""
-    with open(path, "rb") as file:
+    with open(as_path(path), "rb") as file:
         return file.read(4) == b"GGUF"
 
 
@@ -51,7 +53,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GgufHeader:
         FileNotFoundError: there is no such file.
         ValueError: naming the file and what is wrong with it.
     """
-    with open(path, "rb") as file:
+    with open(as_path(path), "rb") as file:
         try:
             return _Reader(file).header()
         except (ValueError, struct.error) as error:  # ValueError: also text that is not UTF-8

@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from jaxsteer.files.atomic import check_regular, write_atomic
+from jaxsteer.files.atomic import as_path, check_regular, write_atomic
 from jaxsteer.files.locks import try_lock
 
 
@@ -15,7 +14,7 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
     """Append rows to a JSON lines file in one write of whole lines, flushed to the disk."""
     data = encode_rows(rows)
     check_regular(path, missing_ok=True)
-    with open(path, "ab") as file:
+    with open(as_path(path), "ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -52,14 +51,14 @@ def recover_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     rows = parse_rows(path, whole)
     if len(whole) < len(data):
-        os.truncate(path, len(whole))
+        os.truncate(as_path(path), len(whole))
     return rows
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
     """A file's bytes; none if it does not exist."""
     check_regular(path, missing_ok=True)
-    return Path(path).read_bytes() if Path(path).exists() else b""
+    return as_path(path).read_bytes() if as_path(path).exists() else b""
 
 
 def parse_rows(path: str | os.PathLike[str], data: bytes) -> list[dict[str, Any]]:
@@ -103,7 +102,7 @@ def locked(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
         FileExistsError: with the message `busy`, if another process holds it.
     """
     check_regular(path, missing_ok=True)
-    with open(path, "ab") as file:
+    with open(as_path(path), "ab") as file:
         if not try_lock(file.fileno(), path):
             raise FileExistsError(busy)
         yield

@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from jaxsteer.files.atomic import as_path
 from jaxsteer.files.safetensors_header import read_header
 
 FLOATS = ("F64", "F32", "F16")
@@ -46,7 +46,7 @@ def read_tensors(
     Raises FileNotFoundError, or ValueError for a file that is damaged or holds other dtypes (of
     F64, F32, F16, BF16 and I32) than are allowed.
     """
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     header = read_header(path)
     tensors = {}
@@ -54,6 +54,6 @@ def read_tensors(
         if entry.dtype not in dtypes:
             raise ValueError(f"{path}: {name!r}: got {entry.dtype}, expected {', '.join(dtypes)}")
         count = math.prod(entry.shape)
-        x = np.fromfile(path, np.dtype(_DTYPES[entry.dtype]), count, offset=entry.begin)
+        x = np.fromfile(as_path(path), np.dtype(_DTYPES[entry.dtype]), count, offset=entry.begin)
         tensors[name] = x.reshape(entry.shape)
     return tensors, header.metadata

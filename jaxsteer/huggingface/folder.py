@@ -14,6 +14,7 @@ import numpy as np
 from jaxsteer.config import LlamaConfig, unknown_fields
 from jaxsteer.files import (
     Entry,
+    as_path,
     check_regular,
     inside,
     is_plain_name,
@@ -120,7 +121,7 @@ def open_folder(path: str | Path, *, strict: bool = False) -> Folder:
         ValueError: the config asks for what is not implemented, weights are pickled, a file
             is damaged or lies outside the folder, or tensors do not fit the config (all named).
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder")
     if not path.is_dir():

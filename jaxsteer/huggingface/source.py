@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxsteer.files import as_path
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
 
@@ -29,7 +31,7 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Source:
         raise ValueError("source: got an empty text, expected a folder or a hub id like owner/name")
     if "://" in str(source):  # not repeated in the message: a URL can hold a password
         raise ValueError("source: got a URL, expected a folder or a hub id like owner/name")
-    folder = Path(source)
+    folder = as_path(source)
     if folder.exists():
         if revision is not None:
             raise ValueError(

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.files import check_free
+from jaxsteer.files import as_path, check_free
 from jaxsteer.huggingface import (
     CONFIGS,
     Folder,
@@ -84,7 +84,7 @@ def convert(
     folder = open_folder(source.folder, strict=strict)
     named_tokens(folder.companions, vocab_size=folder.config.vocab_size)
     target = target_dtype(folder, dtype)
-    _check_room(Path(dst), n_bytes(folder.config, target))
+    _check_room(as_path(dst), n_bytes(folder.config, target))
     folder.check_tied()
     files = folder.companions
     if not tokenizer:  # what is not proved is not carried along

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.files import check_free, new_directory, read_json_object, write_atomic
+from jaxsteer.files import as_path, check_free, new_directory, read_json_object, write_atomic
 from jaxsteer.huggingface import INDEX, SINGLE, n_bytes
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.runtime import guarded
@@ -55,7 +55,7 @@ def export(
         tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
         where: dict[str, int] = {}
-        for number, shard in enumerate(_shards(Path(src), manifest, shard_bytes), start=1):
+        for number, shard in enumerate(_shards(as_path(src), manifest, shard_bytes), start=1):
             _save(shard, folder / _part(number))
             where |= dict.fromkeys(shard, number)
             bar.update(sum(x.nbytes for x in shard.values()))

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config import LlamaConfig
+from jaxsteer.files import as_path
 from jaxsteer.huggingface import Folder, find_source, open_folder
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import Model, ParamPath, dotted, forward, from_params, nest, xla_attention
@@ -279,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{name}: got {value}, expected at least 1")
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError(_NO_TORCH)
-    return _report(Path(args.dst), str(args.src), args.tokens, args.layers)
+    return _report(as_path(args.dst), str(args.src), args.tokens, args.layers)
 
 
 def _report(path: Path, src: str, tokens: int, layers: int | None) -> int:

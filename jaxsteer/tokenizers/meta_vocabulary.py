@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.decoding import byte_alphabet
+from jaxsteer.files import as_path
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -79,7 +80,7 @@ def meta_tokenizer(path: str | Path, *, renamed: Mapping[int, str] | None = None
     )
     from transformers import PreTrainedTokenizerFast
 
-    ranks = _read_ranks(Path(path))
+    ranks = _read_ranks(as_path(path))
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()}

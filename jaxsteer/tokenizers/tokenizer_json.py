@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.files import MOST_BYTES, read_json_object, read_whole
+from jaxsteer.files import MOST_BYTES, as_path, read_json_object, read_whole
 from jaxsteer.runtime import strangers
 from jaxsteer.tokenizers.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
 from jaxsteer.tokenizers.proof import TEXTS
@@ -37,7 +37,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         FileNotFoundError: the folder holds none of `TOKENIZERS`.
         ValueError: one line that names the file which cannot be read.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     name = next((name for name in TOKENIZERS if (folder / name).is_file()), None)
     if name is None:
         raise FileNotFoundError(f"{folder}: no tokenizer, expected {' or '.join(TOKENIZERS)}")
