@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxsteer.files import MOST_BYTES, check_regular
+from jaxsteer.files import MOST_BYTES, as_path, check_regular
 
 Keys = tuple[Any, ...]
 
