@@ -9,14 +9,22 @@ Uses `sweeps` and the rooms that it uses.
 from jaxsteer.directions.activations import Trace, activation_moments, equal_rows, event_positions
 from jaxsteer.directions.controls import random_directions, rescale
 from jaxsteer.directions.direction_files import Direction, cosine, load_directions, save_directions
-from jaxsteer.directions.foreign_files import load_replication
+from jaxsteer.directions.foreign_files import load_pt, load_replication
+from jaxsteer.directions.gguf import load_gguf, save_gguf
 from jaxsteer.directions.learned import (
     learn_directions,
     logprobs_under,
     orthonormal_rows,
     step_bytes,
 )
-from jaxsteer.directions.moments import Moments, cosines
+from jaxsteer.directions.moments import (
+    Moments,
+    cosines,
+    difference_of_means,
+    split_half_reliability,
+    standard_error,
+    window_direction,
+)
 from jaxsteer.directions.probe import first_component, logistic_probe
 from jaxsteer.directions.raw_activations import save_activations
 from jaxsteer.directions.targets import Targets, make_targets
@@ -29,11 +37,14 @@ __all__ = [
     "activation_moments",
     "cosine",
     "cosines",
+    "difference_of_means",
     "equal_rows",
     "event_positions",
     "first_component",
     "learn_directions",
     "load_directions",
+    "load_gguf",
+    "load_pt",
     "load_replication",
     "logistic_probe",
     "logprobs_under",
@@ -43,5 +54,9 @@ __all__ = [
     "rescale",
     "save_activations",
     "save_directions",
+    "save_gguf",
+    "split_half_reliability",
+    "standard_error",
     "step_bytes",
+    "window_direction",
 ]

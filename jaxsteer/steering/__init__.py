@@ -19,7 +19,7 @@ from jaxsteer.steering.interventions import (
     when,
 )
 from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token
-from jaxsteer.steering.sites import SITES, site_index, site_width
+from jaxsteer.steering.sites import SITES, parse_hook_name, site_index, site_width
 from jaxsteer.steering.steering import (
     NO_LAYER,
     RowFacts,
@@ -52,6 +52,7 @@ __all__ = [
     "head_vector",
     "noise",
     "own_layers",
+    "parse_hook_name",
     "replace",
     "rows",
     "site_index",

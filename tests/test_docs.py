@@ -1,0 +1,76 @@
+"""README and docs: every name is there, every command starts, every block of Python runs."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsteer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+NAME = re.compile(r"(?<![\w./-])(?:jaxsteer|js)((?:\.[A-Za-z_]\w*)+)")
+MODULE = re.compile(r"python -m ((?:jaxsteer|weights|experiments)(?:\.\w+)*)")
+LINK = re.compile(r"\]\(((?!https?:)[^)#]+)")
+# In a process of its own: a mesh needs eight devices, which are fixed when JAX starts.
+MESH = ROOT / "docs" / "guides" / "chips-and-hosts.md"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_name_is_there_under_a_bare_import(page: Path) -> None:
+    for dotted in set(NAME.findall(page.read_text())):
+        here = jaxsteer
+        for part in dotted[1:].split("."):
+            if (ROOT / f"jaxsteer/{part}.py").is_file() or part in ("json", "toml"):
+                break  # a command, or a file
+            assert hasattr(here, part), f"jaxsteer{dotted}"
+            here = getattr(here, part)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_and_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for module in set(MODULE.findall(text)):
+        assert importlib.util.find_spec(module), module
+    for link in LINK.findall(text):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if BLOCK.search(p.read_text()) and p != MESH], ids=name_of
+)
+def test_blocks_of_a_page_run_one_after_the_other(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, name_of(page), "exec"), names)
+
+
+def test_blocks_for_a_mesh_run_on_eight_devices(tmp_path: Path) -> None:
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(BLOCK.findall(MESH.read_text()))],
+        cwd=tmp_path,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
