@@ -20,7 +20,8 @@ from hf_folders import edit_json, write_folder
 from safetensors.numpy import load_file, save_file
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
+from jaxsteer.directions.direction import Direction
+from jaxsteer.directions.direction_files import load_directions, save_directions
 from jaxsteer.files import checksums, read_header
 from jaxsteer.files.jsonl import append_rows, read_rows, recover_rows
 from jaxsteer.models.conversion import convert

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from jaxsteer.config.shape import LlamaConfig
-from jaxsteer.directions.direction_files import Direction, load_directions, save_directions
+from jaxsteer.directions.direction import Direction
+from jaxsteer.directions.direction_files import load_directions, save_directions
 from jaxsteer.files.safetensors_header import parse_header
 from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps.cells import check_cells, grid

@@ -8,7 +8,8 @@ Uses `sweeps` and the rooms that it uses.
 
 from jaxsteer.directions.activations import Trace, activation_moments, equal_rows, event_positions
 from jaxsteer.directions.controls import random_directions, rescale
-from jaxsteer.directions.direction_files import Direction, cosine, load_directions, save_directions
+from jaxsteer.directions.direction import Direction, cosine
+from jaxsteer.directions.direction_files import load_directions, save_directions
 from jaxsteer.directions.foreign_files import load_pt, load_replication
 from jaxsteer.directions.gguf import load_gguf, save_gguf
 from jaxsteer.directions.learned import (

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxsteer.directions.direction_files import Direction, make_direction
+from jaxsteer.directions.direction import Direction, make_direction
 from jaxsteer.directions.torch_file import joined, read_torch
-from jaxsteer.files import read_tensors, sha256
+from jaxsteer.files import check_regular, read_header, read_tensors, sha256
 
 _REPLICATION_NAME = re.compile(r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?\d+))")
 
@@ -21,7 +21,8 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
     tokens before the sentence, the union being the mean over the window. Layer and site come from
     its header (layer 10, `resid_post`: the output of block 10 counted from 0).
     """
-    tensors, metadata = read_tensors(path)
+    check_regular(path)
+    metadata = read_header(path).metadata
     for field in ("layer", "site", "union_offsets"):
         if field not in metadata:
             raise ValueError(f"{path}: the header has no {field!r}; not the replication's file")
@@ -33,6 +34,7 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
     except ValueError as error:
         raise ValueError(f"{path}: the header's numbers: {error}") from None
     digest = sha256(path)
+    tensors, _ = read_tensors(path)
     directions = {}
     for name in sorted(tensors):
         match = _REPLICATION_NAME.fullmatch(name)

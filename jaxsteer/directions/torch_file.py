@@ -41,7 +41,7 @@ _LETTERS = 64
 _MOST_NUMBERS = 1 << 26  # of all tensors together
 # Of the zip, and of instructions that find something else on the stack than they expect.
 _DAMAGED = (
-    zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError,
     AttributeError, IndexError, KeyError, TypeError, ValueError,
 )  # fmt: skip
 

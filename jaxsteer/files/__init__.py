@@ -15,7 +15,7 @@ from jaxsteer.files.atomic import (
     write_json,
 )
 from jaxsteer.files.directories import check_free, new_directory, without_wildcards
-from jaxsteer.files.gguf_header import GgufTensor, is_gguf, read_gguf_header
+from jaxsteer.files.gguf_header import GgufHeader, GgufTensor, is_gguf, read_gguf_header
 from jaxsteer.files.integrity import check_files, check_together, checksums
 from jaxsteer.files.jsonl import (
     append_rows,
@@ -43,6 +43,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_DATA",
     "Entry",
+    "GgufHeader",
     "GgufTensor",
     "absolute",
     "append_rows",

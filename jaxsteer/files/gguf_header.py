@@ -20,6 +20,7 @@ _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _MOST_AXES = 4  # GGML's
+_LARGEST = 1 << 26  # bytes of a header; a vocabulary of 256,000 takes some ten million
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class _Reader:
             raise ValueError(f"it says that it holds {count:,} values, more than it has room for")
 
     def take(self, count: int) -> bytes:
+        if count > _LARGEST - self.at:
+            raise ValueError(f"the header has more than {_LARGEST:,} bytes")
         if count > self.size - self.at:
             raise ValueError(f"the file ends after {self.size:,} bytes, within its header")
         self.at += count

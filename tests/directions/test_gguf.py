@@ -3,7 +3,7 @@ import struct
 import numpy as np
 import pytest
 
-from jaxsteer.directions.direction_files import Direction
+from jaxsteer.directions.direction import Direction
 from jaxsteer.directions.gguf import load_gguf, save_gguf
 
 
@@ -98,30 +98,46 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, items, message):
 ONE = [(b"direction.2", [1.0, 2.0])]
 
 
+def overlapping(count):
+    """Many tensors that all lie over one another."""
+    names = [f"direction.{n}".encode() for n in range(1, count + 1)]
+    data = foreign([(name, [1.0]) for name in names])
+    for name in names:
+        at = data.index(text(name)) + len(text(name)) + 4 + 8 + 4
+        data = data[:at] + struct.pack("<Q", 0) + data[at + 8 :]
+    return data
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"ZIP", "does not start with GGUF"),
-        (b"GGUF\3", "not a readable GGUF file"),
+        (b"ZIP", "does not begin with GGUF"),
+        (b"GGUF\3", "damaged or no GGUF file"),
         (foreign(ONE, version=1), "version 1, expected 2 or 3"),
         (foreign(ONE)[:-32], "'direction.2' ends 8 bytes after the file"),
-        (foreign(ONE)[:60], "not a readable GGUF file"),
+        (foreign(ONE)[:60], "damaged or no GGUF file"),
         (foreign(ONE, architecture=b"llama"), "architecture 'llama'"),
         (foreign(ONE, kind=1), "'direction.2' is of GGML type 1"),
         (foreign(ONE, rank=2), "'direction.2' has 2 dimensions"),
         (foreign(ONE * 2), "'direction.2' is there twice"),
-        (foreign([(b"direction.0", [1.0])]), "'direction.0': expected direction.N with N from 1"),
+        (foreign([(b"direction.00", [1.0])]), "'direction.00': expected direction.N"),
+        (overlapping(400), "'direction.2' overlaps the one before it"),
+        (foreign(ONE, extra=text(b"a") + struct.pack("<IIQ", 9, 0, 1 << 60)), "1,152,921,504,606"),
+        (foreign(ONE, extra=text(b"a") + struct.pack("<IQ", 8, 1 << 62)), "the header has more"),
         (foreign([(b"other", [1.0])]), "'other': expected direction.N"),
         (foreign([(b"direction.2", [float("nan")])]), "direction 'direction.2': 1 of 1 numbers"),
-        (foreign([(b"direction.01", [1.0])]), "'direction.01': expected direction.N with N from 1"),
-        (foreign([("direction.٣".encode(), [1.0])]), "expected direction.N with N from 1"),
+        (foreign([(b"direction.01", [1.0])]), "'direction.01': expected direction.N"),
+        (foreign([("direction.٣".encode(), [1.0])]), "expected direction.N"),
         (foreign([(b"direction." + b"9" * 5000, [1.0])]), r"v.gguf: tensor 'direction.999"),
         (foreign([]), "v.gguf: directions: there is none"),
         (foreign([*ONE, (b"direction.3", [1.0])]), "v.gguf: direction 'direction.3': expected w"),
         (foreign(ONE, extra=about("[" * 100_000)), "v.gguf: .*nested too deep"),
         (foreign(ONE, extra=about('{"2": {}, "2": {}}')), "v.gguf: .*given twice: '2'"),
-        (foreign(ONE, extra=number(b"general.alignment", 0)), "general.alignment: 0"),
-        (foreign(ONE, extra=text(b"a") + struct.pack("<IIQ", 9, 9, 1) * 5000), "array of arrays"),
+        (foreign(ONE, extra=number(b"general.alignment", 0)), "general.alignment: got 0, expected"),
+        (
+            foreign(ONE, extra=text(b"a") + struct.pack("<IIQ", 9, 9, 1) * 5000),
+            "array of type 9",
+        ),
         (foreign(ONE, extra=number(b"jaxsteer.directions", 7)), "expected an object by layer"),
     ],
 )
@@ -129,6 +145,15 @@ def test_bad_files_are_refused(tmp_path, data, message):
     (tmp_path / "v.gguf").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         load_gguf(tmp_path / "v.gguf")
+
+
+def test_files_of_easysteer_begin_with_direction_0(tmp_path):
+    """`direction.0` is the output of the first block; llama.cpp has no such direction."""
+    (tmp_path / "v.gguf").write_bytes(foreign([(b"direction.1", [2.0]), (b"direction.0", [1.0])]))
+    with pytest.warns(UserWarning, match=r"v\.gguf: direction\.0 is the output of the first block"):
+        loaded = load_gguf(tmp_path / "v.gguf")
+    assert [(item.layer, item.vector.tolist()) for item in loaded.values()] == [(0, [1]), (1, [2])]
+    assert "as EasySteer counts" in loaded["direction.1"].provenance["layers"]
 
 
 def test_a_missing_file_is_said(tmp_path):

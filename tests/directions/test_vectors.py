@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from jaxsteer.directions.direction_files import Direction, cosine, load_directions, save_directions
+from jaxsteer.directions.direction import Direction, cosine
+from jaxsteer.directions.direction_files import load_directions, save_directions
 from jaxsteer.directions.foreign_files import load_pt, load_replication
+from jaxsteer.directions.gguf import save_gguf
 
 CIRCLE = {}
 CIRCLE[1] = CIRCLE
@@ -160,6 +162,17 @@ def test_missing_and_damaged_files(tmp_path, load):
     (tmp_path / "damaged").write_bytes(b"\0" * 5)
     with pytest.raises(ValueError, match=r"damaged: (damaged or cut short|not a file of tensors)"):
         load(tmp_path / "damaged")
+
+
+def test_files_of_other_kinds_are_told_apart(tmp_path):
+    save_gguf(tmp_path / "v.gguf", [direction("v", [1.0, 2.0], layer=3, site="resid_post")])
+    for width in (None, 2):
+        assert load_directions(tmp_path / "v.gguf", width=width)["v"].vector.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"v\.gguf: direction 'v': expected width 3, found 2"):
+        load_directions(tmp_path / "v.gguf", width=3)
+    torch.save(torch.ones(2), tmp_path / "v.pt")
+    with pytest.raises(ValueError, match=r"v\.pt: a PyTorch file, .*: use load_pt"):
+        load_directions(tmp_path / "v.pt")
 
 
 REPLICATION = Path(__file__).parents[1] / "data" / "replication" / "dom_layer10.safetensors"

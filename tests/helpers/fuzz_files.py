@@ -12,27 +12,36 @@ import random
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jaxsteer.directions.direction_files import load_directions
-from jaxsteer.directions.foreign_files import load_replication
+from jaxsteer.directions.foreign_files import load_pt, load_replication
 from jaxsteer.directions.gguf import load_gguf
 from jaxsteer.files.safetensors_header import parse_header, read_header
 
 CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+def _load_pt(file: Path) -> object:
+    return load_pt(file, layer=1)
+
+
 READERS: tuple[Callable[[Path], object], ...] = (
     read_header,
     load_directions,
     load_replication,
     load_gguf,
+    _load_pt,
 )
 _WORDS = (
     b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BF16"', b"NaN",
     b"[]", b"{}", b"null", b"true", b"-1", b"1e999", b"9" * 5000, b"\\ud800", b"direction.1",
     b"GGUF", b"general.alignment", b"controlvector", b"\x00", b"\xff" * 8,
+    b"PK\3\4", b"ctorch\nFloatStorage\n", b"K\1", b"R", b"\x85", b"\x86", b"}", b"s",
 )  # fmt: skip
 _NUMBERS = (0, 1, 7, 8, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
@@ -76,7 +85,7 @@ def check(data: bytes, folder: Path) -> None:
     """
     file = folder / "file"
     file.write_bytes(data)
-    for reader in (*READERS, _header_of):
+    for reader in (*READERS, _header_of, _pickle_of):
         try:
             reader(file)
         except ValueError as error:
@@ -88,6 +97,15 @@ def _header_of(file: Path) -> object:
     """The file's bytes as the JSON text of a header, to get past the length before it."""
     text = file.read_bytes()
     return parse_header(len(text), text, 8 + len(text))
+
+
+def _pickle_of(file: Path) -> object:
+    """The file's bytes as the pickle of a `.pt` file, to get past the zip's checksum."""
+    archive = file.with_suffix(".pt")
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("v/data.pkl", file.read_bytes())
+        opened.writestr("v/data/0", bytes(16))
+    return load_pt(archive, layer=1)
 
 
 def fuzz(seconds: float, seed: int) -> int:

@@ -21,7 +21,8 @@ from experiments.pipeline.run import open_run
 from experiments.stages import derive, rollouts, steer
 from jaxsteer.analysis.grafting import graft as hybrid
 from jaxsteer.analysis.grafting import parts
-from jaxsteer.directions.direction_files import Direction, save_directions
+from jaxsteer.directions.direction import Direction
+from jaxsteer.directions.direction_files import save_directions
 from jaxsteer.files.jsonl import append_rows, read_rows
 from jaxsteer.steering.interventions import add
 from jaxsteer.sweeps.chunks import _run_cells
