@@ -7,7 +7,8 @@ import pytest
 from hf_folders import write_folder
 
 import jaxsteer
-from jaxsteer import analysis, directions, files
+from jaxsteer import analysis, files
+from jaxsteer.directions.gguf import load_gguf, save_gguf
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_directions(home: Path) -> None:
         vector=np.ones(4, np.float32), layer=1, site="resid_post", name="one", provenance={}
     )
     jaxsteer.save_directions("~/a/d.safetensors", [one])
-    directions.save_gguf("~/a/d.gguf", [one])
-    for read, name in ((jaxsteer.load_directions, "safetensors"), (directions.load_gguf, "gguf")):
+    save_gguf("~/a/d.gguf", [one])
+    for read, name in ((jaxsteer.load_directions, "safetensors"), (load_gguf, "gguf")):
         (found,) = read(f"~/a/d.{name}").values()
         assert np.array_equal(found.vector, one.vector)
     assert len(list((home / "a").iterdir())) == 2
