@@ -8,6 +8,8 @@ from jaxsteer.files import as_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
+# The same weights once more, in their makers' own formats.
+_TWICE = ["original/*", "consolidated*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def _download(repo: str, revision: str | None) -> Source:
     page = f"https://huggingface.co/{repo}"
     try:
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=["original/*"]
+            repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_TWICE
         )
     except GatedRepoError:
         raise ValueError(

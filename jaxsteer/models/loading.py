@@ -19,6 +19,7 @@ from jaxsteer.huggingface import (
     Folder,
     GgufModel,
     Source,
+    check_pointers,
     find_source,
     open_folder,
     open_gguf,
@@ -83,6 +84,8 @@ def load(
     path = as_path(source)
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
         return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
+    if path.is_file():
+        check_pointers(path)
     if path.is_file() and is_gguf(path):
         opened: Folder | GgufModel = open_gguf(path, strict=strict)
         return _from_files(opened, Source(path, path.name, None), dtype, mesh, sharding)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import jax
+import numpy as np
 import pytest
 from hf_folders import write_folder
 
+import jaxsteer
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.models.conversion import main
 
@@ -121,6 +124,19 @@ def test_a_download_that_broke_off_goes_on_with_the_file_that_it_was_at(
     assert (provenance["source"], provenance["revision"]) == ("owner/model", COMMIT)
     written = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
     assert b"hf_planted" not in written
+
+
+def test_a_hub_id_is_loaded_in_one_line(hub: Hub, model: Path) -> None:
+    loaded = jaxsteer.load("owner/model")
+    expected = jaxsteer.load(model)
+    assert loaded.model.config == expected.model.config
+    for a, b in zip(*map(jax.tree.leaves, (loaded.model, expected.model)), strict=True):
+        assert np.array_equal(a, b)
+    assert loaded.tokenizer.encode("so") == expected.tokenizer.encode("so")
+    assert (loaded.provenance["source"], loaded.provenance["revision"]) == ("owner/model", COMMIT)
+    hub.fetched.clear()
+    jaxsteer.load("owner/model")  # from the cache
+    assert hub.fetched == []
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,12 @@ def test_gguf_files_that_cannot_be_used(folders, tmp_path):
             jaxsteer.load(path)
 
 
+def test_a_gguf_file_that_git_lfs_did_not_fetch(tmp_path):
+    (tmp_path / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    with pytest.raises(ValueError, match=r"got Git LFS pointers in place of m\.gguf"):
+        jaxsteer.load(tmp_path / "m.gguf")
+
+
 def test_a_gguf_file_without_a_known_tokenizer(folders, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", folders["float32"], tokenizer=False)
     with pytest.raises(ValueError, match=r"put the model's tokenizer\.json beside the file"):
