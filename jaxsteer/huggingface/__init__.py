@@ -16,8 +16,7 @@ from jaxsteer.huggingface.folder import (
     open_folder,
 )
 from jaxsteer.huggingface.gguf_model import GgufModel, open_gguf
-from jaxsteer.huggingface.misfits import check_pointers
-from jaxsteer.huggingface.source import Source, find_source
+from jaxsteer.huggingface.source import Source, find_source, open_source
 from jaxsteer.huggingface.stream import tensors_as_ours
 from jaxsteer.huggingface.tensor_names import to_hf
 
@@ -30,11 +29,11 @@ __all__ = [
     "Folder",
     "GgufModel",
     "Source",
-    "check_pointers",
     "find_source",
     "n_bytes",
     "open_folder",
     "open_gguf",
+    "open_source",
     "tensors_as_ours",
     "to_hf",
 ]

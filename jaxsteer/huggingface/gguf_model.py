@@ -50,7 +50,20 @@ class GgufModel:
     config_json: dict[str, Any]  # as the model's `config.json` would say it
     pairs: dict[str, Any]
     entries: dict[str, GgufTensor]  # by Hugging Face name
-    notes: tuple[str, ...]  # what is unusual
+    unknown_fields: dict[str, Any]  # keys of the architecture of which it is not known what they do
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The files with weights, as of a folder: this one."""
+        return (self.path,)
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Tokenizer and configs beside the weights, as of a folder: they are in the header."""
+        return ()
+
+    def check_tied(self) -> None:
+        """A tied model has no head in the file, so there is nothing to compare."""
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -122,14 +135,14 @@ def open_gguf(path: str | Path, *, strict: bool = False) -> GgufModel:
     try:
         factors = _rope_factors(path, header.tensors)
         config_json = _config_json(architecture, header.pairs, own, header.tensors, factors)
-        notes = _check_keys(own, prefix, config_json, strict=strict)
+        unknown = _unknown_keys(own, prefix, config_json, strict=strict)
         config = LlamaConfig.from_hf(config_json, strict=strict)
         _check_factors(factors, config)
         entries = _entries(architecture, header.tensors, config)
         _check_places(entries.values(), header.size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return GgufModel(path, config, config_json, header.pairs, entries, notes)
+    return GgufModel(path, config, config_json, header.pairs, entries, unknown)
 
 
 def _config_json(
@@ -233,11 +246,11 @@ def _rope_factors(path: Path, tensors: Mapping[str, GgufTensor]) -> np.ndarray |
     return read_bytes(path, entry.begin, 4 * math.prod(entry.shape)).view("<f4")
 
 
-def _check_keys(
+def _unknown_keys(
     own: Mapping[str, Any], prefix: str, config: Mapping[str, Any], *, strict: bool
-) -> tuple[str, ...]:
-    """Refuse keys that change the numbers; notes about those that are not known."""
-    problems, unknown = [], []
+) -> dict[str, Any]:
+    """Refuse keys that change the numbers; return those that are not known."""
+    problems, unknown = [], {}
     for key, value in own.items():
         if key in _READ or key in _NO_EFFECT:
             continue
@@ -245,16 +258,16 @@ def _check_keys(
             if not value >= config["max_position_embeddings"]:
                 problems.append(f"{prefix}{key}={value!r:.80}: not implemented, expected none")
         elif key not in _NEUTRAL:
-            unknown.append(f"{prefix}{key}={value!r:.80}: unknown key")
+            unknown[prefix + key] = value
         elif value != _NEUTRAL[key]:
             problems.append(
                 f"{prefix}{key}={value!r:.80}: not implemented, expected {_NEUTRAL[key]!r}"
             )
     if strict:
-        problems += unknown
+        problems += [f"{key}={value!r:.80}: unknown key" for key, value in unknown.items()]
     if problems:
         raise ValueError("its header cannot be used:\n  " + "\n  ".join(problems))
-    return tuple(unknown)
+    return unknown
 
 
 def _entries(

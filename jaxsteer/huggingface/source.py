@@ -4,7 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxsteer.files import as_path
+from jaxsteer.files import as_path, is_gguf
+from jaxsteer.huggingface.folder import Folder, open_folder
+from jaxsteer.huggingface.gguf_model import GgufModel, open_gguf
+from jaxsteer.huggingface.misfits import check_pointers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
@@ -44,6 +47,23 @@ def find_source(source: str | Path, *, revision: str | None = None) -> Source:
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id like owner/name")
     return _download(str(source), revision)
+
+
+def open_source(
+    source: str | Path, *, revision: str | None = None, strict: bool = False
+) -> tuple[Folder | GgufModel, Source]:
+    """Open what a folder, a hub id or the name of a `.gguf` file stands for, from headers alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find_source`, `open_folder` and `open_gguf`.
+    """
+    path = as_path(source)
+    if path.is_file():
+        check_pointers(path)
+    if path.is_file() and is_gguf(path):
+        return open_gguf(path, strict=strict), Source(path.parent, path.name, None)
+    found = find_source(source, revision=revision)
+    return open_folder(found.folder, strict=strict), found
 
 
 def _download(repo: str, revision: str | None) -> Source:

@@ -2,17 +2,20 @@
 
     python -m weights.convert SRC DST [--dtype bfloat16|float32|keep]
 
-SRC is a folder with `config.json`, safetensors and a tokenizer, or a hub id like
-`meta-llama/Llama-3.1-8B`. Everything that can be checked is checked before the first tensor is
-read; DST appears when it is complete, or not at all.
+SRC is a folder with `config.json`, safetensors and a tokenizer, a hub id like
+`meta-llama/Llama-3.1-8B`, or a `.gguf` file. Everything that can be checked is checked before the
+first tensor is read; DST appears when it is complete, or not at all.
 """
 
 import argparse
 import hashlib
+import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,10 @@ from jaxsteer.files import as_path, check_free
 from jaxsteer.huggingface import (
     CONFIGS,
     Folder,
+    GgufModel,
     Source,
-    find_source,
     n_bytes,
-    open_folder,
+    open_source,
     tensors_as_ours,
 )
 from jaxsteer.llama import ParamPath, dotted
@@ -37,6 +40,7 @@ from jaxsteer.tokenizers import (
     TOKENIZERS,
     check_tokenizer,
     difference,
+    gguf_tokenizer,
     load_tokenizer,
     named_tokens,
     prompt_facts,
@@ -57,12 +61,12 @@ def convert(
     strict: bool = False,
     progress: bool = False,
 ) -> None:
-    """Convert a Hugging Face folder or hub id `src` into the checkpoint `dst`.
+    """Convert a Hugging Face folder, hub id or GGUF file `src` into the checkpoint `dst`.
 
     Args:
-        src: folder with safetensors, or hub id.
+        src: folder with safetensors, hub id, or `.gguf` file.
         dst: directory to write; it must not exist.
-        dtype: of the weights: `"bfloat16"`, `"float32"`, or `"keep"`.
+        dtype: of the weights: `"bfloat16"`, `"float32"`, or `"keep"` (of a GGUF file: float32).
         overwrite: replace a checkpoint that is at `dst`.
         allow_nonfinite: take weights that are NaN or infinite.
         tokenizer: prove the tokenizer and take it along; without, only weights and config.
@@ -80,13 +84,12 @@ def convert(
     if not str(dst):
         raise ValueError("destination: got an empty text, expected a directory to write")
     check_free(dst, marker=checkpoint.MANIFEST, overwrite=overwrite)
-    source = find_source(src, revision=revision)
-    folder = open_folder(source.folder, strict=strict)
-    named_tokens(folder.companions, vocab_size=folder.config.vocab_size)
-    target = target_dtype(folder, dtype)
-    _check_room(as_path(dst), n_bytes(folder.config, target))
-    folder.check_tied()
-    files = folder.companions
+    opened, source = open_source(src, revision=revision, strict=strict)
+    named_tokens(opened.companions, vocab_size=opened.config.vocab_size)
+    target = target_dtype(opened, dtype)
+    _check_room(as_path(dst), n_bytes(opened.config, target))
+    opened.check_tied()
+    files = opened.companions
     if not tokenizer:  # what is not proved is not carried along
         files = tuple(file for file in files if file.name in CONFIGS)
     stopped = threading.Event()
@@ -94,27 +97,46 @@ def convert(
         # Beside the rest, which then finds the files in the system's cache: importing what loads a
         # tokenizer takes seconds, in which the disk would wait.
         hashes = {
-            file.relative_to(folder.path).as_posix(): pool.submit(_sha256, file, stopped)
-            for file in folder.shards + files
+            file.relative_to(source.folder).as_posix(): pool.submit(_sha256, file, stopped)
+            for file in opened.shards + files
         }
         try:
-            facts = _prompt_facts(folder) if tokenizer else {}
-            checkpoint.write(
-                dst,
-                folder.config,
-                _leaves(folder, target, allow_nonfinite=allow_nonfinite, progress=progress),
-                dtype=target,
-                files=files,
-                provenance=lambda: _provenance(source, folder, hashes) | facts,
-                overwrite=overwrite,
-            )
+            proved = proved_tokenizer(opened, required=True) if tokenizer else None
+            with _carried(opened, files, proved) as files:
+                facts: dict[str, Any] = {}
+                if proved is not None:
+                    facts = prompt_facts(files, proved, vocab_size=opened.config.vocab_size)
+                checkpoint.write(
+                    dst,
+                    opened.config,
+                    _leaves(opened, target, allow_nonfinite=allow_nonfinite, progress=progress),
+                    dtype=target,
+                    files=files,
+                    provenance=lambda: _provenance(source, opened, hashes) | facts,
+                    overwrite=overwrite,
+                )
         except BaseException:
             stopped.set()
             raise
 
 
+@contextmanager
+def _carried(
+    opened: Folder | GgufModel, files: tuple[Path, ...], tokenizer: Any
+) -> Iterator[tuple[Path, ...]]:
+    """The files to carry along; a GGUF file has none, so they are made of what its header says."""
+    if isinstance(opened, Folder):
+        yield files
+        return
+    with tempfile.TemporaryDirectory() as made:
+        (Path(made) / CONFIGS[0]).write_text(json.dumps(opened.config_json, indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(made)
+        yield tuple(sorted(Path(made).iterdir()))
+
+
 def _leaves(
-    folder: Folder, dtype: str, *, allow_nonfinite: bool, progress: bool
+    folder: Folder | GgufModel, dtype: str, *, allow_nonfinite: bool, progress: bool
 ) -> Iterator[tuple[ParamPath, np.ndarray]]:
     """All tensors in our layout, one at a time; names all that are not finite."""
     bad = []
@@ -133,8 +155,10 @@ def _leaves(
         )
 
 
-def target_dtype(folder: Folder, dtype: str) -> str:
+def target_dtype(folder: Folder | GgufModel, dtype: str) -> str:
     """The dtype that weights are to have: `dtype`, or for `"keep"` the one that all have.
+
+    Of a GGUF file, which is unpacked, `"keep"` makes float32.
 
     Raises:
         ValueError: it is no dtype of ours, or the folder's weights have none to keep.
@@ -143,6 +167,8 @@ def target_dtype(folder: Folder, dtype: str) -> str:
         return dtype
     if dtype != "keep":
         raise ValueError(f"dtype: got {dtype!r}, expected keep or {' or '.join(checkpoint.DTYPES)}")
+    if isinstance(folder, GgufModel):
+        return "float32"
     found = folder.dtypes
     if len(found) > 1 or not set(found) <= set(checkpoint.DTYPES):
         counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
@@ -153,28 +179,26 @@ def target_dtype(folder: Folder, dtype: str) -> str:
     return next(iter(found))
 
 
-def _prompt_facts(folder: Folder) -> dict[str, Any]:
-    """What provenance says of the tokenizer, once it is proved."""
-    if not folder.has_tokenizer:
-        raise FileNotFoundError(
-            f"{folder.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
-            "(convert the weights alone with --no-tokenizer)"
-        )
-    tokenizer = proved_tokenizer(folder)
-    return prompt_facts(folder.companions, tokenizer, vocab_size=folder.config.vocab_size)
-
-
 @timed("convert/tokenizer")
-def proved_tokenizer(folder: Folder) -> Any:
-    """The folder's tokenizer, which was seen to keep what it encodes; None if it has none.
+def proved_tokenizer(opened: Folder | GgufModel, *, required: bool = False) -> Any:
+    """The tokenizer, which was seen to keep what it encodes; None if there is none.
 
     Raises:
+        FileNotFoundError: there is none, and one is `required`.
         ValueError: it does not load, or loses something; see `check_tokenizer`.
     """
-    if not folder.has_tokenizer:
+    if isinstance(opened, GgufModel):
+        tokenizer = gguf_tokenizer(opened.pairs, opened.path)
+    elif opened.has_tokenizer:
+        tokenizer = load_tokenizer(opened.path)
+    elif required:
+        raise FileNotFoundError(
+            f"{opened.path}: no tokenizer, expected {' or '.join(TOKENIZERS)} "
+            "(convert the weights alone with --no-tokenizer)"
+        )
+    else:
         return None
-    tokenizer = load_tokenizer(folder.path)
-    check_tokenizer(tokenizer, folder.config)
+    check_tokenizer(tokenizer, opened.config)
     return tokenizer
 
 
@@ -201,7 +225,7 @@ def _check_room(dst: Path, needed: int) -> None:
 
 
 def _provenance(
-    source: Source, folder: Folder, hashes: Mapping[str, Future[str]]
+    source: Source, folder: Folder | GgufModel, hashes: Mapping[str, Future[str]]
 ) -> dict[str, Any]:
     return {
         "source": source.name,
@@ -231,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m weights.convert", description="Hugging Face to jaxsteer checkpoint."
     )
-    parser.add_argument("src", help="folder with safetensors, or hub id like owner/name")
+    parser.add_argument("src", help="folder with safetensors, hub id, or .gguf file")
     parser.add_argument("dst", help="directory to write")
     parser.add_argument("--dtype", choices=("keep", *checkpoint.DTYPES), default="keep")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -254,5 +278,6 @@ def main(argv: list[str] | None = None) -> int:
     named = checkpoint.read_manifest(args.dst).provenance.get("special_tokens", {})
     if note := difference(named):
         print(f"special tokens differ, texts end at any of them: {note}")
-    print(f"{args.dst}: written. Check it: python -m weights.verify {args.src} {args.dst}")
+    check = f" Check it: python -m weights.verify {args.src} {args.dst}"
+    print(f"{args.dst}: written.{'' if args.src.endswith('.gguf') else check}")
     return 0

@@ -14,15 +14,13 @@ import jax
 import numpy as np
 
 from jaxsteer.checkpoints import checkpoint, end_tokens, named_ends
-from jaxsteer.files import as_path, is_gguf, is_remote
+from jaxsteer.files import as_path, is_remote
 from jaxsteer.huggingface import (
     Folder,
     GgufModel,
     Source,
-    check_pointers,
     find_source,
-    open_folder,
-    open_gguf,
+    open_source,
     tensors_as_ours,
 )
 from jaxsteer.llama import (
@@ -38,7 +36,7 @@ from jaxsteer.llama import (
 from jaxsteer.models.conversion import proved_tokenizer, target_dtype
 from jaxsteer.models.loaded import Loaded
 from jaxsteer.runtime import hosts
-from jaxsteer.tokenizers import check_tokenizer, difference, gguf_tokenizer, prompt_facts
+from jaxsteer.tokenizers import difference, prompt_facts
 
 _UNDER_WAY_BYTES = 1 << 29  # that may be on their way to devices, and are in memory until then
 
@@ -84,14 +82,9 @@ def load(
     path = as_path(source)
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
         return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
-    if path.is_file():
-        check_pointers(path)
-    if path.is_file() and is_gguf(path):
-        opened: Folder | GgufModel = open_gguf(path, strict=strict)
-        return _from_files(opened, Source(path, path.name, None), dtype, mesh, sharding)
     _check_is_model(path)
-    found = find_source(source, revision=revision)
-    return _from_files(open_folder(found.folder, strict=strict), found, dtype, mesh, sharding)
+    opened, found = open_source(source, revision=revision, strict=strict)
+    return _from_files(opened, found, dtype, mesh, sharding)
 
 
 def _check_is_model(path: Path) -> None:
@@ -125,14 +118,14 @@ def _from_files(
         sharding = params_sharding(config, mesh)
     with ThreadPoolExecutor(1) as pool:
         # Importing what makes a tokenizer takes seconds, in which weights can be read.
-        tokenizer = pool.submit(_tokenizer, opened)
+        tokenizer = pool.submit(proved_tokenizer, opened)
         placed = _place(_leaves(opened, target, tokenizer), sharding)
         in_order = ((path, placed[path]) for path, _ in flatten(abstract_params(config)))
         model = from_params(nest(in_order), config)
         if mesh is not None:
             model = shard_model(model, mesh)
     ends, told, notes = _about(opened, tokenizer.result(), target)
-    provenance = {"path": str(source.folder), "source": source.name, "revision": source.revision}
+    provenance = {"path": str(opened.path), "source": source.name, "revision": source.revision}
     return Loaded(model, tokenizer.result(), ends, provenance | told, tuple(notes))
 
 
@@ -140,15 +133,14 @@ def _about(
     opened: Folder | GgufModel, tokenizer: Any, dtype: str
 ) -> tuple[tuple[int, ...], dict[str, Any], list[str]]:
     """Ends of texts, what provenance says of the files, and notes of what is unusual in them."""
-    told: dict[str, Any] = {"source_dtypes": opened.dtypes}
+    told: dict[str, Any] = {
+        "source_dtypes": opened.dtypes,
+        "unknown_config_fields": opened.unknown_fields,
+    }
+    notes = [f"unknown field {name}={x!r:.80}" for name, x in opened.unknown_fields.items()]
     if isinstance(opened, GgufModel):
-        files: tuple[Path, ...] = ()
-        notes = [*opened.notes, f"unpacked from {', '.join(opened.dtypes)} to {dtype}"]
-    else:
-        files = opened.companions
-        told["unknown_config_fields"] = opened.unknown_fields
-        notes = [f"config.json: unknown field {name}" for name in opened.unknown_fields]
-    vocab_size = opened.config.vocab_size
+        notes.append(f"unpacked from {', '.join(opened.dtypes)} to {dtype}")
+    files, vocab_size = opened.companions, opened.config.vocab_size
     if tokenizer is None:
         notes.append("no tokenizer beside the weights")
     else:
@@ -161,17 +153,14 @@ def _about(
 
 
 def _target(opened: Folder | GgufModel, dtype: Any) -> str:
-    if dtype is None:
-        return "float32" if isinstance(opened, GgufModel) else target_dtype(opened, "keep")
-    return checkpoint.dtype_name(dtype)
+    return target_dtype(opened, "keep" if dtype is None else checkpoint.dtype_name(dtype))
 
 
 def _leaves(
     opened: Folder | GgufModel, dtype: str, tokenizer: Future[Any]
 ) -> Iterable[tuple[ParamPath, np.ndarray]]:
     """All tensors in our layout; a tokenizer that cannot be trusted ends it at once."""
-    if isinstance(opened, Folder):
-        opened.check_tied()
+    opened.check_tied()
     infinite = []
     for tensor, x, finite in tensors_as_ours(opened, dtype):
         if tokenizer.done():
@@ -201,11 +190,3 @@ def _place(leaves: Iterable[tuple[ParamPath, np.ndarray]], sharding: Any) -> dic
         while sum(y.nbytes for y in under_way) > _UNDER_WAY_BYTES:
             under_way.popleft().block_until_ready()
     return placed
-
-
-def _tokenizer(opened: Folder | GgufModel) -> Any:
-    if isinstance(opened, Folder):
-        return proved_tokenizer(opened)
-    tokenizer = gguf_tokenizer(opened.pairs, opened.path)
-    check_tokenizer(tokenizer, opened.config)
-    return tokenizer

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 from gguf_files import is_quantised, write_gguf
 from hf_folders import edit_json, word_tokenizer, write_folder, write_tokenizer
 from safetensors.numpy import load_file, save_file
@@ -253,7 +254,7 @@ def test_keys_of_a_gguf_file(folders, tmp_path):
     with pytest.raises(ValueError, match=r"llama\.attention\.sliding_window=7: not implemented"):
         jaxsteer.load(window)
     odd = write_gguf(tmp_path / "b", folders["float32"], keys={"odd.key": 1.5})
-    assert jaxsteer.load(odd).notes[0] == "llama.odd.key=1.5: unknown key"
+    assert jaxsteer.load(odd).notes[0] == "unknown field llama.odd.key=1.5"
     with pytest.raises(ValueError, match=r"llama\.odd\.key=1\.5: unknown key"):
         jaxsteer.load(odd, strict=True)
 
@@ -327,3 +328,18 @@ def test_sentencepiece_in_a_gguf_file_merges_by_score():
     assert tokenizer.decode([10, 8, 6, 4, 5]) == "ab é"
     pairs |= {"tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
     assert from_pairs(pairs).encode("ab") == [9]
+
+
+def test_a_gguf_file_is_converted_and_exported(folders, tmp_path):
+    """Also the way from a GGUF file to a folder that transformers loads."""
+    path = write_gguf(tmp_path / "m.gguf", folders["tied"], quantised="Q8_0")
+    jaxsteer.convert(path, tmp_path / "ckpt")
+    loaded, converted = jaxsteer.load(path), jaxsteer.load(tmp_path / "ckpt")
+    assert_same(loaded.model, converted.model)
+    assert loaded.tokenizer.encode(TEXT) == converted.tokenizer.encode(TEXT)
+    assert set(converted.provenance["source_sha256"]) == {"m.gguf"}
+    jaxsteer.export(tmp_path / "ckpt", tmp_path / "hf")
+    assert_same(loaded.model, jaxsteer.load(tmp_path / "hf").model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.encode(TEXT) == loaded.tokenizer.encode(TEXT)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").tie_word_embeddings
