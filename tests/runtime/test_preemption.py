@@ -29,6 +29,7 @@ from jaxsteer.runtime.command import guarded
 from jaxsteer.runtime.preemption import EXIT_CODE, Stopped, at_once, deferred, stop_if_asked
 from jaxsteer.sweeps.chunks import CellResult
 from jaxsteer.sweeps.sweep_file import sweep_to_file
+from jaxsteer.tokenizers import EncodedPrompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -203,7 +204,8 @@ def test_rollouts_keep_the_traces_that_are_finished(tmp_path: Path, monkeypatch,
             yield index, [5, index]
 
     monkeypatch.setattr(rollouts, "_traces", traces)
-    monkeypatch.setattr(rollouts, "encode_prompts", lambda *a, **k: [[1]] * 4)
+    prompt = EncodedPrompt([1], [], "?", "nothing put before the text")
+    monkeypatch.setattr(rollouts, "put_prompts", lambda *a, **k: [prompt] * 4)
     append = rollouts.append_rows
     decoding = Decoding(max_new_tokens=2, temperature=1.0, seed=0)
 
