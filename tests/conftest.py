@@ -79,7 +79,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process; files that are `optimised` or read `finished`, too."""
+    """A file's tests stay in one process; files that are `optimised` or read `finished`, too.
+
+    `--dist loadgroup` would take marks in place of words, but pytest-xdist 3.8 groups nothing under
+    pytest 9.2, whose node ids cannot be changed.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
