@@ -19,4 +19,5 @@ Modules of some rooms run alone under short names, as `python -m experiments.rol
 `experiments.stages.rollouts`; code imports them by their full names.
 """
 
-__path__ += [f"{__path__[0]}/{r}" for r in ("judges", "stages", "figures", "searches", "grafting")]
+_COMMANDS = ("judges", "stages", "figures", "claims", "searches", "grafting")
+__path__ += [f"{__path__[0]}/{room}" for room in _COMMANDS]

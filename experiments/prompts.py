@@ -10,6 +10,7 @@ by a formula and by trying or counting (`experiments/problems`), and the two mus
 import argparse
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from experiments.problems.chances import COUNTING, PROBABILITY, SETS
@@ -38,7 +39,10 @@ _TRIES = 1000  # to draw one that is not there yet
 
 
 def make_prompts(*, per_kind: int = 30, held_out: int = 2, seed: int = 0) -> list[dict[str, str]]:
-    """Problems as `{id, kind, prompt, answer, split}`, in the order of `KINDS`.
+    """Problems as `{id, kind, prompt, answer, split}`, the kinds in turn.
+
+    So the first so many of a split are of all kinds.
+
 
     Args:
         per_kind: how many of each kind; its templates take turns.
@@ -75,7 +79,12 @@ def make_prompts(*, per_kind: int = 30, held_out: int = 2, seed: int = 0) -> lis
             }
             for i, one in enumerate(chosen)
         ]
-    return rows
+    seen: Counter[tuple[str, str]] = Counter()
+    ranks = []
+    for row in rows:
+        ranks.append(seen[row["kind"], row["split"]])
+        seen[row["kind"], row["split"]] += 1
+    return [row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def prompts_file(rows: Sequence[Mapping[str, str]]) -> bytes:

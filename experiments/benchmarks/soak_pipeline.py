@@ -19,6 +19,7 @@ SMALLER = {
     "prompts.derive_limit": "64",
     "prompts.evaluate_limit": "8",
     "prompts.base_evaluate_limit": "8",
+    "prompts.control_evaluate_limit": "8",
     "rollouts.max_new_tokens": "96",
     "rollouts.rows_per_chunk": "16",
     "steering.coeffs": "[-0.2, 0.25]",

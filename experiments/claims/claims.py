@@ -23,6 +23,7 @@ from experiments.claims.evidence import (
 )
 from experiments.claims.rules import Floats
 from experiments.stages.outcome import CellOutcome
+from experiments.stages.text_scores import MOST_SHARE
 
 COLUMNS = ("id", "claim", "paper", "measured", "verdict")
 
@@ -313,7 +314,7 @@ def _control(found: Evidence) -> Claim | None:
 def _change(before: Floats, after: Floats) -> str:
     """Mean shares of the prompts that count on both sides, and the gain, which is of the same."""
     both = ~(np.isnan(before) | np.isnan(after))
-    rates = [_value(mean_of(shares[both], limits=(0, 0.5))) for shares in (before, after)]
+    rates = [_value(mean_of(shares[both], limits=(0, MOST_SHARE))) for shares in (before, after)]
     left_out = len(both) - int(both.sum())
     text = (
         f"share of distinct backtracking sentences {rates[0]} → {rates[1]}, gain "

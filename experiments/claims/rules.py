@@ -1,7 +1,7 @@
 """The rules of the claims table: numbers in, an answer out. Fixed before the runs that they judge.
 
 Each rule says what its claim makes positive; `contrasts.decide` does the rest. A prompt's *share*
-is that of distinct backtracking sentences in its text, at most one half, and NaN if the text is
+is that of distinct backtracking sentences in its text, at most `MOST_SHARE`, and NaN if the text is
 degenerate (`stages.text_scores`). Arrays of shares are `[n]`, by prompt. Where more than `1 - KEPT`
 of the prompts have a degenerate text on either side, nothing is known.
 
@@ -12,7 +12,7 @@ of the prompts have a degenerate text on either side, nothing is known.
     C4     chance, or not near .74         near .74 and above chance    `COSINE`
     C5     a baseline does half as much    none does                    half of the gain
     C6     a keyword is decoded            none is                      the first `TOP_TOKENS`
-    C7     no detector, or a clean one     a detector, and dense        `CLEAN`, `DENSE`
+    C7     no detector, or a clean one     a detector, and dense        `DETECTOR`, `CLEAN`, `DENSE`
     C8     backtracking just if present    exceptions both ways         `EXCEPTIONS`
     S      reversed, it does not halve     it does                      half of the rate
     N      the control responds            it does not                  half of the gain or rate
@@ -43,6 +43,7 @@ from experiments.claims.contrasts import (
     trimmed_mean_of,
 )
 from experiments.claims.optimum import leads, permutation_p
+from experiments.stages.text_scores import MOST_SHARE
 
 KEPT = 0.6  # of the prompts, whose texts count on all sides that are compared
 LEAST_GAIN = 0.03  # three backtracking sentences in a hundred
@@ -54,10 +55,11 @@ HALF = 0.5  # of the gain, for a baseline and the control; of the rate, for the 
 LEAD = 0.02  # of the best layer and offset: two backtracking sentences in a hundred
 COSINE = (0.64, 0.84)  # about .74
 TOP_TOKENS = 10  # a keyword among so many tokens is decoded
+DETECTOR = 0.6  # AUROC of a projection that says anything of backtracking
 CLEAN = 0.9  # AUROC of a projection that detects backtracking cleanly
 DENSE = 0.05  # of all tokens, as high as half of those before backtracking
 EXCEPTIONS = 0.05  # of the cases: fewer are none
-SHARES = (-0.5, 0.5)  # between which a difference of shares lies
+SHARES = (-MOST_SHARE, MOST_SHARE)  # between which a difference of shares lies
 BASELINES = ("mean", "noise", "self", "behaviour")  # the kinds of Figure 4
 
 Floats = NDArray[np.float64]
@@ -233,8 +235,8 @@ def not_detected(
     """C7: the projection tells backtracking from the rest, but not cleanly: it is densely present.
 
     Args:
-        aurocs: by model, of the score before backtracking against other sentences. At .5 there is
-            no detector, and nothing to be dense.
+        aurocs: by model, of the score before backtracking against other sentences. Up to
+            `DETECTOR` there is no detector, and nothing to be dense.
         dense: by model, the share of all tokens that score above the median before backtracking.
         induced: the first half of C2.
     """
@@ -244,7 +246,7 @@ def not_detected(
     for name, area in aurocs.items():
         share = dense.get(name, UNKNOWN)
         contrasts += [
-            Contrast(f"a detector, {name} model", above(area, 0.5)),
+            Contrast(f"a detector, {name} model", _detector(area)),
             Contrast(f"not a clean one, {name} model", below(area, CLEAN)),
             Contrast(f"dense, {name} model", above(share, DENSE)),
         ]
@@ -273,7 +275,7 @@ def not_only_cause(
         induced: the first half of C2.
     """
     contrasts = [
-        Contrast("a detector", above(auroc, 0.5)),
+        Contrast("a detector", _detector(auroc)),
         Contrast("backtracking without it", above(without_direction, EXCEPTIONS)),
         Contrast("less often than by chance", below(without_direction, 0.5)),
         Contrast("it without backtracking", above(without_backtracking, EXCEPTIONS)),
@@ -308,6 +310,11 @@ def unchanged(
             Contrast(f"fall at {coeff:g}", fall),
         ]
     return _presupposing(induced, decide(contrasts))
+
+
+def _detector(area: Measure) -> Measure:
+    """How far an AUROC lies above `DETECTOR`; only an inverted one, below .5, refutes."""
+    return Measure(area.value - DETECTOR, area.low - DETECTOR, area.high - 0.5, area.n)
 
 
 def _presupposing(induced: Verdict, answer: Answer) -> Answer:

@@ -35,7 +35,7 @@ class Run:
     sources: dict[str, Path]  # role -> Hugging Face folder, or checkpoint of weights.convert
     derive_prompts: list[Prompt]
     evaluate_prompts: list[Prompt]
-    base_prompts: list[Prompt] = field(default_factory=list)  # to evaluate the base model on
+    more_prompts: dict[str, list[Prompt]] = field(default_factory=dict)  # by role, if others
     full: bool = False  # whether the figures that take longer are made, too
     mesh: jax.sharding.Mesh | None = None  # over which models are split; one device without it
     finished: dict[str, Path] = field(default_factory=dict)  # stages seen valid by this process
@@ -55,8 +55,8 @@ class Run:
         return self.finished[name]
 
     def prompts_for(self, role: str) -> list[Prompt]:
-        """What a model is evaluated on; the base model may have more."""
-        return self.base_prompts if role == "base" and self.base_prompts else self.evaluate_prompts
+        """What a model is evaluated on; base model and control may have more."""
+        return self.more_prompts.get(role, self.evaluate_prompts)
 
     def checkpoint(self, role: str) -> Path:
         """A checkpoint of a model: the source itself, or what a first stage converts it to."""
@@ -175,9 +175,13 @@ def _checked(out: Path, settings: Settings, *, full: bool) -> Run:
     prompts = settings.prompts
     derive = load_prompts(prompts, prompts.derive_split, prompts.derive_limit)
     evaluate = load_prompts(prompts, prompts.evaluate_split, prompts.evaluate_limit)
-    more = prompts.base_evaluate_limit or prompts.evaluate_limit
-    for_base = load_prompts(prompts, prompts.evaluate_split, more)
-    longest = max((evaluate, for_base), key=len)
+    limits = {"base": prompts.base_evaluate_limit, "control": prompts.control_evaluate_limit}
+    more = {
+        role: load_prompts(prompts, prompts.evaluate_split, limit)
+        for role, limit in limits.items()
+        if limit
+    }
+    longest = max((evaluate, *more.values()), key=len)
     check_prompts(sources, configs, settings, derive=derive, evaluate=longest)
     return Run(
         out=out,
@@ -185,7 +189,7 @@ def _checked(out: Path, settings: Settings, *, full: bool) -> Run:
         sources=sources,
         derive_prompts=derive,
         evaluate_prompts=evaluate,
-        base_prompts=for_base,
+        more_prompts=more,
         full=full,
     )
 

@@ -77,7 +77,10 @@ class Prompts:
     evaluate_split: str = "eval"
     derive_limit: Count | None = None  # the first so many; all if not given
     evaluate_limit: Count | None = None
-    base_evaluate_limit: Count | None = None  # for the base model: rare events need more; or so
+    # Of the base model and of the control, as `evaluate_limit` if not given: that nothing happens
+    # takes more prompts to tell.
+    base_evaluate_limit: Count | None = None
+    control_evaluate_limit: Count | None = None
     # "chat" is the template of the reasoning model's tokenizer, "continuation" is base_template. A
     # base model knows no chat format, and given one often writes nothing.
     base_format: Format = "continuation"

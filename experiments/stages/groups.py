@@ -49,6 +49,9 @@ class Groups:
     ) -> NDArray[np.float64]:
         """Eq. 3 of a kind, the mean over the offsets, `[D]`; from some of the groups only.
 
+        Random sentences are told from all that do not backtrack: against D they would point away
+        from backtracking, the more so the more of D it is.
+
         Raises:
             ValueError: if an offset has no sentence of the kind.
         """
@@ -60,7 +63,9 @@ class Groups:
                 f"{kind} sentences in {len(some)} groups of traces: got {count[k].tolist()} by "
                 "offset, expected some at each (more traces, or fewer groups and folds)"
             )
-        means = total[k] / count[k, :, None] - total.sum(axis=0) / count.sum(axis=0)[:, None]
+        first = 1 if kind.startswith("random") else 0  # the first kind is backtracking
+        every, of = total[first:].sum(axis=0), count[first:].sum(axis=0)
+        means = total[k] / count[k, :, None] - every / of[:, None]
         return means.mean(axis=0)
 
     def variance(self) -> float:

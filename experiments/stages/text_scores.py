@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from jaxsteer.analysis import (
     Sentence,
     keyword_labels,
@@ -29,7 +32,7 @@ LEAST_WORDS = 20
 LEAST_SENTENCES = 3
 MOST_REPETITION = 0.4  # of word 4-grams
 MOST_REPEATED = 0.5  # of the backtracking sentences: those that an earlier one says already
-MOST_SHARE = 0.5  # that a text can count for
+MOST_SHARE = 0.3  # that a text can count for
 REASONS = ("empty", "short", "repetitive", "looping")  # why a text does not count
 
 # (text's sentences) -> (how many are coherent, how many there are), or None to use repetition.
@@ -106,27 +109,44 @@ def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | No
         scored_tokens=row.get("n_tokens", 0),
         keyword_matches=keyword_matches_per_word(text, keywords),
         distinct=distinct,
-        excluded=_out_of_bounds(
-            words=len(text.split()),
-            sentences=len(sentences),
-            repeated=repeated,
-            backtracking=len(backtracking),
-            distinct=distinct,
+        excluded=str(
+            excluded_because(
+                words=len(text.split()),
+                sentences=len(sentences),
+                repetition=repeated,
+                backtracking=len(backtracking),
+                distinct=distinct,
+            )
         ),
     )
 
 
-def _out_of_bounds(
-    *, words: int, sentences: int, repeated: float, backtracking: int, distinct: int
-) -> str:
-    """Why a text does not count, "" if it does."""
-    if not words:
-        return "empty"
-    if words < LEAST_WORDS or sentences < LEAST_SENTENCES:
-        return "short"
-    if repeated > MOST_REPETITION:
-        return "repetitive"
-    return "looping" if backtracking - distinct > MOST_REPEATED * backtracking else ""
+def excluded_because(
+    *,
+    words: ArrayLike,
+    sentences: ArrayLike,
+    repetition: ArrayLike,
+    backtracking: ArrayLike,
+    distinct: ArrayLike,
+) -> NDArray[np.str_]:
+    """Why texts do not count, one of `REASONS` each, "" for those that do.
+
+    Of each text its words, its sentences, the share of its 4-grams that repeat, its backtracking
+    sentences and how many of them are distinct.
+
+    >>> excluded_because(
+    ...     words=[90, 90], sentences=9, repetition=0.1, backtracking=8, distinct=[1, 7]
+    ... ).tolist()
+    ['looping', '']
+    """
+    of = np.asarray(backtracking)
+    reasons = [
+        np.equal(words, 0),
+        np.less(words, LEAST_WORDS) | np.less(sentences, LEAST_SENTENCES),
+        np.greater(repetition, MOST_REPETITION),
+        np.greater(of - distinct, MOST_REPEATED * of),
+    ]
+    return np.select(np.broadcast_arrays(*reasons), REASONS, "")
 
 
 def _plain(sentence: str) -> str:

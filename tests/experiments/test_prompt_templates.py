@@ -19,26 +19,29 @@ TEMPLATES = [template for templates in KINDS.values() for template in templates]
 
 
 def test_the_file_of_the_repository_is_what_the_seed_makes() -> None:
-    assert FILE.read_bytes() == prompts_file(make_prompts())
+    assert FILE.read_bytes() == prompts_file(make_prompts(per_kind=48, held_out=20))
 
 
-def test_300_different_problems_in_ten_kinds_and_20_of_them_held_out() -> None:
+def test_480_different_problems_in_ten_kinds_and_200_of_them_held_out() -> None:
     rows = json.loads(FILE.read_text(encoding="utf-8"))
-    assert len(rows) == len({row["id"] for row in rows}) == len({r["prompt"] for r in rows}) == 300
+    assert len(rows) == len({row["id"] for row in rows}) == len({r["prompt"] for r in rows}) == 480
     assert all(
         row["answer"].isprintable() and row["prompt"].strip() == row["prompt"] for row in rows
     )
     assert Counter((row["kind"], row["split"]) for row in rows) == {
-        (kind, split): n for kind in KINDS for split, n in (("dom", 28), ("eval", 2))
+        (kind, split): n for kind in KINDS for split, n in (("dom", 28), ("eval", 20))
     }
     assert len(KINDS) == 10
+    for split in ("dom", "eval"):  # the first ones of a split are of all kinds
+        first = [row["kind"] for row in rows if row["split"] == split][:10]
+        assert first == list(KINDS)
 
 
 def test_the_settings_of_the_large_models_use_it() -> None:
     settings = load_settings(CONFIGS / "llama8b.toml").prompts
     assert Path(settings.file).resolve() == FILE
     assert len(load_prompts(settings, settings.derive_split, None)) == 280
-    assert len(load_prompts(Prompts(file=str(FILE)), "eval", None)) == 20
+    assert len(load_prompts(Prompts(file=str(FILE)), "eval", None)) == 200
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.__name__)

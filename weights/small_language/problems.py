@@ -164,5 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", help="where to write them")
     parser.add_argument("--dom", type=int, default=1024, help="for the direction")
     parser.add_argument("--eval", type=int, default=256, help="held out, for the figure")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing: another, others")
     args = parser.parse_args(arguments)
-    write_atomic(args.file, prompts_file({"dom": args.dom, "eval": args.eval}).encode())
+    rows = prompts_file({"dom": args.dom, "eval": args.eval}, args.seed)
+    write_atomic(args.file, rows.encode())

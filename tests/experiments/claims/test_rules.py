@@ -158,7 +158,7 @@ SILENT = [base_cell(0.0), base_cell(0.0, source="reasoning")]
 
 def test_a_silent_base_model_is_as_sure_as_its_texts_are_many() -> None:
     assert absent_in_base(SILENT, GAINS, 1.0, YES).verdict is YES
-    assert base_rise(SILENT[0], 2).high == pytest.approx(0.5 * (1 - 0.025 ** (1 / 512)))
+    assert base_rise(SILENT[0], 2).high == pytest.approx(0.3 * (1 - 0.025 ** (1 / 512)))
     few = [base_cell(0.0, n=20), base_cell(0.0, n=20, source="reasoning")]
     answer = absent_in_base(few, GAINS, 1.0, YES)
     assert answer.verdict is OPEN
@@ -269,6 +269,7 @@ def test_not_decoded(ranks: dict[str, Measure], induced: Verdict, expected: Verd
         (about(0.8, 0.05), about(0.2), YES, YES),
         (about(0.8, 0.05), about(0.2), OPEN, OPEN),
         (about(0.5, 0.05), about(0.5), YES, OPEN),  # no detector
+        (about(0.64, 0.05), about(0.3), YES, OPEN),  # hardly one
         (about(0.1, 0.05), about(0.9), YES, NO),  # an inverted one
         (about(0.95, 0.02), about(0.2), YES, NO),  # a clean one
         (about(0.88, 0.05), about(0.2), YES, OPEN),
