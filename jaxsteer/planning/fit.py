@@ -240,20 +240,19 @@ def read_config(name: str) -> LlamaConfig:
     raise ValueError(f"model: got {name!r}, expected a folder, a config.json, or one of {known}")
 
 
-def lines(found: Plan, *, sweep: str | None = None, compiled: bool = False) -> Iterator[str]:
-    """What the command prints."""
-    topology, work, memory = found.topology, found.work, found.memory
-    chip, source, code = topology.chip, "by calculation", None
+def lines(
+    found: Plan, *, sweep: str | None = None, compiled: tuple[Bytes, int] | None = None
+) -> Iterator[str]:
+    """What the command prints; `compiled` is the `compiled_footprint`, if it was asked for."""
+    topology, work = found.topology, found.work
+    chip, source = topology.chip, "by the TPU's compiler" if compiled else "by calculation"
+    memory, code = compiled or (found.memory, None)
     plural = "chip" if topology.chips == 1 else "chips"
     yield (
         f"{topology.name}: {topology.chips} {plural} {chip.name}, "
         f"{_gb(chip.memory)} each for programs"
     )
     yield f"mesh: {found.data}x{found.tensor} (rows in {found.data}, the model in {found.tensor})"
-    if compiled and found.largest:
-        print(f"compiling for {topology.name}: minutes", file=sys.stderr, flush=True)
-        memory, code = compiled_footprint(found)
-        source = "by the TPU's compiler"
     rows = f"{work.rows} rows" if found.fits else f"{found.batch} of {work.rows} rows"
     yield f"{rows}, prompt {work.prompt}, new {work.new}; each chip, {source}:"
     for name, size in (
@@ -319,9 +318,11 @@ def main(argv: list[str] | None = None) -> int:
     found = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
-    if args.compile:
+    compiled = None
+    if args.compile and found.largest:
+        print(f"compiling for {topology.name}: minutes", file=sys.stderr, flush=True)
         jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
         compile_cache.turn_off()  # programs for what is not here cannot be read back
-    for line in lines(found, sweep=args.sweep, compiled=args.compile):
-        print(line, flush=True)
+        compiled = compiled_footprint(found)
+    print("\n".join(lines(found, sweep=args.sweep, compiled=compiled)))
     return 0 if found.largest else 1
