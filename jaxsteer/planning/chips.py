@@ -19,17 +19,17 @@ from jaxsteer.runtime import matrix_rate, read_bandwidth
 _GIB = 2**30
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chip:
     """One chip, as JAX sees it: a device."""
 
     name: str
     memory: int  # bytes that programs can use
-    share: int | None = None  # of it, if all other programs of the machine use it, too
     bandwidth: float  # bytes read a second
     rate: float  # bf16 operations a second, without sparsity
     link: float  # bytes a second that it can send to its neighbours
     kinds: tuple[str, ...] = ()  # how `device.device_kind` starts
+    share: int | None = None  # of the memory, if all other programs of the machine use it, too
 
     @property
     def machine(self) -> Machine:
@@ -39,57 +39,15 @@ class Chip:
 
 # Rates: "key specifications" of cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; ICI bandwidth there
 # is of both directions in GB/s, of one in Gbit/s. Memory: what the compiler of libtpu 0.0.42 says
-# is available of 32, 16, 95 and 32 GB.
-V4 = Chip(
-    name="TPU v4",
-    memory=int(30.75 * _GIB),
-    bandwidth=1200e9,
-    rate=275e12,
-    link=300e9,
-    kinds=("TPU v4",),
-)
-V5E = Chip(
-    name="TPU v5e",
-    memory=int(15.75 * _GIB),
-    bandwidth=819e9,
-    rate=197e12,
-    link=200e9,
-    kinds=("TPU v5 lite", "TPU v5e"),
-)
-V5P = Chip(
-    name="TPU v5p",
-    memory=int(95.74 * _GIB),
-    bandwidth=2765e9,
-    rate=459e12,
-    link=600e9,
-    kinds=("TPU v5",),
-)
-V6E = Chip(
-    name="TPU v6e",
-    memory=int(31.25 * _GIB),
-    bandwidth=1638e9,
-    rate=918e12,
-    link=400e9,
-    kinds=("TPU v6 lite", "TPU v6e"),
-)
+# is available of 32, 16, 95 and 32 GB. Name, memory, bandwidth, rate, link, kinds:
+V4 = Chip("TPU v4", int(30.75 * _GIB), 1200e9, 275e12, 300e9, ("TPU v4",))
+V5E = Chip("TPU v5e", int(15.75 * _GIB), 819e9, 197e12, 200e9, ("TPU v5 lite", "TPU v5e"))
+V5P = Chip("TPU v5p", int(95.74 * _GIB), 2765e9, 459e12, 600e9, ("TPU v5",))
+V6E = Chip("TPU v6e", int(31.25 * _GIB), 1638e9, 918e12, 400e9, ("TPU v6 lite", "TPU v6e"))
 # The SXM boards, of 80 and 141 GB; JAX takes three quarters of it, unless one sets
 # XLA_PYTHON_CLIENT_MEM_FRACTION. 900 GB/s of NVLink are both directions.
-H100 = Chip(
-    name="NVIDIA H100",
-    memory=60 * 10**9,
-    bandwidth=3350e9,
-    rate=989e12,
-    link=450e9,
-    kinds=("NVIDIA H100",),
-)
-H200 = Chip(
-    name="NVIDIA H200",
-    memory=int(105.75e9),
-    bandwidth=4800e9,
-    rate=989e12,
-    link=450e9,
-    kinds=("NVIDIA H200",),
-)
+H100 = Chip("NVIDIA H100", 60 * 10**9, 3350e9, 989e12, 450e9, ("NVIDIA H100",))
+H200 = Chip("NVIDIA H200", int(105.75e9), 4800e9, 989e12, 450e9, ("NVIDIA H200",))
 _CHIPS = (V4, V5E, V5P, V6E, H100, H200)  # TPU v5e before v5p, whose kind is a part of its own
 
 # Shapes of slices, by their chips.
