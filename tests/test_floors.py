@@ -138,6 +138,7 @@ def test_pytorch_is_for_tests_and_comparisons_only() -> None:
         "experiments.benchmarks.cpu",
         "experiments.benchmarks.distinct",
         "experiments.benchmarks.sweep_transformers",
+        "experiments.real_files",
     }
     users = {
         module_of(file)

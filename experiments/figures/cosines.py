@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from experiments.figures import frame
@@ -37,19 +38,6 @@ from jaxsteer.directions import cosine
 from jaxsteer.files import write_atomic, write_json
 
 STEM = "cosines"
-
-# Quantiles .975 of Student's t with 1 to 30 degrees of freedom; beyond, the normal's.
-_T = dict(
-    zip(
-        range(1, 31),
-        (
-            *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-            *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-            *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-        ),
-        strict=True,
-    )
-)
 
 
 def jackknife(base: Groups, reasoning: Groups) -> dict[str, float | int]:
@@ -71,7 +59,7 @@ def jackknife(base: Groups, reasoning: Groups) -> dict[str, float | int]:
     if len(without) > 1:
         z = np.arctanh(np.clip(without, -1 + 1e-12, 1 - 1e-12))
         spread = math.sqrt((count - 1) / count * float(np.sum((z - z.mean()) ** 2)))
-        centre, t = math.atanh(min(value, 1 - 1e-12)), _T.get(count - 1, 1.96)
+        centre, t = math.atanh(min(value, 1 - 1e-12)), float(scipy.stats.t.ppf(0.975, count - 1))
         low, high = math.tanh(centre - t * spread), math.tanh(centre + t * spread)
         se = spread * (1 - value**2)  # back from z, by its slope
     n = int(base.count[:, 0].sum(axis=0).min())

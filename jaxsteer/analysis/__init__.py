@@ -27,9 +27,9 @@ from jaxsteer.analysis.metrics import (
     paired_difference,
     ratio_se,
     repetition,
+    wilson_interval,
 )
 from jaxsteer.analysis.projections import Auroc, auroc, excess_kurtosis, project_texts
-from jaxsteer.analysis.proportions import increase_bound, sign_test, wilson_interval
 from jaxsteer.analysis.scoring import rows_that_score, score, token_logprobs
 from jaxsteer.analysis.sentences import (
     KEYWORDS,
@@ -53,7 +53,6 @@ __all__ = [
     "excess_kurtosis",
     "graft",
     "holm",
-    "increase_bound",
     "keyword_counts",
     "keyword_labels",
     "keyword_matches_per_word",
@@ -72,7 +71,6 @@ __all__ = [
     "rows_that_score",
     "score",
     "sensitivity",
-    "sign_test",
     "split_sentences",
     "token_logprobs",
     "token_spans",

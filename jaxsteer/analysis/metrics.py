@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy  # which loads `scipy.stats`, a second of it, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 from jaxsteer.analysis.sentences import KEYWORDS, keyword_pattern
@@ -280,6 +281,24 @@ def holm(p_values: ArrayLike) -> Floats:
     corrected = np.full(len(values), np.nan)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
+
+
+def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval for a share of `successes` among `n` independent trials.
+
+    (0, 1) when there is no trial.
+
+    >>> low, high = wilson_interval(0, 20)
+    >>> round(low, 4), round(high, 4)
+    (0.0, 0.1611)
+    """
+    _check_level(level)
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes: got {successes}, expected 0 to n = {n}")
+    if n == 0:
+        return 0.0, 1.0
+    low, high = scipy.stats.binomtest(successes, n).proportion_ci(level, "wilson")
+    return float(low), float(high)
 
 
 def _rows(values: ArrayLike, name: str) -> Floats:

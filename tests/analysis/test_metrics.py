@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsteer.analysis import metrics
@@ -17,6 +17,7 @@ from jaxsteer.analysis.metrics import (
     paired_difference,
     ratio_se,
     repetition,
+    wilson_interval,
 )
 
 NAN = float("nan")
@@ -188,6 +189,20 @@ def test_sign_flip_p_values_are_uniform_without_an_effect():
     assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.04)
 
 
+@settings(deadline=None)  # the first call loads scipy.stats
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_the_share_and_solves_the_score_equation(pair):
+    successes, n = pair
+    low, high = wilson_interval(successes, n)
+    share = successes / n
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:
+            z = (share - end) / np.sqrt(end * (1 - end) / n)
+            assert abs(z) == pytest.approx(1.959964, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -201,6 +216,7 @@ def test_sign_flip_p_values_are_uniform_without_an_effect():
         (lambda: paired_difference([1.0], [1.0], n_permutations=0), "n_permutations"),
         (lambda: bootstrap_interval([1.0], level=95), "level: expected a share"),
         (lambda: bootstrap_interval([1.0], n_resamples=0), "n_resamples"),
+        (lambda: wilson_interval(3, 2), "successes: got 3, expected 0 to n = 2"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):
