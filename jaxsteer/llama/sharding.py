@@ -177,6 +177,8 @@ def _changed(change: Callable[[Params], Params], params: Params, mesh: Mesh | No
     if not old:
         return params
     where = None if mesh is None else sharding_of(jax.eval_shape(change, old), mesh)
+    if mesh is not None:  # whole on each device: the compiler would do so, too, and warn
+        old = hosts.place(old, NamedSharding(mesh, P()))
     new = dict(flatten(jax.jit(change, out_shardings=where)(old)))
     return nest((path, new.get(path, x)) for path, x in flatten(params))
 

@@ -96,7 +96,7 @@ def values(folder: Path) -> dict[str, Any]:
     batch = prompts(model)
     options = {"max_new_tokens": G, "sampling_params": sampling(4, temperature=1.0, seed=3)}
     out = jaxsteer.generate(model, batch, **options)
-    mesh = jaxsteer.sharding.mesh_of(model)
+    mesh = jaxsteer.llama.mesh_of(model)
     again = jaxsteer.generate(model, jaxsteer.shard_batch(batch, mesh), **options)
     traces = [
         Trace(row[mask].tolist(), 0, range(mask.sum()), ["odd"] * int(mask.sum()))
