@@ -20,7 +20,7 @@ EXPECTED = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
     "Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do. She "
-    "said, \"I want to play with your ball, but I can't find it.\"\n"
+    'said, "I want to play with your ball, but I can\'t find it."\n'
     "Lily was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to "
     'do."\n'
     "Lily didn't want to help her mom, so she"
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if text == EXPECTED:
         print(f"PASS: the text that its author expects, {STEPS} tokens")
         return 0
-    same = next(i for i, (a, b) in enumerate(zip(text + "\0", EXPECTED + "\1", strict=False)) if a != b)
+    same = next(i for i in range(len(EXPECTED) + 1) if text[: i + 1] != EXPECTED[: i + 1])
     print(f"FAIL: another text from letter {same} on, expected {EXPECTED[same : same + 40]!r}")
     return 1
 
