@@ -87,13 +87,15 @@ def load_pair(run: Run, *, problems: int) -> Pair:
 
 def read_prompts(model: Model, batch: TokenBatch, *, room: int) -> tuple[jax.Array, KVCache]:
     """Logits `[B, V]` behind each prompt, and a cache with room for `room` tokens more."""
-    return run_prompts(
+    out = run_prompts(
         model,
         batch,
         capacity=batch.tokens.shape[1] + room,
         steering=(),
         prompt_length=batch.lengths,
     )
+    assert out.cache is not None
+    return out.logits, out.cache
 
 
 def load_direction(run: Run) -> tuple[np.ndarray, int]:

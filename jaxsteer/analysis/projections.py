@@ -29,8 +29,10 @@ from jaxsteer.runtime import hosts
 from jaxsteer.steering import (
     SITES,
     Capture,
+    Project,
     Vectors,
     as_arrays,
+    check_layers,
     own_layers,
     site_index,
     site_width,
@@ -69,15 +71,14 @@ def project(
     vectors = np.asarray(as_arrays(directions), np.float32)
     at = np.asarray(own_layers(directions) if layers is None else layers)
     site = SITES[site_index(site)]
-    width, n_layers = site_width(site, model.config), model.config.n_layers
+    width = site_width(site, model.config)
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
         raise ValueError(f"directions: got shape {vectors.shape}, expected [R, {width}]")
     if not np.isfinite(vectors).all():
         raise ValueError("directions: got NaN or infinity, expected finite numbers in float32")
     if at.shape != (len(vectors),) or not np.issubdtype(at.dtype, np.integer):
         raise ValueError(f"layers: got {at.dtype} {at.shape}, expected integers ({len(vectors)},)")
-    if at.min() < 0 or at.max() >= n_layers:
-        raise ValueError(f"layers: got {at.min()} to {at.max()}, expected 0 to {n_layers - 1}")
+    check_layers("layers", at, model.config)
     check_batch(batch, model.config)
     placed = spread_rows(batch, model)
     last = int(at.max())
@@ -88,7 +89,7 @@ def project(
 def _projections(
     model: Model, batch: TokenBatch, directions: jax.Array, layers: jax.Array, site: str, last: int
 ) -> jax.Array:
-    capture = Capture(sites=(site,), layers=tuple(range(last + 1)), directions=directions)
+    capture = Capture(sites=(site,), layers=range(last + 1), read=Project(directions))
     # What comes behind the last layer is not used, so the compiler leaves it out.
     found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
     own = found[layers, jnp.arange(len(layers))]  # [R, B, T]

@@ -14,6 +14,7 @@ the state but `cache` and `extra`; what it wants to remember goes into `extra`. 
 another function, be it the same lambda made anew, is another program to compile.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -22,6 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer.decoding.kept import (
+    Captured,
+    Kept,
+    capture_prompt,
+    capture_step,
+    captured_of,
+    keep,
+    keep_prompt,
+    nothing_kept,
+    of_stream,
+    prompt_tokens,
+    row_bytes_kept,
+)
+from jaxsteer.decoding.memory import check_room_for_kept
 from jaxsteer.decoding.request import Asked, Request, as_request
 from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
 from jaxsteer.decoding.stops import FOUND, START, StopStrings
@@ -52,11 +67,39 @@ class DecodeState:
     logprobs: jax.Array  # float32 [B, G]: of those tokens, under the steered model at temperature 1
     length: jax.Array  # int32 [B]: generated tokens, a stop token included
     done: jax.Array  # bool [B]: the row has ended; its later tokens are not kept
+    finite: jax.Array  # bool [B]: False if it ended because a log-probability was not finite
     thinking: jax.Array  # bool [B]: the newest token lies inside <think>…</think>
     stop_state: jax.Array  # int32 [B]: how much of a stop string the row ends with
     step: jax.Array  # int32 scalar: steps made; `length` has each row's own count
     cache: KVCache
     extra: Any = None  # a pytree of a custom step's own; see `run`
+    kept: Kept | None = None  # activations, if the request asks for some
+
+    @property
+    def settled(self) -> jax.Array:
+        """Whether each row, bool `[B]`, has ended and had its last token read, if that is kept."""
+        return self.done if self.kept is None else self.done & (self.kept.read >= self.length)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outcome:
+    """What is read of a `DecodeState` at the end.
+
+    The cache stays inside the program: handed out, it would be copied once more on a TPU, into the
+    order that results have.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    length: jax.Array
+    finite: jax.Array
+    kept: Kept | None
+
+
+def outcome(state: DecodeState) -> Outcome:
+    """What is read of a state at the end."""
+    return Outcome(state.tokens, state.logprobs, state.length, state.finite, state.kept)
 
 
 @dataclass(frozen=True)
@@ -66,6 +109,10 @@ class Generation:
     tokens: np.ndarray  # int32 [B, G]
     logprobs: np.ndarray  # float32 [B, G]
     length: np.ndarray  # int32 [B]
+    # bool [B]: False in a row that ended because its log-probabilities were not finite: what was
+    # added to the stream is too large for its dtype, for example. Its tokens are those before.
+    finite: np.ndarray
+    captured: Captured | None = None  # if `capture` asked for it
 
     def rows(self, *, drop: Sequence[int] = ()) -> list[list[int]]:
         """The generated token ids of each row, without its stop token if `drop` names it."""
@@ -80,17 +127,21 @@ class Generation:
         *,
         drop: Sequence[int] = (),
         stop_strings: StopStrings | None = None,
-    ) -> list[str]:
+    ) -> list[str | None]:
         """The text of each row up to its stop string, with `pieces` from `token_bytes`.
 
         A character that was cut short is shown as U+FFFD. An id that stands for no token of the
-        tokenizer (a model's vocabulary may be larger) writes nothing; `wordless` counts those.
+        tokenizer (a model's vocabulary may be larger) writes nothing; `wordless` counts those. A
+        row that is not `finite` has no text: None.
         """
         written = dict(enumerate(pieces))
         texts = [b"".join(written.get(t, b"") for t in row) for row in self.rows(drop=drop)]
         if stop_strings is not None:
             texts = [stop_strings.cut(text) for text in texts]
-        return [text.decode(errors="replace") for text in texts]
+        return [
+            text.decode(errors="replace") if finite else None
+            for text, finite in zip(texts, self.finite, strict=True)
+        ]
 
     def wordless(self, pieces: Sequence[bytes]) -> list[int]:
         """How many ids of each row stand for no token of the tokenizer, which never spells them."""
@@ -118,41 +169,56 @@ def prefill(
     B, T = batch.tokens.shape
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
-    logits, cache = run_prompts(
+    facts, keeping = request.row_facts(thinking), request.keeping
+    kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
+    chosen = prompt_tokens(keeping, batch.mask, facts) if keeping and keeping.prompt_slots else None
+    out = run_prompts(
         model,
         batch,
         capacity=T + G if capacity is None else capacity,
         steering=request.steering,
+        capture=capture_prompt(keeping, chosen) if keeping and chosen else None,
         block_tokens=block_tokens,
-        **request.row_facts(thinking),
+        **facts,
     )
+    if keeping and kept and chosen:
+        kept = keep_prompt(kept, keeping, chosen, out.captured)
+    assert out.cache is not None
     state = DecodeState(
         token=batch.tokens[:, -1],
         tokens=jnp.zeros((B, G), jnp.int32),
         logprobs=jnp.zeros((B, G), jnp.float32),
         length=jnp.zeros((B,), jnp.int32),
         done=request.max_tokens <= 0,
+        finite=jnp.ones((B,), bool),
         thinking=thinking[:, -1],
         stop_state=jnp.full((B,), START, jnp.int32),
         step=jnp.zeros((), jnp.int32),
-        cache=cache,
+        cache=out.cache,
+        kept=kept,
     )
-    return append(state, logits, request, sampler)
+    return append(state, out.logits, request, sampler)
 
 
 def decode_step(
     model: Model, state: DecodeState, request: Request, *, sampler: Sampler
 ) -> DecodeState:
     """Run each row's newest token through the model and choose the next one; pure."""
+    facts = request.row_facts(state.thinking[:, None])
     out = forward(
         model,
         state.token[:, None],
         cache=state.cache,
         steering=request.steering,
-        **request.row_facts(state.thinking[:, None]),
+        capture=capture_step(request.keeping),
+        **facts,
     )
     assert out.cache is not None
-    return append(replace(state, cache=out.cache), out.logits[:, 0], request, sampler)
+    kept = state.kept
+    if kept is not None and request.keeping is not None:
+        kept = keep(kept, request.keeping, out.captured, state.length, facts)
+    state = replace(state, cache=out.cache, kept=kept)
+    return append(state, out.logits[:, 0], request, sampler)
 
 
 def append(
@@ -160,7 +226,8 @@ def append(
 ) -> DecodeState:
     """Choose a token from `logits` `[B, V]` and write it into the rows that are not done; pure.
 
-    The last thing that a step does: it brings every field up to date but `cache` and `extra`.
+    The last thing that a step does: it brings every field up to date but `cache`, `extra` and
+    `kept`. A row whose token has no finite log-probability ends before it.
     """
     # A row's own count, not `step`: rows may have started at different times (`refill`).
     position = state.length
@@ -172,11 +239,13 @@ def append(
         )
     token = jnp.where(state.done, 0, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
+    logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
+    finite = state.done | jnp.isfinite(logprob)
+    going = finite & ~state.done
     # Not a scatter, for which TPUs gather the whole array on a mesh; as fast, being so small.
     here = jnp.arange(state.tokens.shape[-1]) == position[:, None]
-    here &= ~state.done[:, None]  # [B, G]
-    length = state.length + ~state.done
+    here &= going[:, None]  # [B, G]
+    length = state.length + going
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
     stop_state = state.stop_state
     if request.stop_table is not None:
@@ -188,7 +257,8 @@ def append(
         tokens=jnp.where(here, token[:, None], state.tokens),
         logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         length=length,
-        done=state.done | stopped | (length >= request.max_tokens),
+        done=state.done | ~finite | stopped | (length >= request.max_tokens),
+        finite=state.finite & finite,
         thinking=still_thinking(state.thinking, state.token, token, request.think_tokens),
         stop_state=stop_state,
         step=state.step + 1,
@@ -196,8 +266,9 @@ def append(
 
 
 def unfinished(state: DecodeState) -> jax.Array:
-    """Whether another step is needed: a row is not done, and there is room."""
-    return ~jnp.all(state.done) & (state.step < state.tokens.shape[-1])
+    """Whether another step is needed: a row is not settled, and there is room."""
+    room = state.tokens.shape[-1] + (state.kept is not None)
+    return ~jnp.all(state.settled) & (state.step < room)
 
 
 def run(
@@ -221,16 +292,9 @@ def run(
     return loop(unfinished, lambda s: step(model, s, request, sampler=sampler), state)
 
 
-def _run_to_end(
-    model: Model, batch: TokenBatch, request: Request, **options: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`run`, and what is read of its state.
-
-    The cache stays inside the program: handed out, it would be copied once more on a TPU, into the
-    order that results have.
-    """
-    state = run(model, batch, request, **options)
-    return state.tokens, state.logprobs, state.length
+def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
+    """`run`, and what is read of its state."""
+    return outcome(run(model, batch, request, **options))
 
 
 _run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
@@ -265,10 +329,37 @@ def generate(
     """
     batch, request = as_request(model, batch, request, asked)
     sampler = sampler or choose_sampler(request.sampling)
+    check_room_for_kept(
+        model,
+        rows=len(batch.tokens),
+        prompt_length=batch.tokens.shape[1],
+        new_tokens=request.max_new_tokens,
+        kept=row_bytes_kept(request.keeping, model),
+    )
     batch, request = spread_rows((batch, request), model)
-    found = _run(model, batch, request, sampler=sampler, step=step, loop=loop)
-    tokens, logprobs, length = hosts.gather(found)
-    return Generation(tokens, logprobs, length)
+    made = hosts.gather(_run(model, batch, request, sampler=sampler, step=step, loop=loop))
+    tell_not_finite(int(np.sum(~made.finite)), len(made.finite))
+    captured = None
+    if request.keeping is not None:
+        check_read(made)
+        captured = captured_of(made.kept, request.keeping)
+    return Generation(made.tokens, made.logprobs, made.length, made.finite, captured)
+
+
+def tell_not_finite(count: int, rows: int) -> None:
+    """Warn of rows that ended because their log-probabilities were not finite, if there are any."""
+    if count:
+        warnings.warn(
+            f"{count} of {rows} rows ended early, with finite=False: their log-probabilities were "
+            "NaN or infinite (a coefficient too large for the model's dtype, perhaps)",
+            stacklevel=3,
+        )
+
+
+def check_read(made: Outcome) -> None:
+    """Raise `ValueError` if a step of one's own has not kept what the request asks for."""
+    if made.kept is not None and np.any(made.kept.read < made.length):
+        raise ValueError("step: got one that keeps no activations, expected a call of decode_step")
 
 
 def _first(
@@ -282,9 +373,12 @@ def _first(
 def _next(
     model: Model, state: DecodeState, request: Request, *, step: Step, sampler: Sampler
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """The same after one step more."""
+    """The same after one step more; what was kept before is kept no longer."""
+    if state.kept is not None and request.keeping is not None:
+        kept = nothing_kept(request.keeping, model, rows=len(state.done))
+        state = replace(state, kept=replace(kept, read=state.kept.read))
     after = step(model, state, request, sampler=sampler)
-    return after, jnp.where(state.done, -1, after.token), unfinished(after)
+    return after, jnp.where(after.length > state.length, after.token, -1), unfinished(after)
 
 
 _first_jit = jax.jit(_first, static_argnames="sampler")
@@ -299,23 +393,48 @@ def stream(
     sampler: Sampler | None = None,
     step: Step = decode_step,
     **asked: Unpack[Asked],
-) -> Iterator[np.ndarray]:
+) -> Iterator[Any]:
     """Yield each step's tokens as they come, int32 `[B]`, -1 in rows that had ended.
 
     They are the tokens of `generate`, made by the same step; so are the arguments and what is
-    raised.
+    raised. With `capture` each step yields a pair: its tokens, and the activations that it has
+    read, `Captured`, of the prompts at first and then of the tokens of the step before; the last
+    step has no tokens, all -1.
     """
     batch, request = as_request(model, batch, request, asked)
     sampler = sampler or choose_sampler(request.sampling)
-    batch, request = spread_rows((batch, request), model)
-    return _stream(model, batch, request, sampler=sampler, step=step)
+    first = request
+    if request.keeping is not None:
+        of_prompts, of_step = of_stream(request.keeping)
+        first, request = replace(request, keeping=of_prompts), replace(request, keeping=of_step)
+    batch, first, request = spread_rows((batch, first, request), model)
+    return _stream(model, batch, first, request, sampler=sampler, step=step)
 
 
 def _stream(
-    model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler, step: Step
-) -> Iterator[np.ndarray]:
-    state, shown, more = _first_jit(model, batch, request, sampler=sampler)
-    yield hosts.gather(shown)
+    model: Model,
+    batch: TokenBatch,
+    first: Request,
+    request: Request,
+    *,
+    sampler: Sampler,
+    step: Step,
+) -> Iterator[Any]:
+    state, tokens, more = _first_jit(model, batch, first, sampler=sampler)
+    yield _shown(state, tokens, first)
+    if state.kept is not None and request.keeping is not None:  # in the shape of a step's
+        kept = nothing_kept(request.keeping, model, rows=len(state.done))
+        state = replace(state, kept=replace(kept, read=state.kept.read))
     while more:
-        state, shown, more = _next_jit(model, state, request, step=step, sampler=sampler)
-        yield hosts.gather(shown)
+        state, tokens, more = _next_jit(model, state, request, step=step, sampler=sampler)
+        yield _shown(state, tokens, request)
+    finite = hosts.gather(state.finite)
+    tell_not_finite(int(np.sum(~finite)), len(finite))
+
+
+def _shown(state: DecodeState, tokens: jax.Array, request: Request) -> Any:
+    """What a stream yields of a step."""
+    if request.keeping is None:
+        return hosts.gather(tokens)
+    shown, kept = hosts.gather((tokens, state.kept))
+    return shown, captured_of(kept, request.keeping)

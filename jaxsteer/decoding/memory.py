@@ -14,6 +14,7 @@ Of a model on a mesh it is what one device holds: its rows, and its part of head
 vocabulary.
 """
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -35,15 +36,18 @@ USABLE = 0.9
 CPU_BYTES = 2**31
 
 
-def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
-    """What one row holds while it is decoded: its cache, and its share of a step's temporaries."""
+def row_bytes(model: Model, *, prompt_length: int, new_tokens: int, kept: int = 0) -> int:
+    """What one row holds while it is decoded: its cache, and its share of a step's temporaries.
+
+    `kept` are the bytes of activations that are kept of it (`row_bytes_kept`).
+    """
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
     cache = slots * _token_cache_bytes(model)
     if model.attention is tpu_attention:
         # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
-        return cache + 3 * 4 * config.vocab_size // tensor
+        return kept + cache + 3 * 4 * config.vocab_size // tensor
     if model.attention is xla_attention:
         cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
     # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
@@ -51,7 +55,7 @@ def row_bytes(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     mlp = 3 * config.d_mlp // tensor
     stream = width * (8 * config.d_model + mlp) + 4 * 4 * config.d_model
     scores = 3 * 4 * config.n_heads * slots // tensor
-    return cache + logits + stream + scores
+    return kept + cache + logits + stream + scores
 
 
 def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
@@ -83,10 +87,16 @@ def cache_bytes(model: Model, *, rows: int, prompt_length: int, new_tokens: int)
 
 
 def program_bytes(
-    model: Model, *, rows: int, prompt_rows: int, prompt_length: int, new_tokens: int
+    model: Model,
+    *,
+    rows: int,
+    prompt_rows: int,
+    prompt_length: int,
+    new_tokens: int,
+    kept: int = 0,
 ) -> int:
     """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
-    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
+    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens, kept=kept)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
     data, _ = mesh_sizes(model)
     rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
@@ -102,10 +112,11 @@ def sweep_bytes(
     prompt_length: int,
     new_tokens: int,
     steer_prompt: bool = False,
+    kept: int = 0,
 ) -> int:
     """What a chunk of a sweep needs: its cells, and the prompts that were run once for all."""
     data, _ = mesh_sizes(model)
-    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens, "kept": kept}
     # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
     here = 1 if prompts % data == 0 else data
     if cells == 1 or steer_prompt:
@@ -139,6 +150,30 @@ def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
     data, _ = mesh_sizes(model)
     return data * max(1, int(max(one_block, blocks)))
+
+
+def check_room_for_kept(
+    model: Model, *, rows: int, prompt_length: int, new_tokens: int, kept: int
+) -> None:
+    """Raise `ValueError` if `kept` bytes of activations a row do not fit beside the rest.
+
+    Where devices do not tell what is free, the host's memory counts, half of it, and what is kept.
+    """
+    if not kept:
+        return
+    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens, "kept": kept}
+    needed = program_bytes(model, rows=rows, prompt_rows=rows, **asked)
+    usable = usable_bytes(model)
+    if _free_bytes(model) is None:
+        data, _ = mesh_sizes(model)
+        needed = -(-rows // data) * kept
+        usable = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if needed > usable:
+        raise ValueError(
+            f"capture: {rows} rows keep {rows * kept / 1e9:,.1f} GB, and the program needs "
+            f"{needed / 1e9:,.1f} GB on a device that has {usable / 1e9:,.1f}; expected fewer "
+            "layers or rows, `every`, `most`, or what is reduced on the device (Project, RowSums)"
+        )
 
 
 def usable_bytes(model: Model) -> int:

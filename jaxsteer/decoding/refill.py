@@ -31,7 +31,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.generation import DecodeState, Step, decode_step, prefill
+from jaxsteer.decoding.generation import (
+    DecodeState,
+    Step,
+    check_read,
+    decode_step,
+    outcome,
+    prefill,
+    tell_not_finite,
+)
+from jaxsteer.decoding.kept import Captured, captured_of, row_bytes_kept
+from jaxsteer.decoding.memory import check_room_for_kept
 from jaxsteer.decoding.request import Asked, Request, as_request, map_rows
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
 from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
@@ -50,6 +60,8 @@ class FinishedRow:
     index: int  # the prompt's row in the batch
     tokens: list[int]  # a stop token included
     logprobs: list[float]  # of these tokens, under the steered model at temperature 1
+    finite: bool = True  # False: the row ended because its log-probabilities were not finite
+    captured: Captured | None = None  # of this row, if `capture` asked for it
 
 
 @dataclass
@@ -60,6 +72,7 @@ class Occupancy:
     row_steps: int = 0  # slots there were, summed over the steps
     live_row_steps: int = 0  # those that held a row which was not done
     refills: int = 0
+    not_finite: int = 0  # rows that ended because their log-probabilities were not finite
 
     @property
     def live_share(self) -> float:
@@ -119,12 +132,12 @@ def advance(
     """Decode until no more than `floor` rows are live; pure."""
 
     def going(state: DecodeState) -> jax.Array:
-        return jnp.sum(~state.done) > floor
+        return jnp.sum(~state.settled) > floor
 
     def body(state: DecodeState) -> DecodeState:
         state = step(model, state, request, sampler=sampler)
         # A row that has ended writes to its first slot, and has no more of its cache read.
-        cursor = jnp.where(state.done, 0, state.cache.cursor)
+        cursor = jnp.where(state.settled, 0, state.cache.cursor)
         return replace(state, cache=replace(state.cache, cursor=cursor))
 
     return jax.lax.while_loop(going, body, state)
@@ -180,11 +193,19 @@ def generate_queue(
     batch, request = as_request(model, batch, request, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    prompts = batch.tokens.shape[0]
+    prompts, length = batch.tokens.shape
+    slots = min(slots, prompts)
+    check_room_for_kept(
+        model,
+        rows=slots,
+        prompt_length=length,
+        new_tokens=request.max_new_tokens,
+        kept=row_bytes_kept(request.keeping, model),
+    )
     return _run_queue(
         model,
         *_on_host(batch, request, prompts),
-        slots=min(slots, prompts),
+        slots=slots,
         sampler=sampler or choose_sampler(request.sampling),
         step=step,
         occupancy=Occupancy() if occupancy is None else occupancy,
@@ -224,8 +245,9 @@ def _run_queue(
         before = hosts.gather((state.step, state.length))
         state = _advance(model, state, asks, np.int32(floor), sampler=sampler, step=step)
         _count(occupancy, before, hosts.gather((state.step, state.length)))
-        ended = live & hosts.gather(state.done)
-        finished = _read(state, holds, ended)
+        ended = live & hosts.gather(state.settled)
+        finished = _read(state, request, holds, ended)
+        occupancy.not_finite += sum(not row.finite for row in finished)
         live = live & ~ended
         if waiting < prompts:
             # The last refill may have fewer prompts left than room: it drops what is too many.
@@ -244,6 +266,7 @@ def _run_queue(
             state, asks = _keep(state, asks, left)
             holds, live = holds[left], live[left]
         yield from finished
+    tell_not_finite(occupancy.not_finite, prompts)
 
 
 def _rows(batch: TokenBatch, rows: np.ndarray) -> TokenBatch:
@@ -257,16 +280,24 @@ def _count(occupancy: Occupancy, before: Counts, after: Counts) -> None:
     occupancy.live_row_steps += int(np.sum(after[1] - before[1]))  # a live row gains one a step
 
 
-def _read(state: DecodeState, holds: np.ndarray, ended: np.ndarray) -> list[FinishedRow]:
+def _read(
+    state: DecodeState, request: Request, holds: np.ndarray, ended: np.ndarray
+) -> list[FinishedRow]:
     """The rows in the `ended` slots, whole buffers at a time: a slice of every size compiles."""
     if not ended.any():
         return []
-    tokens, logprobs, length = hosts.gather((state.tokens, state.logprobs, state.length))
-    return [
-        FinishedRow(
-            int(holds[slot]),
-            tokens[slot, : length[slot]].tolist(),
-            logprobs[slot, : length[slot]].tolist(),
+    made = hosts.gather(outcome(state))
+    rows = []
+    for slot in np.flatnonzero(ended):
+        row = jax.tree.map(lambda x, slot=slot: x[slot], made)
+        check_read(row)
+        rows.append(
+            FinishedRow(
+                int(holds[slot]),
+                row.tokens[: row.length].tolist(),
+                row.logprobs[: row.length].tolist(),
+                bool(row.finite),
+                None if request.keeping is None else captured_of(row.kept, request.keeping),
+            )
         )
-        for slot in np.flatnonzero(ended)
-    ]
+    return rows

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
+from jaxsteer.decoding.kept import Keeping, plan_keeping
 from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
 from jaxsteer.decoding.stops import StopStrings
 from jaxsteer.llama import Model, TokenBatch, TokenRows, as_batch, bucket, check_batch
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import RowFacts, Steering, as_tuple, check_steering
+from jaxsteer.steering import Capture, RowFacts, Scope, Steering, as_tuple, check_steering
 
 # Lists of stop tokens are padded to a multiple of it, so that another length rarely recompiles.
 _STOP_TOKENS = 8
@@ -40,6 +41,7 @@ class Request:
     max_new_tokens: int = field(metadata={"static": True})  # G, tokens to make room for in each row
     # uint8 or uint16 [1, S, V], the same for all rows: see `stop_strings`.
     stop_table: jax.Array | None = None
+    keeping: Keeping | None = None  # activations that are kept, the same of all rows: see `kept`
 
     def row_facts(self, thinking: jax.Array) -> RowFacts:
         """What `forward` has to know of each row; `thinking` `[B, T]` is of its tokens."""
@@ -60,12 +62,14 @@ class Asked(TypedDict, total=False):
     stop_tokens: StopTokens
     stop_strings: StopStrings | None
     think_tokens: tuple[int, int] | None
+    capture: Capture | None
 
 
 def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> Request:
-    """`change` applied to the arrays of the requests that have a row axis; the table is shared."""
-    bare = [replace(one, stop_table=None) for one in (request, *others)]
-    return replace(jax.tree.map(change, *bare), stop_table=request.stop_table)
+    """`change` applied to the arrays of the requests that have a row axis; the rest is shared."""
+    bare = [replace(one, stop_table=None, keeping=None) for one in (request, *others)]
+    shared = {"stop_table": request.stop_table, "keeping": request.keeping}
+    return replace(jax.tree.map(change, *bare), **shared)
 
 
 def as_request(
@@ -130,6 +134,7 @@ def make_request(
     stop_tokens: StopTokens = (),
     stop_strings: StopStrings | None = None,
     think_tokens: tuple[int, int] | None = None,
+    capture: Capture | None = None,
 ) -> Request:
     """Check everything on the host and bundle it for the compiled functions.
 
@@ -150,6 +155,7 @@ def make_request(
             `stop_strings.stop_strings`.
         think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
             lies between them; see `thinking.think_tokens`.
+        capture: activations to keep of the generated tokens, and of the prompt; see `kept`.
 
     Raises:
         ValueError: naming the field, what was found and what was expected.
@@ -174,7 +180,9 @@ def make_request(
             f"expected vocab_size={config.vocab_size}"
         )
     thinks = np.array(_think_tokens(think_tokens, config), np.int32)
-    check_think_tokens(thinks, steerings)
+    keeping = None if capture is None else plan_keeping(capture, model, prompts, most)
+    scopes = [one.scope for one in steerings]
+    check_think_tokens(thinks, scopes if keeping is None else [*scopes, keeping.scope])
     return Request(
         # In every row, so that one coefficient and one a row run in the same program.
         steering=tuple(_each_row(one, rows) for one in steerings),
@@ -185,12 +193,13 @@ def make_request(
         think_tokens=jnp.asarray(np.tile(thinks, (rows, 1))),
         max_new_tokens=int(max_new_tokens),
         stop_table=None if stop_strings is None else stop_strings.table,
+        keeping=keeping,
     )
 
 
-def check_think_tokens(think_tokens: ArrayLike, steerings: Sequence[Steering]) -> None:
+def check_think_tokens(think_tokens: ArrayLike, scopes: Sequence[Scope]) -> None:
     """Raise `ValueError` if a scope asks for ids of <think> and </think>, and there are none."""
-    if np.min(think_tokens) < 0 and any(one.scope.needs_thinking for one in steerings):
+    if np.min(think_tokens) < 0 and any(scope.needs_thinking for scope in scopes):
         raise ValueError(
             "think_tokens: got None, expected the ids of <think> and </think> (see "
             "jaxsteer.think_tokens), because a scope is confined to what lies between them"

@@ -26,7 +26,7 @@ from jaxsteer.llama import (
     spread_rows,
 )
 from jaxsteer.runtime import hosts, preemption
-from jaxsteer.steering import SITES, Capture, site_index, site_width
+from jaxsteer.steering import SITES, Capture, EventSums, site_index, site_width
 
 Pair = tuple[jax.Array, jax.Array]  # a sum, and what rounding has taken from it
 
@@ -191,9 +191,7 @@ def _add_batch(
     where: NamedSharding | None,
 ) -> tuple[Pair, jax.Array]:
     """The sums with a batch added, and a number that is there when they are."""
-    capture = Capture(
-        sites=(site,), layers=layers, squares=True, positions=positions, weights=groups
-    )
+    capture = Capture(sites=(site,), layers=layers, read=EventSums(positions, groups, squares=True))
     # The logits are not used, so the compiler leaves the unembedding out.
     found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
     if where is not None:

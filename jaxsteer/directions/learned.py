@@ -30,7 +30,15 @@ from jaxsteer.decoding import usable_bytes
 from jaxsteer.directions.targets import Targets, target_logprobs
 from jaxsteer.llama import Model, check_batch, mesh_sizes, spread_rows, xla_attention
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Steering, Vectors, add, as_arrays, own_layers, site_width
+from jaxsteer.steering import (
+    Steering,
+    Vectors,
+    add,
+    as_arrays,
+    check_layers,
+    own_layers,
+    site_width,
+)
 
 _MOMENTUM = 0.9
 # Of the radius: how far a vector moves in the first step; later ones by a cosine down to 0.
@@ -148,7 +156,7 @@ def logprobs_under(
     width = site_width(site, model.config)
     if wide.shape != (len(layers), width):
         raise ValueError(f"vectors: got {wide.shape}, expected [{len(layers)}, {width}]")
-    _check_layers(layers, model)
+    check_layers("layers", layers, model.config)
     model = model.with_attention(xla_attention)
     B, P = targets.position.shape
     rows = min(rows_at_once, B)
@@ -215,7 +223,7 @@ def _check(
 ) -> np.ndarray:
     """The radius at each layer, float `[len(layers)]`, if everything fits together."""
     check_batch(targets.batch, model.config)
-    _check_layers(layers, model)
+    check_layers("layers", layers, model.config)
     for name, values in (("layers", layers), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name}: got {list(values)}, expected distinct numbers")
@@ -229,15 +237,6 @@ def _check(
     if not (np.isfinite(radius).all() and (radius > 0).all()):
         raise ValueError(f"norm: got {norm!r}, expected lengths above 0")
     return radius
-
-
-def _check_layers(layers: Sequence[int], model: Model) -> None:
-    for layer in layers:
-        if not 0 <= layer < model.config.n_layers:
-            raise ValueError(
-                f"layers: got {layer}, expected 0 to {model.config.n_layers - 1} "
-                "(layer l is the output of block l, counted from 0)"
-            )
 
 
 def _minibatches(targets: Targets, rows: int, steps: int) -> Iterator[Targets]:

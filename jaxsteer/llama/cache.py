@@ -61,11 +61,10 @@ def write(buffer: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
 
     One cursor for all rows is one slice, updated in place in a loop; `[B]` of them a scatter.
     """
-    rest = (0,) * (buffer.ndim - 2)
     if cursor.ndim == 0:
-        return jax.lax.dynamic_update_slice(buffer, new, (0, cursor, *rest))
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, cursor, 1)
 
     def row(buffer: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(buffer, new, (cursor, *rest))
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, cursor, 0)
 
     return jax.vmap(row)(buffer, new, cursor)

@@ -370,7 +370,7 @@ def forward(
                 for s, c in zip(steerings, coeffs, strict=True):
                     x = steers.apply(x, site=site, layer=layer, steering=s, coeffs=c)
                 if capture is not None and capturing.wants(capture, site, layer):
-                    seen[site, layer] = capturing.select(capture, x, padding - start)
+                    seen[site, layer] = capture.read(x, padding - start)
                 return x
 
             return *block(x, context, layer, tap), seen

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 
 from jaxsteer.llama.attention_splash import heads_first, tpu_attention
 from jaxsteer.llama.cache import KVCache, empty_cache
-from jaxsteer.llama.model import Model, forward
+from jaxsteer.llama.model import Model, Output, forward
 from jaxsteer.llama.sharding import mesh_sizes
 from jaxsteer.llama.tokens import TokenBatch
-from jaxsteer.steering import RowFacts, Steering
+from jaxsteer.steering import Capture, Project, RowFacts, Steering
 
 # Tokens that run at once. The MLP's temporaries grow with them (640 x 512 tokens of an 8B model
 # would take 111 GB), while matrix products have reached their full rate far below this.
 BLOCK_TOKENS = 2**15
 
 Tree = TypeVar("Tree")
+Block = tuple[jax.Array, KVCache, dict[str, jax.Array]]  # logits, cache, captured with rows first
 
 
 def count_blocks(rows: int, length: int, *, limit: int = BLOCK_TOKENS) -> int:
@@ -36,23 +37,27 @@ def run_prompts(
     *,
     capacity: int,
     steering: tuple[Steering, ...],
+    capture: Capture | None = None,
     block_tokens: int = BLOCK_TOKENS,
     **row_facts: Unpack[RowFacts],
-) -> tuple[jax.Array, KVCache]:
-    """Logits behind each prompt, float32 `[B, V]`, and a cache of `capacity` slots a row; pure.
+) -> Output:
+    """Logits behind each prompt, `[B, V]`, and a cache of `capacity` slots a row; pure.
 
     A block attends over its own T tokens only, whatever the capacity, and its keys and values are
     written into the large cache in place. Of n blocks, block j takes the rows j, j + n, j + 2n …:
     rows that are sharded over devices in contiguous parts then stay where they are, and each
-    device runs at most `block_tokens` of its own.
+    device runs at most `block_tokens` of its own. `capture` reads rows, not sums over them.
     """
     B, T = batch.tokens.shape
     data, _ = mesh_sizes(model)
     n = count_blocks(B // data if B % data == 0 else B, T, limit=block_tokens)
 
-    def one_block(j: jax.Array | int) -> tuple[jax.Array, KVCache]:
-        tokens, mask, steered, facts = _block(
-            (batch.tokens, batch.mask, steering, row_facts), j, n, B
+    # Directions have no row axis; positions and weights do.
+    rowwise = None if capture is None or isinstance(capture.read, Project) else capture
+
+    def one_block(j: jax.Array | int) -> Block:
+        tokens, mask, steered, facts, reads = _block(
+            (batch.tokens, batch.mask, steering, row_facts, rowwise), j, n, B
         )
         out = forward(
             model,
@@ -60,20 +65,40 @@ def run_prompts(
             mask=mask,
             cache=empty_cache(model.config, rows=B // n, capacity=T, dtype=model.dtype),
             steering=steered,
+            capture=capture if reads is None else reads,
             last_only=True,
             **facts,
         )
         assert out.cache is not None
-        return out.logits[:, 0], out.cache
+        return out.logits[:, 0], out.cache, _rows_first(out.captured, capture)
 
-    def write(j: jax.Array | int, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
-        logits, cache = one_block(j)
-        put = jax.tree.map(lambda whole, part: _put(whole, part, j, n), carry, (logits, cache))
-        return put[0], in_order(put[1], model)
+    def write(j: jax.Array | int, carry: Block) -> Block:
+        put = jax.tree.map(lambda whole, part: _put(whole, part, j, n), carry, one_block(j))
+        return put[0], in_order(put[1], model), put[2]
 
     empty = empty_cache(model.config, rows=B, capacity=capacity, dtype=model.dtype)
-    carry = jnp.zeros((B, model.config.vocab_size), jnp.float32), in_order(empty, model)
-    return write(0, carry) if n == 1 else jax.lax.fori_loop(0, n, write, carry)
+    logits = jnp.zeros((B, model.config.vocab_size), jnp.float32)
+    read = {} if capture is None else jax.eval_shape(one_block, 0)[2]
+    carry = (
+        logits,
+        in_order(empty, model),
+        {site: jnp.zeros((B, *x.shape[1:]), x.dtype) for site, x in read.items()},
+    )
+    logits, cache, rows = write(0, carry) if n == 1 else jax.lax.fori_loop(0, n, write, carry)
+    return Output(logits, cache, _rows_first(rows, capture, back=True))
+
+
+def _rows_first(
+    captured: dict[str, jax.Array], capture: Capture | None, *, back: bool = False
+) -> dict[str, jax.Array]:
+    """What was captured with the axis of rows before that of layers, or back where it was."""
+    if capture is None:
+        return {}
+    axis = capture.read.row_axis
+    if axis is None:
+        raise ValueError(f"capture.read: got {type(capture.read).__name__}, expected rows")
+    moved = (0, axis + 1) if back else (axis + 1, 0)
+    return {site: jnp.moveaxis(x, *moved) for site, x in captured.items()}
 
 
 def in_order(cache: KVCache, model: Model) -> KVCache:
@@ -102,5 +127,5 @@ def _put(whole: jax.Array, part: jax.Array, j: jax.Array | int, n: int) -> jax.A
     if whole.ndim == 0:
         return part
     columns = whole.reshape(part.shape[0], n, *whole.shape[1:])
-    start = (0, j, *(0 for _ in part.shape[1:]))
-    return jax.lax.dynamic_update_slice(columns, part[:, None], start).reshape(whole.shape)
+    put = jax.lax.dynamic_update_slice_in_dim(columns, part[:, None], j, 1)
+    return put.reshape(whole.shape)

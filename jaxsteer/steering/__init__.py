@@ -7,7 +7,14 @@ Uses `config`.
 """
 
 from jaxsteer.steering.arguments import Vectors, Where, as_arrays, own_layers
-from jaxsteer.steering.capture import Capture, check_capture
+from jaxsteer.steering.capture import (
+    Above,
+    Capture,
+    above,
+    check_capture,
+    check_places,
+    layers_of,
+)
 from jaxsteer.steering.interventions import (
     ablate,
     add,
@@ -18,8 +25,15 @@ from jaxsteer.steering.interventions import (
     replace,
     when,
 )
-from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token
-from jaxsteer.steering.sites import SITES, parse_hook_name, site_index, site_width
+from jaxsteer.steering.readers import All, At, EventSums, Project, Reader, RowSums, TokenSums
+from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token, generated
+from jaxsteer.steering.sites import (
+    SITES,
+    check_layers,
+    parse_hook_name,
+    site_index,
+    site_width,
+)
 from jaxsteer.steering.steering import (
     NO_LAYER,
     RowFacts,
@@ -33,23 +47,36 @@ from jaxsteer.steering.steering import (
 __all__ = [
     "NO_LAYER",
     "SITES",
+    "Above",
+    "All",
+    "At",
     "Capture",
+    "EventSums",
+    "Project",
+    "Reader",
     "RowFacts",
+    "RowSums",
     "Scope",
     "Steering",
+    "TokenSums",
     "Vectors",
     "Where",
     "ablate",
+    "above",
     "add",
     "amplify",
     "as_arrays",
     "as_tuple",
     "broadcast_rows",
     "check_capture",
+    "check_layers",
+    "check_places",
     "check_steering",
     "clamp",
     "from_last_prompt_token",
+    "generated",
     "head_vector",
+    "layers_of",
     "noise",
     "own_layers",
     "parse_hook_name",

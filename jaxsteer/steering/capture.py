@@ -1,90 +1,164 @@
-"""Read activations: which sites and layers come back, at which positions, reduced or raw."""
+"""What comes back of the residual stream: which sites and layers, which tokens, raw or reduced."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.steering.group_sums import event_sums, token_sums
-from jaxsteer.steering.sites import SITES, site_index, site_width
+from jaxsteer.steering.arguments import Vectors, numbers, orthonormal
+from jaxsteer.steering.readers import All, At, EventSums, Project, Reader, TokenSums
+from jaxsteer.steering.scope import Scope
+from jaxsteer.steering.sites import SITES, check_layers, site_index
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Capture:
-    """What `forward` brings back of the residual stream, as `{site: array}`.
+class Above:
+    """A condition on a token: its projection on `direction / |direction|` exceeds `threshold`.
 
-    `sites` and `layers` are static; `positions`, `weights` and `directions` are data. With none of
-    them every position comes back. The arrays are
-
-        raw                 [len(layers), B, T, D]
-        with `positions`    [len(layers), B, P, D]   the tokens at those positions of each row,
-                                                     NaN where the pass has no such token
-        with `weights`      [len(layers), G, D]      float32 sums  Σ_bt weights[b, t, g] · x[b, t]
-        with both           [len(layers), G, O, D]   float32 sums over E events of O tokens each:
-                                          Σ_be weights[b, e, g] · x[b, positions[b, e, o]]
-        with `directions`   [len(layers), R, B, T]   float32 products  directions[r] · x[b, t]
-
-    `squares` puts an axis of 2 behind the layers: the sums, and the same sums of x². Activations
-    that are summed or projected never leave the device. Layers come in the order of `layers`.
-    Positions count a row's real tokens from 0, whatever its padding and whatever earlier passes
-    wrote to the cache; one that the pass does not have, -1 say, adds nothing to a sum. Of events
-    boolean weights are the fastest (see `event_sums`).
+    The projection is that of the captured stream at `layer` and `site`, which `Capture` names.
     """
 
-    sites: tuple[str, ...] = field(default=("resid_post",), metadata={"static": True})
-    layers: tuple[int, ...] | None = field(default=None, metadata={"static": True})
-    squares: bool = field(default=False, metadata={"static": True})
-    positions: jax.Array | None = None  # int32 [B, P], or with weights [B, E, O]
-    weights: jax.Array | None = None  # float [B, T, G], or with positions bool or float [B, E, G]
-    directions: jax.Array | None = None  # float [R, D]
+    direction: jax.Array  # float32 [D]
+    threshold: jax.Array | float
+    layer: int = field(metadata={"static": True})
+    site: str = field(default="resid_post", metadata={"static": True})
 
-    def __post_init__(self) -> None:
-        if isinstance(self.sites, str):
-            raise ValueError(f"capture.sites: got {self.sites!r}, expected several: a tuple")
-        if self.layers is not None and not isinstance(self.layers, Iterable):
-            raise ValueError(f"capture.layers: got {self.layers!r}, expected several: a tuple")
-        object.__setattr__(self, "sites", tuple(SITES[site_index(site)] for site in self.sites))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-        data = [n for n in ("positions", "weights", "directions") if getattr(self, n) is not None]
-        if self.directions is not None and len(data) > 1:
-            raise ValueError(f"capture: got {' and '.join(data)}, expected directions alone")
-        if self.squares and self.weights is None:
-            raise ValueError("capture: got squares without weights, which say what is summed")
+
+def above(
+    direction: Vectors, threshold: float, *, layer: int | None = None, site: str = "resid_post"
+) -> Above:
+    """A condition for `Capture(above=…)`; a `Direction` knows its layer and site.
+
+    Raises:
+        ValueError: for a direction that is not `[D]` or is 0, no layer, or a threshold that is no
+            finite number.
+    """
+    unit = orthonormal("direction", numbers("direction", direction, 1, "[D]")[:, None])[0, 0]
+    least = numbers("threshold", threshold, 0, "a number")
+    if layer is None:
+        layer = getattr(direction, "layer", None)
+        site = getattr(direction, "site", site)
+    if layer is None:
+        raise ValueError("layer: got none, expected a layer, or a Direction, which knows its own")
+    return Above(jnp.asarray(unit), jnp.asarray(least[0]), int(layer), SITES[site_index(site)])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, init=False)
+class Capture:
+    """What `forward` and `generate` bring back of the residual stream, as `{site: array}`.
+
+    `read` says what of it, for each layer: see `readers`, whose shapes stand behind an axis of
+    layers, in the order of `layers`; by default every token comes back, `[L, B, T, D]`. Activations
+    that are summed or projected never leave the device. `Capture(positions=…)` is
+    `Capture(read=At(…))`; `weights`, `directions` and `squares` are keywords of the other readers.
+
+    `where`, `every`, `above` and `most` choose among the tokens of a text while it is generated,
+    the same in all rows:
+
+        where    a scope; by default the generated tokens, `scope.everywhere()` for the prompt, too
+        every    1 in so many of them, counted from the first generated token
+        above    what `above` makes: a condition, of generated tokens
+        most     keep so many of a row at most, the first ones: memory is made for them beforehand
+    """
+
+    sites: tuple[str, ...] = field(metadata={"static": True})
+    layers: tuple[int, ...] | None = field(metadata={"static": True})
+    read: Reader
+    where: Scope | None
+    every: int = field(metadata={"static": True})
+    above: Above | None
+    most: int | None = field(metadata={"static": True})
+
+    def __init__(
+        self,
+        sites: Sequence[str] = ("resid_post",),
+        layers: Sequence[int] | None = None,
+        read: Reader | None = None,
+        *,
+        where: Scope | None = None,
+        every: int = 1,
+        above: Above | None = None,
+        most: int | None = None,
+        **arrays: Any,
+    ) -> None:
+        if isinstance(sites, str):
+            raise ValueError(f"capture.sites: got {sites!r}, expected several: a tuple")
+        if layers is not None and not isinstance(layers, Iterable):
+            raise ValueError(f"capture.layers: got {layers!r}, expected several: a tuple")
+        if read is not None and arrays:
+            raise ValueError(f"capture: got a reader and {min(arrays)}, expected one or the other")
+        for name, count in (("every", every), ("most", most)):
+            if count is not None and (not isinstance(count, int | np.integer) or count < 1):
+                raise ValueError(f"capture.{name}: got {count!r}, expected at least 1")
+        fields = {
+            "sites": tuple(SITES[site_index(site)] for site in sites),
+            "layers": None if layers is None else tuple(layers),
+            "read": _reader(**arrays) if read is None else read,
+            "where": where,
+            "every": every,
+            "above": above,
+            "most": most,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+
+def _reader(
+    *,
+    positions: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    directions: Vectors | None = None,
+    squares: bool = False,
+) -> Reader:
+    """The reader that these keywords of `Capture` mean."""
+    given: dict[str, Any] = {"positions": positions, "weights": weights, "directions": directions}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "directions" in given and len(given) > 1:
+        raise ValueError(f"capture: got {' and '.join(given)}, expected directions alone")
+    if squares and "weights" not in given:
+        raise ValueError("capture: got squares without weights, which say what is summed")
+    if "directions" in given:
+        return Project(given["directions"])
+    if len(given) == 2:
+        return EventSums(given["positions"], given["weights"], squares=squares)
+    if "weights" in given:
+        return TokenSums(given["weights"], squares=squares)
+    return At(given["positions"]) if given else All()
 
 
 def check_capture(capture: Capture, config: LlamaConfig) -> None:
-    """Raise `ValueError` for layers that the model does not have, or none, and for wrong shapes."""
+    """Check a capture of one pass.
+
+    Raises:
+        ValueError: for layers that the model does not have, or none, for arrays of other shapes,
+            and for what chooses among tokens that are still to be generated.
+    """
+    check_places(capture, config)
+    for name in ("where", "above", "most"):
+        if getattr(capture, name) is not None:
+            raise ValueError(f"capture.{name}: got one, expected it in `generate` only")
+    if capture.every != 1:
+        raise ValueError(f"capture.every: got {capture.every}, expected it in `generate` only")
+    capture.read.check(capture.sites, config)
+
+
+def check_places(capture: Capture, config: LlamaConfig) -> None:
+    """Raise `ValueError` for layers that the model does not have, or none."""
     if capture.layers == ():
         raise ValueError("capture.layers: got none, expected at least one, or None for all")
-    for layer in capture.layers or ():
-        if not 0 <= layer < config.n_layers:
-            raise ValueError(
-                f"capture.layers: got {layer}, expected 0 to {config.n_layers - 1} "
-                "(layer l is the output of block l, counted from 0)"
-            )
-    both = capture.positions is not None and capture.weights is not None
-    shapes = {
-        "positions": "[B, E, O]" if both else "[B, P]",
-        "weights": "[B, E, G]" if both else "[B, T, G]",
-        "directions": "[R, D]",
-    }
-    for name, wanted in shapes.items():
-        array = getattr(capture, name)
-        if array is not None and array.ndim != wanted.count(",") + 1:
-            raise ValueError(f"capture.{name}: got shape {array.shape}, expected {wanted}")
-    if capture.positions is not None and not jnp.issubdtype(capture.positions.dtype, jnp.integer):
-        raise ValueError(f"capture.positions: got {capture.positions.dtype}, expected integers")
-    if capture.directions is not None:
-        found = capture.directions.shape[1]
-        for site in capture.sites:
-            if found != (width := site_width(site, config)):
-                raise ValueError(
-                    f"capture.directions: got width {found}, expected {width} at {site}"
-                )
+    check_layers("capture.layers", capture.layers or (), config)
+
+
+def layers_of(capture: Capture, config: LlamaConfig) -> tuple[int, ...]:
+    """The layers that are read, all if the capture names none."""
+    return tuple(range(config.n_layers)) if capture.layers is None else capture.layers
 
 
 def wants(capture: Capture, site: str, layer: int) -> bool:
@@ -92,34 +166,11 @@ def wants(capture: Capture, site: str, layer: int) -> bool:
     return site in capture.sites and (capture.layers is None or layer in capture.layers)
 
 
-def select(capture: Capture, x: jax.Array, first: jax.Array) -> jax.Array:
-    """The part of `x` `[B, T, D]` that comes back; `first` `[B]` is the slot of position 0 in it.
-
-    (Negative when an earlier pass held position 0.)
-    """
-    if capture.weights is not None and capture.positions is None:
-        return token_sums(x, capture.weights, squares=capture.squares)
-    if capture.directions is not None:
-        exact = jax.lax.Precision.HIGHEST
-        vectors = capture.directions.astype(jnp.float32)
-        return jnp.einsum("RD,BTD->RBT", vectors, x.astype(jnp.float32), precision=exact)
-    if capture.positions is not None:
-        T = x.shape[1]
-        slots = capture.positions + first.reshape(-1, *[1] * (capture.positions.ndim - 1))
-        here = (capture.positions >= 0) & (slots >= 0) & (slots < T)
-        if capture.weights is not None:
-            slots = jnp.where(here, slots, -1)
-            return event_sums(x, slots, capture.weights, squares=capture.squares)
-        tokens = jnp.take_along_axis(x, jnp.clip(slots, 0, T - 1)[..., None], axis=1)
-        return jnp.where(here[..., None], tokens, jnp.nan)
-    return x
-
-
 def collect(
     capture: Capture | None, selected: dict[tuple[str, int], jax.Array], config: LlamaConfig
 ) -> dict[str, jax.Array]:
-    """What `select` gave for each site and layer, stacked by site in the order asked for."""
+    """What was read at each site and layer, stacked by site in the order asked for."""
     if capture is None:
         return {}
-    layers = range(config.n_layers) if capture.layers is None else capture.layers
+    layers = layers_of(capture, config)
     return {site: jnp.stack([selected[site, layer] for layer in layers]) for site in capture.sites}

@@ -21,6 +21,15 @@ def token_sums(x: jax.Array, weights: jax.Array, *, squares: bool) -> jax.Array:
     return jnp.stack(sums) if squares else sums[0]
 
 
+def row_sums(x: jax.Array, weights: jax.Array, *, squares: bool) -> jax.Array:
+    """`Σ_t weights[b, t, g] · x[b, t]`, float32 `[B, G, D]`; with squares `[2, B, G, D]`."""
+    wide = x.astype(jnp.float32)
+    powers = [wide, wide**2] if squares else [wide]
+    weights = weights.astype(jnp.float32)
+    sums = [jnp.einsum("BTG,BTD->BGD", weights, p, precision=_EXACT) for p in powers]
+    return jnp.stack(sums) if squares else sums[0]
+
+
 def event_sums(x: jax.Array, slots: jax.Array, groups: jax.Array, *, squares: bool) -> jax.Array:
     """`Σ_be groups[b, e, g] · x[b, slots[b, e, o]]`, float32 `[G, O, D]`, or `[2, G, O, D]`.
 

@@ -1,6 +1,9 @@
 """Where in a block the residual stream can be read and steered, and what others call it."""
 
 import re
+from collections.abc import Iterable
+
+import numpy as np
 
 from jaxsteer.config import LlamaConfig
 
@@ -47,3 +50,14 @@ def site_width(site: str, config: LlamaConfig) -> int:
     """Width of the stream at `site`: N · H at `head_out`, D elsewhere."""
     heads = SITES[site_index(site)] == "head_out"
     return config.n_heads * config.head_dim if heads else config.d_model
+
+
+def check_layers(name: str, layers: Iterable[int], config: LlamaConfig) -> None:
+    """Raise `ValueError` for layers that a model does not have; all of them in one message."""
+    numbers = np.unique(np.asarray(list(layers), np.int64))
+    wrong = numbers[(numbers < 0) | (numbers >= config.n_layers)]
+    if wrong.size:
+        raise ValueError(
+            f"{name}: got {', '.join(map(str, wrong))}, expected 0 to {config.n_layers - 1} "
+            "(layer l is the output of block l, counted from 0)"
+        )

@@ -31,7 +31,7 @@ import numpy as np
 from jaxsteer.config import LlamaConfig
 from jaxsteer.steering import scope as scopes
 from jaxsteer.steering.scope import Scope, broadcast_rows
-from jaxsteer.steering.sites import SITES, site_width
+from jaxsteer.steering.sites import SITES, check_layers, site_width
 from jaxsteer.steering.token_noise import unit_noise
 
 # What `layer` holds beside the numbers of layers.
@@ -223,7 +223,9 @@ def check_steering(steering: Steering, config: LlamaConfig, *, rows: int) -> Non
             raise ValueError(f"{name}: got {found}, expected 1 or the batch's {rows}")
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
-    _check_layers(arrays["steering.layer"], config)
+    layers = arrays["steering.layer"]
+    named = layers[(layers != NO_LAYER) & (layers != EVERY_LAYER)]
+    check_layers("steering.layer", named.tolist(), config)
     if steering.noise is not None:
         check_noise(arrays["steering.noise"], arrays["steering.layer"])
     _check_sites(steering, config)
@@ -245,16 +247,6 @@ def check_known(
             f"prompt_length: got None, so that all {prompt_length} tokens are prompt, and the "
             "scope of steering begins behind the prompt; expected int32 [B] (zeros, to steer all "
             "tokens), or a scope like jaxsteer.scope.everywhere()"
-        )
-
-
-def _check_layers(layers: np.ndarray, config: LlamaConfig) -> None:
-    known = (layers >= 0) & (layers < config.n_layers)
-    wrong = np.unique(layers[~known & (layers != NO_LAYER) & (layers != EVERY_LAYER)])
-    if wrong.size:
-        raise ValueError(
-            f"steering.layer: got {', '.join(map(str, wrong))}, expected 0 to "
-            f"{config.n_layers - 1} (layer l is the output of block l, counted from 0)"
         )
 
 

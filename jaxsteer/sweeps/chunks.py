@@ -19,19 +19,28 @@ import numpy as np
 
 from jaxsteer.decoding import (
     Asked,
+    Captured,
     DecodeState,
     Loop,
+    Outcome,
     Request,
     Sampler,
     Step,
     as_request,
+    captured_of,
+    check_read,
+    check_room_for_kept,
     check_think_tokens,
     choose_sampler,
     decode_step,
     has_room,
     is_out_of_memory,
+    map_rows,
+    outcome,
     prefill,
+    row_bytes_kept,
     sweep_bytes,
+    tell_not_finite,
     unfinished,
     usable_bytes,
 )
@@ -41,7 +50,6 @@ from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps.cells import Cell, check_cells, reaches_prompt, stack_cells
 
 Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
-_Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, logprobs [C, B, G]; length [C, B]
 
 
 class _NoRoom(Exception):
@@ -56,6 +64,8 @@ class CellResult:
     prompt: int  # index of the prompt's row in the batch
     tokens: list[int]  # a stop token included
     logprobs: list[float]  # of these tokens, under the steered model
+    finite: bool = True  # False: the row ended because its log-probabilities were not finite
+    captured: Captured | None = None  # of this row, if `capture` asked for it
 
 
 def prefill_cells(
@@ -89,13 +99,13 @@ def prefill_cells(
         state = prefill(model, batch, once, capacity=T, sampler=sampler)
         state = jax.tree.map(copies, state)
         return replace(state, cache=lengthen(state.cache, T + request.max_new_tokens))
-    table = request.stop_table
-    once = replace(request, steering=(), stop_table=None)
+    table, keeping = request.stop_table, request.keeping
+    once = replace(request, steering=(), stop_table=None, keeping=None)
     batch, once = jax.tree.map(lambda x: flat(x[None]), (batch, once))
     if table is not None and len(table) > 1:  # a single one serves all rows
         table = flat(table[None])
     steering = jax.tree.map(flat, request.steering)
-    once = replace(once, steering=steering, stop_table=table)
+    once = replace(once, steering=steering, stop_table=table, keeping=keeping)
     state = prefill(model, batch, once, sampler=sampler)
     return jax.tree.map(cells, state)
 
@@ -122,12 +132,9 @@ def run_cells(
     return loop(unfinished, lambda s: over_cells(s, request), state)
 
 
-def _run_to_end(
-    model: Model, batch: TokenBatch, request: Request, **options: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`run_cells`, and what is read of its state; the cache stays inside, as in `generate`."""
-    state = run_cells(model, batch, request, **options)
-    return state.tokens, state.logprobs, state.length
+def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
+    """`run_cells`, and what is read of its state, `[C, B, …]`."""
+    return outcome(run_cells(model, batch, request, **options))
 
 
 _run_cells = jax.jit(_run_to_end, static_argnames=("steer_prompt", "sampler", "step", "loop"))
@@ -211,8 +218,8 @@ def check_sweep(
         raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
     if request.steering:
         raise ValueError("steering: got one for all cells, expected it in each cell")
-    every = [one for cell in cells for one in as_tuple(cell.steering)]
-    check_think_tokens(hosts.gather(request.think_tokens), every)
+    scopes = [one.scope for cell in cells for one in as_tuple(cell.steering)]
+    check_think_tokens(hosts.gather(request.think_tokens), scopes)
 
 
 def _planned(
@@ -229,7 +236,7 @@ def _planned(
     batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
     steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
     prompts, length = batch.tokens.shape
-    usable = usable_bytes(model)
+    usable, kept = usable_bytes(model), row_bytes_kept(request.keeping, model)
 
     def by_calculation(C: int, B: int) -> bool:
         needed = sweep_bytes(
@@ -239,11 +246,16 @@ def _planned(
             prompt_length=length,
             new_tokens=request.max_new_tokens,
             steer_prompt=steer_prompt,
+            kept=kept,
         )
         return needed <= usable
 
     fits = by_calculation if rows_per_chunk is None else _at_most(rows_per_chunk)
     data, _ = mesh_sizes(model)
+    C, B = chunk_shape(len(cells), prompts, fits, data)
+    check_room_for_kept(
+        model, rows=C * B, prompt_length=length, new_tokens=request.max_new_tokens, kept=kept
+    )
     return _Plan(
         model,
         cells,
@@ -251,14 +263,17 @@ def _planned(
         request,
         steering,
         options={"steer_prompt": steer_prompt, **options},
-        shape=chunk_shape(len(cells), prompts, fits, data),
+        shape=(C, B),
     )
 
 
-def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> _Found:
+def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:
     """The cells `c` on the prompts `p`; `tried` are shapes for which all hosts have room."""
-    # A single row serves all.
-    batch, request = jax.tree.map(lambda x: x if len(x) == 1 else x[p], (plan.batch, plan.request))
+
+    def some(x: np.ndarray) -> np.ndarray:  # a single row serves all
+        return x if len(x) == 1 else x[p]
+
+    batch, request = jax.tree.map(some, plan.batch), map_rows(some, plan.request)
     steering = jax.tree.map(lambda x: x[c], plan.steering)
     data, _ = mesh_sizes(plan.model)
     if len(p) % data == 0:
@@ -272,8 +287,9 @@ def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, 
         )
         tried.add((len(c), len(p)))
     with hosts.losing_hosts():
-        found = _run_cells(plan.model, batch, request, **plan.options)
-    return hosts.gather(found)
+        made = hosts.gather(_run_cells(plan.model, batch, request, **plan.options))
+    check_read(made)
+    return made
 
 
 def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[CellResult]]:
@@ -289,9 +305,7 @@ def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[Cel
         c_index = sorted({c for c, p in todo if p in here})[:C]
         try:
             # A chunk with less to do repeats its last cell or prompt up to the common shape.
-            tokens, logprobs, length = _run_chunk(
-                plan, _filled(c_index, C), _filled(p_index, B), tried
-            )
+            made = _run_chunk(plan, _filled(c_index, C), _filled(p_index, B), tried)
         except (jax.errors.JaxRuntimeError, _NoRoom) as error:
             shape = _smaller(plan.model, shape, error)
             continue
@@ -299,11 +313,24 @@ def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[Cel
         for i, c in enumerate(c_index):
             for j, p in enumerate(p_index):
                 if (c, p) in todo:
-                    n = length[i, j]
-                    found = tokens[i, j, :n].tolist(), logprobs[i, j, :n].tolist()
-                    chunk.append(CellResult(plan.cells[c], p, *found))
+                    row = jax.tree.map(lambda x, at=(i, j): x[at], made)
+                    chunk.append(_result(plan, plan.cells[c], p, row))
         todo.difference_update((c, p) for c in c_index for p in p_index)
+        tell_not_finite(sum(not result.finite for result in chunk), len(chunk))
         yield chunk
+
+
+def _result(plan: _Plan, cell: Cell, prompt: int, row: Outcome) -> CellResult:
+    """One row of a chunk, `row` without the axes of cells and prompts."""
+    keeping = plan.request.keeping
+    return CellResult(
+        cell,
+        prompt,
+        row.tokens[: row.length].tolist(),
+        row.logprobs[: row.length].tolist(),
+        bool(row.finite),
+        None if keeping is None or row.kept is None else captured_of(row.kept, keeping),
+    )
 
 
 def _smaller(model: Model, shape: tuple[int, int], error: Exception) -> tuple[int, int]:

@@ -1,6 +1,10 @@
 """jaxsteer.generate: rows do not see each other, the cache is not seen, nothing is left over."""
 
 import inspect
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -9,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 
 from jaxsteer.decoding.generation import append, decode_step, generate, run, stream
-from jaxsteer.decoding.refill import generate_queue
+from jaxsteer.decoding.refill import Occupancy, generate_queue
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.stops import stop_strings
@@ -387,3 +392,53 @@ def test_tokens_that_are_no_integers_are_refused(shallow, batch):
     wrong = TokenBatch(batch.tokens.astype(jnp.float32), batch.mask)
     with pytest.raises(ValueError, match="tokens: got dtype float32, expected integers"):
         generate(shallow, wrong, max_new_tokens=1)
+
+
+HUGE = add(np.full(SHALLOW.d_model, 3e38), layer=1, coeff=[0.0, 1.0, 0.0])
+
+
+def test_a_row_whose_numbers_overflow_ends_is_marked_and_has_no_text(shallow, batch):
+    """The first sampled token is unsteered, and all that it has; the other rows do not notice."""
+    plain = generate(shallow, batch, max_new_tokens=G)
+    with pytest.warns(UserWarning, match="1 of 3 rows ended early, with finite=False: their log-"):
+        found = generate(shallow, batch, max_new_tokens=G, steering=HUGE)
+    assert found.finite.tolist() == [True, False, True]
+    assert found.length.tolist() == [G, 1, G]
+    for row in (0, 2):
+        np.testing.assert_array_equal(found.tokens[row], plain.tokens[row])
+    assert found.tokens[1].tolist() == [int(plain.tokens[1, 0])] + [0] * (G - 1)
+    assert np.isfinite(found.logprobs).all()
+    texts = found.texts([b"a"] * SHALLOW.vocab_size)
+    assert texts == ["a" * G, None, "a" * G]
+    with pytest.warns(UserWarning, match="1 of 3 rows ended early"):
+        seen = np.stack(list(stream(shallow, batch, max_new_tokens=G, steering=HUGE)), axis=1)
+    np.testing.assert_array_equal(seen[1], [plain.tokens[1, 0]] + [-1] * (G - 1))
+
+
+def test_rows_that_overflow_are_marked_in_queues_and_sweeps(shallow, batch):
+    spent = Occupancy()
+    queue = generate_queue(
+        shallow, batch, slots=2, max_new_tokens=G, steering=HUGE, occupancy=spent
+    )
+    with pytest.warns(UserWarning, match="1 of 3 rows ended early"):
+        rows = list(queue)
+    finite = {row.index: (row.finite, len(row.tokens)) for row in rows}
+    assert finite == {0: (True, G), 1: (False, 1), 2: (True, G)}
+    assert spent.not_finite == 1
+    cells = [Cell({"n": n}, jax.tree.map(lambda x, n=n: x[n : n + 1], HUGE)) for n in (0, 1)]
+    with pytest.warns(UserWarning, match="3 of 6 rows ended early"):
+        (chunk,) = sweep(shallow, batch, cells, max_new_tokens=G)
+    assert [(r.cell.labels["n"], r.finite, len(r.tokens)) for r in chunk] == [
+        (n, n == 0, G if n == 0 else 1) for n in (0, 1) for _ in range(B)
+    ]
+
+
+@pytest.mark.parametrize("variable", ["JAX_ENABLE_X64", "JAX_DEBUG_INFS"])
+def test_settings_of_jax_change_nothing(variable):
+    """64-bit types by default; a stop at any infinity."""
+    command = [sys.executable, settings_worker.__file__]
+    found = subprocess.run(
+        command, env=os.environ | {variable: "1"}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert json.loads(found.stdout) == settings_worker.everything()

@@ -45,7 +45,8 @@ def steerings() -> tuple[Steering, ...]:
 @pytest.mark.parametrize("rows", [6, 3, 2, 1])
 def test_blocks_change_nothing(shallow, six, rows):
     options = {"capacity": CAPACITY, "block_tokens": rows * LENGTH + 3}
-    logits, cache = blocks(shallow, six, steerings(), **options)
+    out = blocks(shallow, six, steerings(), **options)
+    logits, cache = out.logits, out.cache
     whole = empty_cache(SHALLOW, rows=ROWS, capacity=CAPACITY, dtype=shallow.dtype)
     expected = run(
         shallow,

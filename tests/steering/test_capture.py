@@ -8,6 +8,7 @@ import pytest
 from oracle import SMALL, random_model, random_rows, relative_error, run, steps
 
 from jaxsteer.steering.capture import Capture
+from jaxsteer.steering.readers import All
 from jaxsteer.steering.sites import SITES
 
 pytestmark = pytest.mark.optimised
@@ -81,6 +82,16 @@ def test_positions_count_real_tokens_and_padding_has_none(raw, small, batch):
             assert np.isnan(found[:, row, column]).all(), (row, column)
 
 
+def test_positions_may_be_lists_for_all_rows_or_of_unequal_length(raw, small, batch):
+    def found(positions) -> np.ndarray:
+        out = run(small, batch.tokens, mask=batch.mask, capture=Capture(positions=positions))
+        return np.asarray(out.captured["resid_post"])
+
+    arrays = [found(jnp.asarray(rows)) for rows in ([[2, 0]] * 3, [[0, 1], [7, -1], [4, 3]])]
+    np.testing.assert_array_equal(found([2, 0]), arrays[0])
+    np.testing.assert_array_equal(found(((0, 1), (7,), (4, 3))), arrays[1])
+
+
 def test_positions_mean_the_same_under_a_cache(small, batch):
     new = np.array(random_rows([4] * 3, SMALL.vocab_size, seed=1))
     # The prompt's last token and the first two new ones.
@@ -145,6 +156,7 @@ def test_sums_over_events_at_some_positions(raw, small, batch):
             "got positions and directions, expected directions alone",
         ),
         ({"squares": True}, "squares without weights"),
+        ({"read": All(), "weights": 1}, "capture: got a reader and weights, expected one or the"),
         ({"sites": "resid_post"}, r"capture\.sites: got 'resid_post', expected several"),
         ({"layers": 3}, r"capture\.layers: got 3, expected several"),
     ],
@@ -166,7 +178,10 @@ def test_layers_that_are_not_there(small, batch, layers, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"positions": jnp.zeros(3, int)}, r"positions: got shape \(3,\), expected \[B, P\]"),
+        (
+            {"positions": jnp.zeros((1, 3, 1), int)},
+            r"positions: got shape \(1, 3, 1\), expected \[B",
+        ),
         ({"positions": jnp.zeros((3, 1))}, "positions: got float32, expected integers"),
         ({"weights": jnp.ones((3, 4))}, r"weights: got shape \(3, 4\), expected \[B, T, G\]"),
         (

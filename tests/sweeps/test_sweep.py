@@ -10,7 +10,7 @@ import pytest
 from oracle import SHALLOW, random_model, random_rows
 
 from jaxsteer.decoding import memory
-from jaxsteer.decoding.generation import decode_step, generate
+from jaxsteer.decoding.generation import Outcome, decode_step, generate
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.llama.attention import cudnn_attention
@@ -350,7 +350,7 @@ def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeyp
     def run(model, part, request, **options):
         shapes.append((request.steering[0].coeff.shape[0], part.tokens.shape[0]))
         found = np.zeros((*shapes[-1], G))
-        return found, found, np.zeros(shapes[-1], int)
+        return Outcome(found, found, np.zeros(shapes[-1], int), np.ones(shapes[-1], bool), None)
 
     monkeypatch.setattr(sweeping, "_run_cells", run)
 

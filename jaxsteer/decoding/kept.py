@@ -1,0 +1,377 @@
+"""Activations of tokens that are being generated: read in the pass that is made anyway, and kept.
+
+    out = generate(model, batch, max_new_tokens=100, capture=Capture(layers=(10,)))
+    out.captured.values["resid_post"]      # [L, B, S, D]
+    out.captured.positions                 # [B, S]
+
+Of each row the tokens that the capture chooses are kept, one after another, in slots that are made
+beforehand:
+
+    generated      t0  t1  t2  t3  t4        every = 2, a prompt of 9 tokens
+    slot            0       1       2
+    position        9      11      13
+
+A token is read when it goes through the model, one step after it was chosen: so the loop makes one
+step more, for the last token of each row. What is kept is what a second pass over the finished text
+would read, with the same steering.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama import Model, TokenBatch
+from jaxsteer.steering import (
+    Above,
+    All,
+    At,
+    Capture,
+    Project,
+    Reader,
+    RowFacts,
+    RowSums,
+    Scope,
+    check_places,
+    generated,
+    layers_of,
+    site_width,
+)
+
+_SLOTS = 8  # slots are rounded up to a multiple of it, so that few shapes are compiled
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of every row, checked: made of a `Capture` by `plan_keeping`.
+
+    One plan serves all rows: its arrays have a leading axis of 1.
+    """
+
+    scope: Scope
+    array: jax.Array | None  # float32 [1, R, D] directions, [1, T, G] weights, or None: raw
+    above: Above | None
+    kind: type = field(metadata={"static": True})  # All, Project or RowSums
+    sites: tuple[str, ...] = field(metadata={"static": True})
+    layers: tuple[int, ...] = field(metadata={"static": True})
+    every: int = field(metadata={"static": True})
+    powers: int = field(metadata={"static": True})  # 2: sums of squares, too
+    slots: int = field(metadata={"static": True})  # S, tokens of a row that there is room for
+    prompt_slots: int = field(metadata={"static": True})  # those that prompts may take; 0: none
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kept:
+    """What has been kept so far; every array has a row axis first."""
+
+    # By site: [B, S, L, D] raw, [B, S, L, R] products, [B, L, powers, G, D] sums.
+    values: dict[str, jax.Array]
+    position: jax.Array  # int32 [B, S], -1 in slots that are free
+    count: jax.Array  # int32 [B]: tokens chosen, those past the last slot included
+    read: jax.Array  # int32 [B]: generated tokens that have been through the model
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Activations of generated tokens, on the host; of a single row without the axis B.
+
+    Values are by site: `[L, B, S, D]` raw, `[L, R, B, S]` products with directions, `[L, B, G, D]`
+    sums, or `[L, 2, B, G, D]` with those of squares. S are the tokens kept, in order; where a row
+    has fewer they are NaN.
+    """
+
+    values: Mapping[str, NDArray[Any]]
+    positions: NDArray[np.int32]  # [B, S], counted from the row's first token; -1 for none
+    count: NDArray[np.int32]  # [B]: tokens chosen, also those for which `most` left no room
+
+
+def plan_keeping(capture: Capture, model: Model, batch: TokenBatch, most: np.ndarray) -> Keeping:
+    """Check a capture against a model and the prompts, and count the slots that it takes.
+
+    `most` `[B]` are the tokens that each row may generate.
+
+    Raises:
+        ValueError: naming what does not fit, and what only serves a single pass.
+    """
+    config = model.config
+    if not isinstance(capture, Capture):
+        raise ValueError(f"capture: got {type(capture).__name__}, expected a Capture")
+    check_places(capture, config)
+    layers = layers_of(capture, config)
+    scope = generated() if capture.where is None else capture.where
+    if not isinstance(scope, Scope):
+        raise ValueError(f"capture.where: got {type(scope).__name__}, expected a Scope")
+    if (rows := scope.excluded.shape[0]) != 1:
+        raise ValueError(f"capture.where: got {rows} rows, expected one for all")
+    _check_above(capture, layers, config)
+    chosen, of_prompt = _most_chosen(scope, capture.every, np.asarray(batch.lengths), most)
+    if of_prompt and capture.above is not None:
+        raise ValueError("capture.above: got one with prompt tokens, expected generated ones only")
+    slots = _rounded(max(1, chosen)) if capture.most is None else min(capture.most, chosen)
+    return Keeping(
+        scope=scope,
+        array=_array(capture, config),
+        above=capture.above,
+        kind=type(capture.read),
+        sites=capture.sites,
+        layers=layers,
+        every=capture.every,
+        powers=2 if getattr(capture.read, "squares", False) else 1,
+        slots=max(1, slots),
+        prompt_slots=min(_rounded(of_prompt), slots),
+    )
+
+
+def _check_above(capture: Capture, layers: tuple[int, ...], config: LlamaConfig) -> None:
+    above = capture.above
+    if above is None:
+        return
+    if above.site not in capture.sites or above.layer not in layers:
+        raise ValueError(
+            f"capture.above: got {above.site} of layer {above.layer}, expected one that is "
+            f"captured: {', '.join(capture.sites)} of {', '.join(map(str, layers))}"
+        )
+    if (width := above.direction.shape[-1]) != (expected := site_width(above.site, config)):
+        raise ValueError(f"capture.above: got width {width}, expected {expected} at {above.site}")
+
+
+def _array(capture: Capture, config: LlamaConfig) -> jax.Array | None:
+    """The reader's directions or weights with an axis of 1 before them."""
+    read = capture.read
+    if isinstance(read, Project):
+        read.check(capture.sites, config)
+        return jnp.asarray(read.directions, jnp.float32)[None]
+    if isinstance(read, RowSums):
+        weights = jnp.atleast_2d(jnp.asarray(read.weights, jnp.float32))
+        if weights.ndim != 2 or not weights.size:
+            raise ValueError(f"capture.weights: got {weights.shape}, expected [T, G] or [G]")
+        return weights[None]
+    if isinstance(read, All):
+        return None
+    other = "where=scope.positions(…)" if isinstance(read, At) else "RowSums"
+    raise ValueError(f"capture.read: got {type(read).__name__}, expected {other} in `generate`")
+
+
+def _most_chosen(
+    scope: Scope, every: int, lengths: np.ndarray, most: np.ndarray
+) -> tuple[int, int]:
+    """Tokens that a row may have chosen at most, and how many of them are its prompt's."""
+    B, longest = len(lengths), int(np.max(lengths + most))
+    position = np.broadcast_to(np.arange(longest), (B, longest))
+    covered = np.array(scope.may_cover(jnp.asarray(position), jnp.asarray(lengths)))
+    covered &= (position - lengths[:, None]) % every == 0
+    covered &= position < (lengths + most)[:, None]
+    prompt = covered & (position < lengths[:, None])
+    return int(covered.sum(axis=1).max()), int(prompt.sum(axis=1).max())
+
+
+def _rounded(slots: int) -> int:
+    return -(-slots // _SLOTS) * _SLOTS
+
+
+def row_bytes_kept(keeping: Keeping | None, model: Model) -> int:
+    """What is kept of one row."""
+    if keeping is None:
+        return 0
+    total = 0
+    for site in keeping.sites:
+        shape, dtype = _shape(keeping, site_width(site, model.config), model)
+        total += int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    return total + 4 * keeping.slots
+
+
+def _shape(keeping: Keeping, width: int, model: Model) -> tuple[tuple[int, ...], Any]:
+    """Shape of one row's values, and their dtype."""
+    L, S = len(keeping.layers), keeping.slots
+    if keeping.kind is All:
+        return (S, L, width), model.dtype
+    assert keeping.array is not None
+    if keeping.kind is Project:
+        return (S, L, keeping.array.shape[1]), jnp.float32
+    return (L, keeping.powers, keeping.array.shape[2], width), jnp.float32
+
+
+def nothing_kept(keeping: Keeping, model: Model, *, rows: int) -> Kept:
+    """Empty slots: NaN, or 0 where there are sums; pure."""
+    values = {}
+    for site in keeping.sites:
+        shape, dtype = _shape(keeping, site_width(site, model.config), model)
+        fill = 0 if keeping.kind is RowSums else jnp.nan
+        values[site] = jnp.full((rows, *shape), fill, dtype)
+    none = jnp.zeros((rows,), jnp.int32)
+    return Kept(values, jnp.full((rows, keeping.slots), -1, jnp.int32), none, none)
+
+
+def of_stream(keeping: Keeping) -> tuple[Keeping, Keeping]:
+    """The same for a stream, which gives away what it has read: of the prompts, and of a step.
+
+    Raises:
+        ValueError: for sums, which a single step does not have.
+    """
+    if keeping.kind is RowSums:
+        raise ValueError("capture.read: got RowSums, expected All or Project in a stream")
+    return replace(keeping, slots=keeping.prompt_slots or 1), replace(keeping, slots=1)
+
+
+def capture_step(keeping: Keeping | None) -> Capture | None:
+    """What a decode step reads: raw, for `keep` to make the rest of all layers at once."""
+    if keeping is None:
+        return None
+    return Capture(keeping.sites, keeping.layers)
+
+
+def keep(
+    kept: Kept,
+    keeping: Keeping,
+    captured: dict[str, jax.Array],
+    length: jax.Array,
+    facts: RowFacts,
+) -> Kept:
+    """`kept` with the token that a step has read, in the rows that had not read it yet; pure.
+
+    Args:
+        kept: what there is.
+        keeping: what is to be kept.
+        captured: `[L, B, 1, D]` by site, as `capture_step` asks for it.
+        length: int32 `[B]`, generated tokens before the step chose another: the last of them is
+            the one that was read.
+        facts: what is known of each row.
+    """
+    prompt_length, thinking = facts["prompt_length"], facts["thinking"]
+    assert prompt_length is not None
+    position = prompt_length + length - 1
+    chosen = keeping.scope.covers(position[:, None], prompt_length, thinking)[:, 0]
+    chosen &= (length - 1) % keeping.every == 0
+    chosen &= kept.read < length
+    if (above := keeping.above) is not None:
+        x = captured[above.site][keeping.layers.index(above.layer), :, 0].astype(jnp.float32)
+        along = jnp.matmul(x, above.direction, precision=jax.lax.Precision.HIGHEST)
+        chosen &= along > above.threshold
+    # What is not chosen goes to a slot past the last one, where it is dropped: a select would copy
+    # everything at each step.
+    slot = jnp.where(chosen, kept.count, keeping.slots)
+    row = jnp.arange(len(slot))
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[row, slot].set(new.astype(old.dtype), mode="drop")
+
+    values = {}
+    for site, x in captured.items():
+        x = jnp.moveaxis(x[:, :, 0], 0, 1)  # [B, L, D]
+        if keeping.kind is All:
+            values[site] = put(kept.values[site], x)
+        elif keeping.kind is Project:
+            values[site] = put(kept.values[site], _products(x, keeping))
+        else:
+            weight = jnp.where(chosen[:, None], _weights(kept.count, keeping), 0.0)
+            values[site] = kept.values[site] + _weighted(x[:, None], weight[:, None], keeping)
+    return Kept(
+        values,
+        position=put(kept.position, position),
+        count=kept.count + chosen,
+        read=jnp.maximum(kept.read, length),
+    )
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Which tokens of the prompts are kept, and where."""
+
+    chosen: jax.Array  # bool [B, T]
+    column: jax.Array  # int32 [B, S]: the token of each slot, T for none
+    position: jax.Array  # int32 [B, S]: its position, -1 for none
+
+
+def prompt_tokens(keeping: Keeping, mask: jax.Array, facts: RowFacts) -> PromptTokens:
+    """Choose among the prompts' tokens, of which `mask` `[B, T]` says which are real; pure."""
+    T = mask.shape[1]
+    prompt_length = facts["prompt_length"]
+    assert prompt_length is not None
+    position = jnp.arange(T) - (T - prompt_length[:, None])
+    chosen = keeping.scope.covers(position, prompt_length, facts["thinking"]) & mask
+    chosen &= (position - prompt_length[:, None]) % keeping.every == 0
+    count = jnp.cumsum(chosen, axis=1)
+    wanted = jnp.arange(1, keeping.slots + 1)
+    column = jax.vmap(lambda row: jnp.searchsorted(row, wanted))(count)
+    at = jnp.where(column < T, column - (T - prompt_length[:, None]), -1)
+    return PromptTokens(chosen, column.astype(jnp.int32), at.astype(jnp.int32))
+
+
+def capture_prompt(keeping: Keeping, tokens: PromptTokens) -> Capture:
+    """What the pass over the prompts reads; nothing of it is larger than what is kept."""
+    read: Reader
+    if keeping.kind is All:
+        read = At(tokens.position)
+    elif keeping.kind is Project:
+        assert keeping.array is not None
+        read = Project(keeping.array[0])
+    else:
+        weights = _weights(jnp.cumsum(tokens.chosen, axis=1) - 1, keeping)
+        read = RowSums(
+            jnp.where(tokens.chosen[..., None], weights, 0.0), squares=keeping.powers == 2
+        )
+    return Capture(keeping.sites, keeping.layers, read)
+
+
+def keep_prompt(
+    kept: Kept, keeping: Keeping, tokens: PromptTokens, captured: dict[str, jax.Array]
+) -> Kept:
+    """`kept`, empty so far, with what `capture_prompt` has read; pure."""
+    values = {}
+    for site, x in captured.items():
+        if keeping.kind is All:  # [L, B, S, D]
+            values[site] = jnp.moveaxis(x, 0, 2)
+        elif keeping.kind is Project:  # [L, R, B, T]
+            T = x.shape[-1]
+            column = jnp.minimum(tokens.column, T - 1)[None, None]
+            x = jnp.take_along_axis(x, column, axis=-1)
+            x = jnp.where(tokens.column < T, x, jnp.nan)
+            values[site] = jnp.transpose(x, (2, 3, 0, 1))
+        else:  # [L, B, G, D], or [L, 2, B, G, D]
+            x = x if keeping.powers == 2 else x[:, None]
+            values[site] = jnp.moveaxis(x, 2, 0)
+    count = jnp.sum(tokens.chosen, axis=1, dtype=jnp.int32)
+    return replace(kept, values=values, position=tokens.position, count=count)
+
+
+def captured_of(kept: Kept, keeping: Keeping) -> Captured:
+    """What was kept, from the host's copy of it: of a batch, or of one row without its axis."""
+    used = int(min(np.max(kept.count), keeping.slots))
+    values = {}
+    for site, x in kept.values.items():
+        if keeping.kind is All:
+            values[site] = np.moveaxis(np.asarray(x)[..., :used, :, :], -2, 0)
+        elif keeping.kind is Project:
+            values[site] = np.moveaxis(np.asarray(x)[..., :used, :, :], (-2, -1), (0, 1))
+        else:
+            sums = np.moveaxis(np.asarray(x), (-4, -3), (0, 1))
+            values[site] = sums if keeping.powers == 2 else sums[:, 0]
+    return Captured(values, np.asarray(kept.position)[..., :used], np.asarray(kept.count))
+
+
+def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
+    """`[…, L, R]` of the stream `[…, L, D]`."""
+    assert keeping.array is not None
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("...D,RD->...R", x.astype(jnp.float32), keeping.array[0], precision=exact)
+
+
+def _weights(slot: jax.Array, keeping: Keeping) -> jax.Array:
+    """The weights `[…, G]` of the tokens in some slots; the last ones hold from there on."""
+    assert keeping.array is not None
+    return keeping.array[0][jnp.clip(slot, 0, keeping.array.shape[1] - 1)]
+
+
+def _weighted(x: jax.Array, weights: jax.Array, keeping: Keeping) -> jax.Array:
+    """Sums `[B, L, powers, G, D]` over T tokens, `x` `[B, T, L, D]` and `weights` `[B, T, G]`."""
+    wide = x.astype(jnp.float32)
+    powers = jnp.stack([wide**p for p in range(1, keeping.powers + 1)], axis=3)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("BTG,BTLPD->BLPGD", weights, powers, precision=exact)
