@@ -53,6 +53,8 @@ from jaxsteer.llama import (
 )
 from jaxsteer.runtime import hosts
 
+_LOGITS = 64  # so many tell zeros from logits
+
 Step = Callable[..., "DecodeState"]
 Loop = Callable[..., "DecodeState"]
 
@@ -111,7 +113,7 @@ class Generation:
     length: np.ndarray  # int32 [B]
     # bool [B]: False in a row that ended because its log-probabilities were not finite: what was
     # added to the stream is too large for its dtype, for example. Its tokens are those before.
-    finite: np.ndarray
+    finite: np.ndarray | None = None
     captured: Captured | None = None  # if `capture` asked for it
 
     def rows(self, *, drop: Sequence[int] = ()) -> list[list[int]]:
@@ -139,8 +141,8 @@ class Generation:
         if stop_strings is not None:
             texts = [stop_strings.cut(text) for text in texts]
         return [
-            text.decode(errors="replace") if finite else None
-            for text, finite in zip(texts, self.finite, strict=True)
+            text.decode(errors="replace") if self.finite is None or self.finite[row] else None
+            for row, text in enumerate(texts)
         ]
 
     def wordless(self, pieces: Sequence[bytes]) -> list[int]:
@@ -240,7 +242,8 @@ def append(
     token = jnp.where(state.done, 0, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    finite = state.done | jnp.isfinite(logprob)
+    # A stream too long for its square leaves the norm, and so the logits, as zeros.
+    finite = state.done | (jnp.isfinite(logprob) & jnp.any(logits[:, :_LOGITS] != 0, axis=-1))
     going = finite & ~state.done
     # Not a scatter, for which TPUs gather the whole array on a mesh; as fast, being so small.
     here = jnp.arange(state.tokens.shape[-1]) == position[:, None]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def configuration(
         },
         "cells": {key_of(cell.labels): _steering_print(cell) for cell in cells},
     }
+    if (keeping := request.keeping) is not None:
+        config["capture"] = {
+            field.name: getattr(keeping, field.name)
+            for field in fields(keeping)
+            if field.metadata.get("static") and field.name != "kind"
+        } | {"read": keeping.kind.__name__}
     return as_json(config, "identity and prompt_ids")
 
 

@@ -22,6 +22,7 @@ from jaxsteer.decoding import Asked, Loop, Request, Sampler, Step, as_request, d
 from jaxsteer.files import as_path
 from jaxsteer.llama import Model, TokenBatch, TokenRows
 from jaxsteer.runtime import hosts, preemption
+from jaxsteer.steering import Project
 from jaxsteer.sweeps.cells import Cell
 from jaxsteer.sweeps.chunks import CellResult, sweep
 from jaxsteer.sweeps.config_file import agree, as_json, configuration, key_of
@@ -29,8 +30,16 @@ from jaxsteer.sweeps.row_store import RowStore, open_rows
 
 
 def tokens_and_logprobs(result: CellResult) -> dict[str, Any]:
-    """The row of a result, if nothing else is asked for."""
-    return {"tokens": result.tokens, "logprobs": result.logprobs}
+    """The row of a result, if nothing else is asked for.
+
+    With `capture` also products with directions, `[L, R, S]` by site, and their positions `[S]`.
+    """
+    row: dict[str, Any] = {"tokens": result.tokens, "logprobs": result.logprobs}
+    if (captured := result.captured) is not None:
+        n = min(int(captured.count), len(captured.positions))
+        row["positions"] = captured.positions[:n]
+        row["captured"] = {site: x[..., :n] for site, x in captured.values.items()}
+    return row
 
 
 def sweep_to_file(
@@ -56,7 +65,8 @@ def sweep_to_file(
     result. Rows are flushed to the disk chunk by chunk. Started again with the same arguments
     after a kill, it goes on where it was: a last line that was cut short is removed, and nothing
     is lost or written twice. Chunks may have another size then, and cells may be added. SIGTERM
-    lets the chunk at hand finish first (see `preemption`).
+    lets the chunk at hand finish first (see `preemption`). A row that ended because its
+    log-probabilities were not finite has `"finite": false`.
 
     On many hosts every process calls this with the same arguments. The first one alone touches the
     file, calls `to_row` and shows the bar, and what it finds in the file decides for all.
@@ -69,7 +79,8 @@ def sweep_to_file(
         cells: what to run on them; all have the same labels, each with values of its own.
         request: what is asked of each prompt in every cell; see `sweep`.
         prompt_ids: one a prompt; its number in the batch, if not given.
-        to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities.
+        to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities,
+            and what is captured, if it is projections: of raw activations or sums, say what stays.
         identity: whatever else decides what the rows hold, as JSON: the tokenizer, for example,
             if `to_row` makes text. The weights are told apart without it.
         progress: title of the bar with cells, tokens a second and the time left; None for no bar.
@@ -89,6 +100,12 @@ def sweep_to_file(
     """
     path = as_path(path)
     batch, request = as_request(model, batch, request, asked)
+    keeping = request.keeping
+    if keeping is not None and keeping.kind is not Project and to_row is tokens_and_logprobs:
+        raise ValueError(
+            f"to_row: got none, and capture reads {keeping.kind.__name__}; expected one that says "
+            "what of it stands in a row, or Project"
+        )
     ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)
     written: set[str] = set()
     keys: dict[tuple[int, int], str] = {}
@@ -150,7 +167,8 @@ def _row(
     rest = to_row(result)
     if clash := head.keys() & rest.keys():
         raise ValueError(f"to_row: got {sorted(clash)}, which are labels of the row already")
-    return as_json({**head, **rest}, "to_row")
+    mark = {} if result.finite else {"finite": False}
+    return as_json({**head, **rest, **mark}, "to_row")
 
 
 def _keys(
@@ -190,7 +208,7 @@ class _Bar:
             smoothing=0,  # the time left by the mean, chunks come in jumps
             disable=title is None or not hosts.is_writer(),
         )
-        self.tokens, self.started = 0, time.monotonic()
+        self.tokens, self.not_finite, self.started = 0, 0, time.monotonic()
 
     def __enter__(self) -> "_Bar":
         return self
@@ -201,8 +219,10 @@ class _Bar:
     def update(self, chunk: list[CellResult]) -> None:
         self.left -= Counter(id(result.cell) for result in chunk)  # drops those at 0
         self.tokens += sum(len(result.tokens) for result in chunk)
+        self.not_finite += sum(not result.finite for result in chunk)
         rate = self.tokens / (time.monotonic() - self.started)
         whole = self.cells - len(self.left)
-        self.bar.set_postfix_str(f"{whole}/{self.cells} cells, {rate:,.0f} tokens/s", False)
+        broken = f", {self.not_finite} not finite" if self.not_finite else ""
+        self.bar.set_postfix_str(f"{whole}/{self.cells} cells, {rate:,.0f} tokens/s{broken}", False)
         self.bar.update(len(chunk))
         self.rows += len(chunk)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxsteer.decoding import sampling, think_tokens
 from jaxsteer.models import Loaded
@@ -171,7 +170,6 @@ class LanguageModel(Loaded):
         number, sample = divmod(result.prompt, prompts.samples)
         tokens = list(result.tokens)
         ended = bool(tokens) and tokens[-1] in ends
-        finite = bool(np.all(np.isfinite(result.logprobs)))
         return result, Text(
             labels=dict(result.cell.labels),
             prompt=number,
@@ -180,7 +178,7 @@ class LanguageModel(Loaded):
             text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
             tokens=tokens,
             logprobs=list(result.logprobs),
-            end="not finite" if not finite else "end token" if ended else "length",
+            end="not finite" if not result.finite else "end token" if ended else "length",
         )
 
 

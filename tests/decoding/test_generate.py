@@ -394,14 +394,16 @@ def test_tokens_that_are_no_integers_are_refused(shallow, batch):
         generate(shallow, wrong, max_new_tokens=1)
 
 
-HUGE = add(np.full(SHALLOW.d_model, 3e38), layer=1, coeff=[0.0, 1.0, 0.0])
+HUGE = add(np.full(SHALLOW.d_model, 3e38), layer=1, coeff=[0.0, 2.0, 0.0])
 
 
-def test_a_row_whose_numbers_overflow_ends_is_marked_and_has_no_text(shallow, batch):
+@pytest.mark.parametrize("coeff", [2.0, 1.0])  # overflows, and so does its square alone
+def test_a_row_whose_numbers_overflow_ends_is_marked_and_has_no_text(shallow, batch, coeff):
     """The first sampled token is unsteered, and all that it has; the other rows do not notice."""
     plain = generate(shallow, batch, max_new_tokens=G)
+    huge = replace(HUGE, coeff=jnp.array([0.0, coeff, 0.0]))
     with pytest.warns(UserWarning, match="1 of 3 rows ended early, with finite=False: their log-"):
-        found = generate(shallow, batch, max_new_tokens=G, steering=HUGE)
+        found = generate(shallow, batch, max_new_tokens=G, steering=huge)
     assert found.finite.tolist() == [True, False, True]
     assert found.length.tolist() == [G, 1, G]
     for row in (0, 2):
@@ -411,7 +413,7 @@ def test_a_row_whose_numbers_overflow_ends_is_marked_and_has_no_text(shallow, ba
     texts = found.texts([b"a"] * SHALLOW.vocab_size)
     assert texts == ["a" * G, None, "a" * G]
     with pytest.warns(UserWarning, match="1 of 3 rows ended early"):
-        seen = np.stack(list(stream(shallow, batch, max_new_tokens=G, steering=HUGE)), axis=1)
+        seen = np.stack(list(stream(shallow, batch, max_new_tokens=G, steering=huge)), axis=1)
     np.testing.assert_array_equal(seen[1], [plain.tokens[1, 0]] + [-1] * (G - 1))
 
 

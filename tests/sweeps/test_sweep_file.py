@@ -16,7 +16,7 @@ from oracle import SHALLOW, random_model
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.files.jsonl import locked, read_rows
 from jaxsteer.llama.tokens import TokenBatch
-from jaxsteer.steering import scope
+from jaxsteer.steering import Capture, scope
 from jaxsteer.steering.interventions import add
 from jaxsteer.sweeps.cells import Cell, grid
 from jaxsteer.sweeps.config_file import config_path
@@ -85,6 +85,33 @@ def test_a_finished_sweep_runs_nothing(shallow, batch, finished):
     before = finished.read_bytes()
     sweep_to_file(finished, shallow, batch, CELLS, **OPTIONS, loop=never)
     assert finished.read_bytes() == before
+
+
+def test_rows_that_overflow_are_marked_in_the_file(shallow, batch, tmp_path):
+    cells = grid({"v": np.full(SHALLOW.d_model, 3e38)}, layers=[1], coeffs=[0.0, 2.0])
+    options = OPTIONS | {"max_new_tokens": 3}
+    with pytest.warns(UserWarning, match="3 of 6 rows ended early"):
+        path = sweep_to_file(tmp_path / "rows.jsonl", shallow, batch, cells, **options)
+    for row in read_rows(path):
+        assert row.get("finite", True) is (row["coeff"] == 0.0)
+        assert len(row["tokens"]) == (3 if row["coeff"] == 0.0 else 1)
+
+
+def test_projections_go_into_the_file_and_other_captures_need_a_row(shallow, batch, tmp_path):
+    path, options = tmp_path / "rows.jsonl", OPTIONS | {"max_new_tokens": 3}
+    with pytest.raises(ValueError, match="to_row: got none, and capture reads All; expected one"):
+        sweep_to_file(path, shallow, batch, CELLS[:2], **options, capture=Capture())
+    capture = Capture(layers=(1,), directions=np.stack([V, -V]))
+    sweep_to_file(path, shallow, batch, CELLS[:2], **options, capture=capture)
+    for row in read_rows(path):
+        length = int(batch.lengths[IDS.index(row["prompt"])])
+        assert row["positions"] == [length, length + 1, length + 2]
+        products = np.array(row["captured"]["resid_post"])
+        assert products.shape == (1, 2, 3)
+        np.testing.assert_allclose(products[:, 0], -products[:, 1])
+    other = Capture(layers=(0,), directions=np.stack([V, -V]))
+    with pytest.raises(ValueError, match=r"capture\.layers\[0\]: 1 there, 0 now"):
+        sweep_to_file(path, shallow, batch, CELLS[:2], **options, capture=other)
 
 
 def changed_weights(model):
