@@ -220,7 +220,7 @@ def _completion(data: bytes, key: str | None) -> Completion:
 
     def count(name: str) -> int:
         value = usage.get(name)
-        return value if isinstance(value, int) else 0
+        return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
     return Completion(
         text=without_key(text, key),

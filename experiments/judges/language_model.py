@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiments.judges.endpoint import EndpointError, Message, RefusedError, complete, read_key
 from experiments.judges.prompt import ask, ask_again, read_answer
 from experiments.judges.settings import Judge
-from jaxsteer.analysis import Sentence
+from jaxsteer.analysis import LABELS, Sentence
 from jaxsteer.files import append_rows, locked, recover_rows
 
 BYTES_PER_TOKEN = 3.0  # below the 3.5 of reasoning traces in Llama-3's vocabulary: rather too dear
@@ -80,7 +80,12 @@ def llm_judge(
     requests = plan(traces, judge)
     cache.parent.mkdir(parents=True, exist_ok=True)
     with locked(cache, busy=f"{cache}: another process is asking with this cache"):
-        known = {row["key"]: row["labels"] for row in recover_rows(cache)}
+        kept: dict[str, Any] = {
+            row.get("key", ""): row.get("labels") for row in recover_rows(cache)
+        }
+        known: Names = {
+            r.key: kept[r.key] for r in requests if _fits(kept.get(r.key), r.stop - r.first)
+        }
         left = [request for request in requests if request.key not in known]
         if left:
             read_key(judge)
@@ -90,6 +95,11 @@ def llm_judge(
     for request in requests:  # a trace's are in order
         names[request.trace] += known[request.key]
     return names
+
+
+def _fits(labels: Any, n: int) -> bool:
+    """Whether they are labels of `n` sentences, which a file may not hold that others wrote."""
+    return isinstance(labels, list) and len(labels) == n and all(one in LABELS for one in labels)
 
 
 def plan(traces: Traces, judge: Judge) -> list[Request]:

@@ -86,7 +86,8 @@ def read_answer(text: str, n: int) -> list[str]:
         value = found[str(i)]
         label = re.sub(r"[\s_]+", "-", value.strip().lower()) if isinstance(value, str) else ""
         if label not in LABELS:
-            raise ValueError(f"sentence {i}: {str(value)[:40]!r} is none of the labels")
+            told = value[:40] if isinstance(value, str) else type(value).__name__
+            raise ValueError(f"sentence {i}: {told!r} is none of the labels")
         labels.append(label)
     return labels
 

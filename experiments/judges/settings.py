@@ -131,12 +131,5 @@ def _line(kind: Any, name: str, problem: dict[str, Any]) -> str:
 
 
 def _joined(*parts: str | int) -> str:
-    """Names, and places in a list, as one name; what has odd characters is escaped."""
-    text = ""
-    for part in parts:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif part:
-            word = part if re.fullmatch(r"[\w.\[\]-]+", part) else repr(part)[:80]
-            text += f".{word}" if text else word
-    return text
+    """Names, and places in a list, as one name; what is odd in it is escaped."""
+    return repr(".".join(str(part) for part in parts if part != ""))[1:-1]

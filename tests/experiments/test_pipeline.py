@@ -365,6 +365,18 @@ def test_rollouts_and_labels_go_on_after_an_interruption(
     assert (copy / folder / file).read_bytes() == (finished.out / folder / file).read_bytes()
 
 
+def test_values_of_the_settings_are_replaced_on_the_command_line(
+    finished: Finished, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--out", str(copy), "--config", str(finished.settings)]
+    assert main([*argv, "--set", "decoding.seed=2", "--set", "report.margin = 0.9"]) == 0
+    assert made(capsys.readouterr().out) == set()  # the same values again
+    assert main([*argv, "--set", "decoding.sede=3"]) == 1
+    assert "decoding.sede: unknown key, expected seed" in capsys.readouterr().err
+    assert main([*argv, "--full", "--set", "steering.coeffs=[-1.0]"]) == 1
+    assert "steering.baseline_coeffs: got [0.5], expected some of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
@@ -377,11 +389,15 @@ def test_rollouts_and_labels_go_on_after_an_interruption(
         ),
         ({"prompts": {"derive_split": "dome"}}, "no prompt in split 'dome', found ['dom', 'ev"),
         ({"prompts": {"file": "prompts.jsn"}}, "prompts.file: {0}/prompts.jsn: no such file"),
-        ({"prompts": {"base_template": "{prompt} Solution:"}}, "models.base: rendered prompt: the"),
+        (
+            {"prompts": {"base_template": "{prompt} Solution:"}},
+            "models.base: prompt: the tokenizer",
+        ),
         ({"rollouts": {"max_new_tokens": 90}}, "together"),
         ({"decoding": {"max_new_tokens": 90}}, "decoding.max_new_tokens: got 90, and prompt 'eval"),
         ({"labels": {"file": "labels.jsonl"}}, "labels.file: {0}/labels.jsonl: no such file"),
         ({"labels": {"keyword": ["wait"]}}, "labels.keyword: unknown key, expected keywords"),
+        ({"search": {"other_layers": [0, 2]}}, "search.other_layers: got 2, expected 0 to 1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

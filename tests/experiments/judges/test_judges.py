@@ -108,6 +108,7 @@ def test_answers_are_read_however_they_are_dressed(text: str) -> None:
         ('{"1": "other", "2": "doubt"}', "sentence 2: 'doubt' is none of the labels"),
         ('{"1": "other", "2": ["other"]}', "is none of the labels"),
         ('{"1":' * 50_000, "it has no JSON object"),
+        ('{"1": "other", "2": ' + "[" * 900 + "]" * 900 + "}", "'list' is none of the labels"),
     ],
 )
 def test_answers_that_cannot_be_read(text: str, message: str) -> None:
@@ -239,6 +240,19 @@ def test_a_kill_in_the_middle_of_a_line_costs_one_answer(tmp_path: Path) -> None
         cache.write_bytes(cache.read_bytes()[:-10])
         assert llm_judge(TRACES, judge=judge(chat.url), cache=cache, agree=yes) == EXPECTED
         assert len(chat.bodies) == 5
+
+
+def test_rows_of_a_cache_that_do_not_fit_are_asked_for_again(tmp_path: Path) -> None:
+    cache = tmp_path / "c.jsonl"
+    with chat_server(by_keyword) as chat:
+        llm_judge(TRACES, judge=judge(chat.url), cache=cache, agree=yes)
+        rows = read_rows(cache)
+        rows[0]["labels"] = rows[0]["labels"][1:]
+        rows[1]["labels"] = 3
+        del rows[2]["key"]
+        cache.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert llm_judge(TRACES, judge=judge(chat.url), cache=cache, agree=yes) == EXPECTED
+        assert len(chat.bodies) == 4 + 3
 
 
 def test_two_at_one_cache(tmp_path: Path) -> None:

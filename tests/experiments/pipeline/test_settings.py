@@ -104,7 +104,7 @@ def test_all_wrong_keys_and_types_are_said_at_once(file: Path) -> None:
         "rollouts.max_new_token: unknown key, expected max_new_tokens",
         "rollouts.max_new_tokens: got 'many', expected a valid integer",
         "direction.layer: got 1.0, expected a valid integer",
-        "direction.offsets[1]: got 0.5, expected a valid integer",
+        "direction.offsets.1: got 0.5, expected a valid integer",
         "steering.random_directions: got True, expected a valid integer",
         "steering.coeffs: got [], expected distinct numbers",  # a value, beside wrong keys
         "plot: unknown key, expected one of models, prompts",
@@ -140,7 +140,7 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
         ("figure2", "layer_stride", 0, "greater than or equal to 1"),
         ("figure2", "prompts", 1, "greater than or equal to 2"),
         ("labels", "keywords", [], "at least 1 item"),
-        ("labels", "keywords[1]", " ", "a text that is not blank"),
+        ("labels", "keywords.1", " ", "a text that is not blank"),
         ("labels", "source", "judge", "'keywords' or 'grammar'"),
         ("activations", "offsets", [], "distinct"),
         ("direction", "layer", -1, "greater than or equal to 0"),
@@ -148,7 +148,7 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
         ("direction", "offsets", [-3, -3], "distinct"),
         ("direction", "site", "resid", "one of resid_pre"),
         ("steering", "coeffs", [], "distinct numbers"),
-        ("steering", "coeffs[0]", 0.0, "a number other than 0"),
+        ("steering", "coeffs.0", 0.0, "a number other than 0"),
         ("steering", "coeffs", [0.5, 0.5], "distinct"),
         ("steering", "baseline_coeffs", [0.7], "some of steering.coeffs"),
         ("steering", "unit", "metres", "'vector' or 'residual'"),
@@ -160,14 +160,14 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
         ("decoding", "temperature", -0.5, "0, or .001 to 100"),
         ("decoding", "top_p", 0.0, "greater than or equal to 0.000001"),
         # What would fail in the middle of a run: overflows of int32, of float32, of memory.
-        ("direction", "offsets[0]", -(2**40), "greater than or equal to -100000"),
+        ("direction", "offsets.0", -(2**40), "greater than or equal to -100000"),
         ("direction", "offsets", [-3, 39, 40], "less than rollouts.max_new_tokens from 0"),
-        ("steering", "coeffs[1]", 1e300, "1e-6 to 1e6 in size"),
-        ("steering", "coeffs[1]", 1e-40, "1e-6 to 1e6 in size"),
+        ("steering", "coeffs.1", 1e300, "1e-6 to 1e6 in size"),
+        ("steering", "coeffs.1", 1e-40, "1e-6 to 1e6 in size"),
         ("steering", "coeffs", [0.1, 0.1 + 1e-12], "distinct"),
         ("figure2", "coeff", 1e300, "1e-6 to 1e6 in size"),
         ("steering", "random_directions", 10**9, "less than or equal to 1000"),
-        ("steering", "baselines[0]", "nosie", "'mean', 'noise', 'self' or 'behaviour'"),
+        ("steering", "baselines.0", "nosie", "'mean', 'noise', 'self' or 'behaviour'"),
         ("analyses", "random_directions", 10**9, "less than or equal to 1000"),
         ("analyses", "folds", 21, "at most groups"),
         ("search", "steps", 2**63, "less than or equal to 10000"),
@@ -185,8 +185,8 @@ def test_a_missing_section_is_named_by_what_it_must_hold(tmp_path: Path) -> None
 def test_values_that_cannot_be(
     file: Path, section: str, key: str, value: object, expected: str
 ) -> None:
-    name, _, place = key.partition("[")  # a wrong item of a list is put there alone
-    items = [0.5] * int(place[:-1]) + [value] if place else value
+    name, _, place = key.partition(".")  # a wrong item of a list is put there alone
+    items = [0.5] * int(place) + [value] if place else value
     text = message(file, **{section: {name: items}})
     assert f"{section}.{key}: got {value!r}, expected" in text
     assert expected in text
@@ -239,7 +239,7 @@ def test_names_and_values_from_the_file_are_escaped_and_cut(file: Path) -> None:
     file.write_text(SETTINGS + f'[labels]\nsource = "{long}"\n"\\u001b[31m" = 1\n')
     with pytest.raises(ValueError) as caught:
         load_settings(file)
-    assert r"labels.'\x1b[31m': unknown key" in str(caught.value)
+    assert r"labels.\x1b[31m: unknown key" in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -284,5 +284,5 @@ def test_numbers_that_are_none_are_refused(file: Path) -> None:
     path.write_text(text.replace("temperature = 1.0", "temperature = inf"))
     with pytest.raises(ValueError) as caught:
         load_settings(path)
-    for name in ("steering.coeffs[1]", "report.margin", "rollouts.temperature"):
+    for name in ("steering.coeffs.1", "report.margin", "rollouts.temperature"):
         assert f"{name}: got" in str(caught.value)
