@@ -45,6 +45,13 @@ def test_every_command_and_link_leads_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_every_page_is_in_the_contents() -> None:
+    docs = ROOT / "docs"
+    listed = re.findall(r"^[a-z]+/[\w-]+$", (docs / "index.md").read_text(), re.MULTILINE)
+    pages = [str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*/*.md")]
+    assert sorted(listed) == sorted(pages)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 

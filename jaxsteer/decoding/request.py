@@ -1,7 +1,7 @@
 """What is asked of a batch, checked on the host before anything is compiled.
 
-`generate`, `stream`, `sweep`, `sweep_to_file` and `generate_queue` take a `Request`, or the
-keywords of `make_request`, which they make one of by `as_request`.
+`generate`, `stream`, `sweep`, `sweep_to_file` and `generate_queue` take a `Request` or the keywords
+of `make_request`; `as_request` turns either into a `Request`.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -37,7 +37,7 @@ def export(
     """Write the checkpoint `src` as a Hugging Face folder `dst`.
 
     Args:
-        src: directory that `weights.convert` or `jaxsteer.checkpoint.save` wrote.
+        src: directory that `weights.convert` or `jaxsteer.save` wrote.
         dst: folder to write; it must not exist.
         overwrite: replace a Hugging Face folder that is at `dst`.
         shard_bytes: begin another file rather than let one grow beyond this.

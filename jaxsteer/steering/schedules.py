@@ -1,4 +1,4 @@
-"""Schedules: how an intervention's coefficient goes with the generated position.
+"""Schedules: how the coefficient changes over generated tokens.
 
 A schedule is any array of factors on the coefficient, float `[G]`: the g-th holds at the g-th
 generated token, the last one from there on, and the first one throughout the prompt, if the scope

@@ -86,7 +86,10 @@ class RowFacts(TypedDict, total=False):
 
 
 class TokenCoeffs(NamedTuple):
-    """Where and how strongly an intervention acts, before its layers and condition are asked."""
+    """Where and how strongly an intervention acts: per token, the same for all layers.
+
+    `apply` adds what differs by layer: whether the intervention acts there, and its condition.
+    """
 
     covered: jax.Array  # bool [B, T]
     coeff: jax.Array  # float32 [B, T]: s

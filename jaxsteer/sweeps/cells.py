@@ -93,9 +93,10 @@ def check_cells(cells: Sequence[Cell], config: LlamaConfig) -> None:
 
 
 def stack_cells(cells: Sequence[Cell], config: LlamaConfig) -> tuple[Steering, ...]:
-    """The cells' interventions with a leading cell axis C, in slots that each keep their order.
+    """The cells' interventions, stacked into slots with a leading cell axis C.
 
-    Vectors of one slot have one width. Where a cell has nothing for a slot, it gets another cell's
+    A slot holds at most one intervention of each cell, and slots are applied in order. Vectors of
+    one slot have one width. Where a cell has nothing for a slot, it gets another cell's
     intervention at coefficient 0, which changes nothing, bit for bit.
     """
     slots: list[dict[int, Steering]] = []  # by cell

@@ -120,7 +120,7 @@ def run_cells(
     step: Step = decode_step,
     loop: Loop = jax.lax.while_loop,
 ) -> DecodeState:
-    """Like `generate.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
+    """Like `decoding.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
     state = prefill_cells(model, batch, request, steer_prompt=steer_prompt, sampler=sampler)
     state_axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
     request_axes = replace(jax.tree.map(lambda _: None, request), steering=0)
@@ -187,7 +187,7 @@ def sweep(
         request: what is asked of each prompt in every cell, as `make_request` makes it; steering
             belongs into the cells.
         rows_per_chunk: cells × prompts that run at once, by default what fits the device.
-        done: tells results that the caller has already; asked when the first chunk is.
+        done: `done(cell, prompt)` is True for what to skip; called once, when iteration starts.
         sampler: the cheapest that serves the request, if not given.
         step: see `generate`.
         loop: see `generate`.

@@ -1,4 +1,4 @@
-"""jaxsteer.projections: products with the captured stream, and AUROC against counting pairs."""
+"""jaxsteer.analysis.projections: products with the captured stream, and AUROC against counting pairs."""
 
 import math
 

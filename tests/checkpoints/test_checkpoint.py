@@ -1,4 +1,4 @@
-"""jaxsteer.checkpoint: what is saved comes back, and what is broken says so."""
+"""jaxsteer.checkpoints.checkpoint: what is saved comes back, and what is broken says so."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""jaxsteer.memory: what a chunk needs, by a formula that is held against the compiler's count."""
+"""jaxsteer.decoding.memory: what a chunk needs, by a formula that is held against the compiler's count."""
 
 from dataclasses import replace
 

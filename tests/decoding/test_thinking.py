@@ -1,4 +1,4 @@
-"""jaxsteer.thinking: which tokens lie inside <think>…</think>, in prompts and while decoding."""
+"""jaxsteer.decoding.thinking: which tokens lie inside <think>…</think>, in prompts and while decoding."""
 
 from types import SimpleNamespace
 

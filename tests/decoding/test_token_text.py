@@ -1,4 +1,4 @@
-"""jaxsteer.token_text: the bytes of tokens put together are what the tokenizer decodes."""
+"""jaxsteer.decoding.token_text: the bytes of tokens put together are what the tokenizer decodes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""jaxsteer.activations: the pass against float64 sums of raw activations."""
+"""jaxsteer.directions.activations: the pass against float64 sums of raw activations."""
 
 from dataclasses import replace
 

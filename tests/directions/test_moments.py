@@ -1,4 +1,4 @@
-"""jaxsteer.moments: statistics of the sums against those of the activations themselves."""
+"""jaxsteer.directions.moments: statistics of the sums against those of the activations themselves."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.probe: components and probes are what linear algebra and optimality say."""
+"""jaxsteer.directions.probe: components and probes are what linear algebra and optimality say."""
 
 import numpy as np
 import pytest

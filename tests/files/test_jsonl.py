@@ -1,4 +1,4 @@
-"""jaxsteer.jsonl: rows survive what a kill leaves, and one process has a file."""
+"""jaxsteer.files.jsonl: rows survive what a kill leaves, and one process has a file."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""jaxsteer.attention: both paths against a loop in float64.
+"""jaxsteer.llama.attention: both paths against a loop in float64.
 
 cuDNN itself needs a GPU. Here its path runs with the XLA implementation of the same JAX function
 put in its place: that checks the bias, the lengths and the folding of cells, not the kernel.

@@ -1,4 +1,4 @@
-"""jaxsteer.model: the numbers of transformers, with and without a cache, padded or not."""
+"""jaxsteer.llama.model: the numbers of transformers, with and without a cache, padded or not."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.sharding: a model on a mesh of eight devices is the model on one of them."""
+"""jaxsteer.llama.sharding: a model on a mesh of eight devices is the model on one of them."""
 
 import json
 import os

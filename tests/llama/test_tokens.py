@@ -1,4 +1,4 @@
-"""jaxsteer.tokens: padding is explicit, and batches that do not fit say so."""
+"""jaxsteer.llama.tokens: padding is explicit, and batches that do not fit say so."""
 
 from collections import UserDict
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""jaxsteer.preemption: SIGTERM, sent to this process, finishes what is at hand and stops there.
+"""jaxsteer.runtime.preemption: SIGTERM, sent to this process, finishes what is at hand and stops there.
 
 Many processes, and the exit code: `test_hosts`.
 """

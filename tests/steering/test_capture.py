@@ -1,4 +1,4 @@
-"""jaxsteer.capture: what comes back is the stream, at the tokens that were asked for."""
+"""jaxsteer.steering.capture: what comes back is the stream, at the tokens that were asked for."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.scope: each constructor against its meaning spelled out, position by position."""
+"""jaxsteer.steering.scope: each constructor against its meaning spelled out, position by position."""
 
 import jax
 import jax.numpy as jnp

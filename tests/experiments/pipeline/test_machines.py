@@ -1,4 +1,4 @@
-"""experiments.machines: what `--mesh` and `--hosts` mean, and what they refuse.
+"""experiments.pipeline.machines: what `--mesh` and `--hosts` mean, and what they refuse.
 
 Commands on several hosts: the parts of it are tried in `test_hosts`.
 """

@@ -1,4 +1,4 @@
-"""jaxsteer.event_sums: what is reduced on the device is what float64 sums give."""
+"""jaxsteer.steering.group_sums: what is reduced on the device is what float64 sums give."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""jaxsteer.directions: random directions, and other lengths of a direction."""
+"""jaxsteer.directions.controls: random directions, and other lengths of a direction."""
 
 import numpy as np
 import pytest

@@ -116,7 +116,7 @@ def test_a_sweep_compiled_for_eight_chips():
     """The kernel for prompts, two all-reduces a layer, caches in place, memory by the formula."""
     code = (
         "from experiments.benchmarks import tpu_aot\n"
-        "from test_aot import NARROW, WORK\n"
+        "from test_tpu_programs import NARROW, WORK\n"
         "found = tpu_aot.check('narrow', NARROW, 'v5e-8', 'sweep', WORK)\n"
         "print(found.facts)\n"
         "assert found.problems == [], found.problems\n"

@@ -1,4 +1,4 @@
-"""jaxsteer.lens: the logit lens against float64 by hand."""
+"""jaxsteer.analysis.logit_lens: the logit lens against float64 by hand."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.sensitivity: forward-mode derivatives against finite differences and reverse mode."""
+"""jaxsteer.analysis.derivatives: forward-mode derivatives against finite differences and reverse mode."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.stop_strings: rows end where a search of their text says, however tokens cut it."""
+"""jaxsteer.decoding.stops: rows end where a search of their text says, however tokens cut it."""
 
 import re
 

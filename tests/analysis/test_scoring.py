@@ -1,4 +1,4 @@
-"""jaxsteer.score: log-probabilities of given texts are the model's own, steered or not."""
+"""jaxsteer.analysis.scoring: log-probabilities of given texts are the model's own, steered or not."""
 
 from functools import partial
 

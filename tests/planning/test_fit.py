@@ -1,4 +1,4 @@
-"""jaxsteer.plan: what fits where, and how long it takes; figures of chips by their names."""
+"""jaxsteer.planning.fit: what fits where, and how long it takes; figures of chips by their names."""
 
 import json
 import math

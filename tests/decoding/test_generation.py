@@ -1,4 +1,4 @@
-"""jaxsteer.generate: rows do not see each other, the cache is not seen, nothing is left over."""
+"""jaxsteer.decoding.generation: rows do not see each other, the cache is not seen, nothing is left over."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""jaxsteer.sampling: the right distribution, the right tokens kept, the same draw in any batch."""
+"""jaxsteer.decoding.samplers: the right distribution, the right tokens kept, the same draw in any batch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""jaxsteer.end_tokens: every file that names an end is read, and only ids are taken."""
+"""jaxsteer.checkpoints.text_ends: every file that names an end is read, and only ids are taken."""
 
 import json
 from pathlib import Path

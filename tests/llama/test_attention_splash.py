@@ -1,4 +1,4 @@
-"""jaxsteer.tpu_attention: JAX's kernel, interpreted, against the reference."""
+"""jaxsteer.llama.attention_splash: JAX's kernel, interpreted, against the reference."""
 
 import functools
 
