@@ -1,4 +1,4 @@
-"""jaxsteer.analysis.derivatives: forward-mode derivatives against finite differences and reverse mode."""
+"""analysis.derivatives: forward-mode derivatives against finite differences and reverse mode."""
 
 from dataclasses import replace
 

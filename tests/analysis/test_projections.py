@@ -1,4 +1,4 @@
-"""jaxsteer.analysis.projections: products with the captured stream, and AUROC against counting pairs."""
+"""analysis.projections: products with the captured stream, and AUROC against counting pairs."""
 
 import math
 

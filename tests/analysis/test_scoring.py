@@ -1,4 +1,4 @@
-"""jaxsteer.analysis.scoring: log-probabilities of given texts are the model's own, steered or not."""
+"""analysis.scoring: log-probabilities of given texts are the model's own, steered or not."""
 
 from functools import partial
 

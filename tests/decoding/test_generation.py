@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.generation: rows do not see each other, the cache is not seen, nothing is left over."""
+"""decoding.generation: rows do not see each other, the cache is not seen, nothing is left over."""
 
 import inspect
 import json

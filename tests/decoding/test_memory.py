@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.memory: what a chunk needs, by a formula that is held against the compiler's count."""
+"""decoding.memory: what a chunk needs, by a formula that is held against the compiler's count."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.refill: rows that take over each other's slots are the rows of the plain loop."""
+"""decoding.refill: rows that take over each other's slots are the rows of the plain loop."""
 
 import itertools
 from collections.abc import Iterator

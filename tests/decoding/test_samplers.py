@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.samplers: the right distribution, the right tokens kept, the same draw in any batch."""
+"""decoding.samplers: the right distribution, the right tokens kept, the same draw in any batch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.thinking: which tokens lie inside <think>…</think>, in prompts and while decoding."""
+"""decoding.thinking: which tokens lie inside <think>…</think>, in prompts and while decoding."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.directions.learned: log-probabilities are the model's, and vectors climb within their bounds."""
+"""directions.learned: log-probabilities are the model's, and vectors climb within their bounds."""
 
 import jax
 import jax.numpy as jnp

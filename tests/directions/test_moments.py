@@ -1,4 +1,4 @@
-"""jaxsteer.directions.moments: statistics of the sums against those of the activations themselves."""
+"""directions.moments: statistics of the sums against those of the activations themselves."""
 
 from dataclasses import replace
 

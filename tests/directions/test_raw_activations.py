@@ -1,4 +1,4 @@
-"""jaxsteer.directions.raw_activations: what is in the files is the stream, and only what is missing is run."""
+"""raw_activations: what is in the files is the stream, and only what is missing is run."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.files.safetensors_file: arrays come back as they were, and equal content makes equal bytes."""
+"""files.safetensors_file: arrays come back as they were, and equal content makes equal bytes."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""jaxsteer.llama.prompt_blocks: blocks of rows give what the whole batch gives, each row in its place."""
+"""llama.prompt_blocks: blocks of rows give what the whole batch gives, each row in its place."""
 
 import functools
 

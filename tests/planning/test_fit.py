@@ -1,4 +1,4 @@
-"""jaxsteer.planning.fit: what fits where, and how long it takes; figures of chips by their names."""
+"""planning.fit: what fits where, and how long it takes; figures of chips by their names."""
 
 import json
 import math

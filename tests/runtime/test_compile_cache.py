@@ -1,4 +1,4 @@
-"""jaxsteer.runtime.compile_cache: programs are found again, and only where nobody else could put them."""
+"""runtime.compile_cache: programs are found again, and only where nobody else could put them."""
 
 import importlib
 import os

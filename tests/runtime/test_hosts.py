@@ -1,4 +1,4 @@
-"""jaxsteer.runtime.hosts and jaxsteer.preemption: two and four processes are one, also when one is taken.
+"""runtime.hosts and jaxsteer.preemption: two and four processes are one, also when one is taken.
 
 Real processes that talk over loopback, each with some of four CPU devices.
 """

@@ -1,4 +1,4 @@
-"""jaxsteer.runtime.preemption: SIGTERM, sent to this process, finishes what is at hand and stops there.
+"""runtime.preemption: SIGTERM, sent to this process, finishes what is at hand and stops there.
 
 Many processes, and the exit code: `test_hosts`.
 """

@@ -1,4 +1,4 @@
-"""jaxsteer.steering.interventions: what each operation makes of a stream, its derivatives, and bad input."""
+"""steering.interventions: what each operation makes of a stream, its derivatives, and bad input."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""jaxsteer.steering.scope: each constructor against its meaning spelled out, position by position."""
+"""steering.scope: each constructor against its meaning spelled out, position by position."""
 
 import jax
 import jax.numpy as jnp

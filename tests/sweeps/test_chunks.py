@@ -1,4 +1,4 @@
-"""jaxsteer.sweeps.chunks: a cell of a grid is the cell alone, however the grid is cut into chunks."""
+"""sweeps.chunks: a cell of a grid is the cell alone, however the grid is cut into chunks."""
 
 import functools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""jaxsteer.sweeps.sweep_file: rows are written once, whatever happens in between, by one configuration."""
+"""sweeps.sweep_file: rows are written once, whatever happens in between, by one configuration."""
 
 import json
 import os
