@@ -129,7 +129,7 @@ def noise(
 def when(steering: Steering, direction: Vectors, *, above: ArrayLike) -> Steering:
     """The same intervention, only on tokens whose projection on a direction is above a threshold.
 
-    The projection is x · direction / |direction|, of the stream at the steered site and layer
+    The projection is x · direction / ‖direction‖, of the stream at the steered site and layer
     before this intervention; `direction` is `[D]` or `[B, D]`, `above` a number or `[B]`.
 
     Raises:
