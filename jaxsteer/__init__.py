@@ -88,7 +88,7 @@ from jaxsteer.llama import (
     unpack,
 )
 from jaxsteer.models import Loaded, convert, export
-from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption
+from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption, tpu_probe
 from jaxsteer.steering import (
     SITES,
     Capture,
@@ -122,6 +122,7 @@ from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning
 
 __version__ = VERSION
 
+tpu_probe.skip_where_there_is_none()
 compile_cache.turn_on_by_default()
 
 __all__ = [  # noqa: RUF022 - by room, in the order above
