@@ -229,7 +229,9 @@ def load_tokenizer(path: PathLike) -> Any:
     with tempfile.TemporaryDirectory() as here:
         for file in files:
             (Path(here) / file.name).write_bytes(file.read_bytes())
-        return read_tokenizer(here)
+        tokenizer = read_tokenizer(here)
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
 
 
 def read_manifest(path: PathLike) -> Manifest:

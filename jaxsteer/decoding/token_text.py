@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _SPACE = "\u2581"  # how SentencePiece spells a space
+_MOST_TOKENS = 1 << 22
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -32,6 +33,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     state = None if decoder is None else json.loads(decoder.__getstate__())
     kinds = [part["type"] for part in _decoder_parts(state)]
     last = max(tokenizer.get_vocab().values(), default=-1)  # there may be gaps before it
+    if last >= _MOST_TOKENS:
+        raise ValueError(f"tokenizer: got a token of id {last:,}, expected below {_MOST_TOKENS:,}")
     names = tokenizer.convert_ids_to_tokens(list(range(last + 1)))
     if kinds == ["ByteLevel"]:
         alphabet = byte_alphabet()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, ParamSpec, TextIO
 import jax
 
 from jaxsteer.runtime import hosts, preemption
+from jaxsteer.runtime.foreign_errors import is_panic
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE: the reader of the output has left, as `head` does
 _LONGEST = 8_000  # letters of an error
@@ -70,10 +71,6 @@ def guarded(
                 return work(*args, **options) or 0
             except BrokenPipeError:
                 return CLOSED_PIPE
-            except _FORESEEN as error:
-                print(f"{prefix}: {one_message(error)}", file=sys.stderr)
-                hosts.leave(failed)
-                return failed
             except preemption.Stopped:  # which has said so
                 if not resumes:
                     raise
@@ -84,6 +81,12 @@ def guarded(
                 print("interrupted; the same command goes on from here", file=sys.stderr)
                 hosts.leave(130)
                 return 130
+            except BaseException as error:
+                if not isinstance(error, _FORESEEN) and not is_panic(error):
+                    raise
+                print(f"{prefix}: {one_message(error)}", file=sys.stderr)
+                hosts.leave(failed)
+                return failed
 
         return inner
 

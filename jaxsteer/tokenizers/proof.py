@@ -62,8 +62,9 @@ def check_tokenizer(tokenizer: Any, config: LlamaConfig) -> int:
         for text in texts:
             problems += text_problems(tokenizer, plain, text)
     if problems:
-        told = "\n  ".join(problem[:_LONGEST] for problem in problems)
-        raise ValueError(f"{folder}: the tokenizer cannot be trusted:\n  {told}")
+        told = [problem[:_LONGEST] for problem in problems]
+        lines = f" {told[0]}" if len(told) == 1 else "".join(f"\n  {line}" for line in told)
+        raise ValueError(f"{folder}: the tokenizer cannot be trusted:{lines}")
     return len(texts)
 
 

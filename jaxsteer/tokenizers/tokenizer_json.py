@@ -20,6 +20,7 @@ from jaxsteer.tokenizers.proof import TEXTS
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The files that hold a vocabulary; the first that is there is read."""
 
+_MOST_BYTES = 1 << 28  # of a vocabulary; the largest that are published have 40 MB
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _TEMPLATE = "chat_template.jinja"
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
@@ -41,9 +42,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     name = next((name for name in TOKENIZERS if (folder / name).is_file()), None)
     if name is None:
         raise FileNotFoundError(f"{folder}: no tokenizer, expected {' or '.join(TOKENIZERS)}")
+    file = folder / name  # `open_folder` has looked where links lead
+    if (size := file.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{file}: has {size:,} bytes, expected {_MOST_BYTES:,} at most")
     about = _about(folder)
-    with strangers(folder / name, "the tokenizer does not load"):
-        tokenizer = _read(folder / name, about)
+    with strangers(file, "the tokenizer does not load"):
+        tokenizer = _read(file, about)
     with strangers(folder / _CONFIG, "the tokenizer does not load"):
         _name_tokens(tokenizer, about, folder)
     return tokenizer
@@ -60,7 +64,8 @@ def _read(file: Path, about: Mapping[str, Any]) -> Any:
             return meta_tokenizer(file, renamed=_renamed(about))
         return _from_sentencepiece(file, about)
     # Without a path for `name_or_path`, which this release asks the hub about.
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    # A pad token that padding in the file names would be added to the vocabulary.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=None)
     backend = tokenizer.backend_tokenizer
     if getattr(backend.model, "dropout", None):  # other ids at every call
         backend.model.dropout = None
@@ -102,8 +107,11 @@ def _name_tokens(tokenizer: Any, about: Mapping[str, Any], folder: Path) -> None
     for role, token in named.items():
         known = token is not None and backend.token_to_id(token) is not None
         setattr(tokenizer, role, token if known else None)
-    inputs = about.get("model_input_names") or ["input_ids", "attention_mask"]
-    tokenizer.model_input_names = [name for name in inputs if name != "token_type_ids"]
+    asked = about.get("model_input_names")
+    inputs = ("input_ids", "attention_mask")  # never token_type_ids, which no Llama reads
+    tokenizer.model_input_names = [
+        name for name in inputs if name == inputs[0] or not isinstance(asked, list) or name in asked
+    ]
     tokenizer.padding_side = "right" if about.get("padding_side") == "right" else "left"
     tokenizer.clean_up_tokenization_spaces = False  # it drops spaces before punctuation
     tokenizer.chat_template = _chat_template(folder, about)

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hf_folders import byte_tokenizer, edit_json, write_tokenizer
+from hf_folders import byte_tokenizer, edit_json, write_folder, write_tokenizer
 from llama_models.llama3 import tokenizer as meta
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+import jaxsteer
 from jaxsteer.config import LlamaConfig
-from jaxsteer.tokenizers import check_tokenizer, load_tokenizer
+from jaxsteer.models import verification as verify
+from jaxsteer.models.conversion import main as convert_main
+from jaxsteer.runtime import guarded
+from jaxsteer.tokenizers import check_tokenizer, encode, load_tokenizer
 from jaxsteer.tokenizers.proof import TEXTS
 
 CONFIG_290 = replace(LlamaConfig.tiny(), vocab_size=290)
@@ -191,3 +195,88 @@ def test_a_regex_that_explodes_is_one_line(folder: Path, capfd: Any) -> None:
     with pytest.raises(ValueError, match="the tokenizer cannot be used: PanicException: Onig"):
         check_tokenizer(load_tokenizer(folder), CONFIG_290)
     assert capfd.readouterr().err == ""
+
+
+def test_padding_in_the_file_adds_no_token(folder: Path) -> None:
+    made = byte_tokenizer()
+    size = made.get_vocab_size()
+    made.enable_padding(length=8, pad_token="[PAD]", pad_id=7)
+    made.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == size
+    assert tokenizer.encode("[PAD]") == byte_tokenizer().encode("[PAD]").ids
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_input_names": "ids"},
+        {"model_input_names": [7, None]},
+        {"padding_side": ["left"], "model_max_length": -1},
+        {"model_max_length": "many", "add_bos_token": "yes"},
+        {"chat_template": 7, "added_tokens_decoder": "none"},
+        {"extra_special_tokens": 7, "additional_special_tokens": {"a": 1}},
+    ],
+)
+def test_odd_settings_are_no_obstacle(folder: Path, fields: dict[str, Any]) -> None:
+    edit_json(folder / "tokenizer_config.json", **fields)
+    assert encode(load_tokenizer(folder), "the sum").ids == byte_tokenizer().encode("the sum").ids
+
+
+# Commands that meet a strange tokenizer.
+
+EXPLODES = pre_tokenizers.Split(Regex("(.+)+[Qq]"), "isolated")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", '{"eos_token": []}'),
+        ("chat_template.jinja", "{% for %}"),
+        ("generation_config.json", "[]"),
+        ("special_tokens_map.json", "[" * 9999),
+    ],
+    ids=["empty", "explodes", "list", "template", "generation", "deep"],
+)
+def test_commands_say_it_in_one_line(model: Path, name: str, text: str | None, capfd: Any) -> None:
+    """At convert, load, verify and before a run: nothing but the line, with the file or folder."""
+    good = model.with_name("good")
+    assert convert_main([str(model), str(good)]) == 0
+    if text is None:
+        made = byte_tokenizer()
+        made.pre_tokenizer = EXPLODES
+        text = made.to_str()
+    for folder in (model, good / "huggingface"):
+        (folder / name).write_text(text)
+    capfd.readouterr()
+
+    assert convert_main([str(model), str(model.with_name("again"))]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert [line.startswith("convert: ") for line in said] == [True]
+    assert str(model) in said[0]
+    with pytest.raises(ValueError, match=str(model)) as caught:
+        jaxsteer.load(model)
+    assert "\n" not in str(caught.value)
+
+    assert verify.main([str(model), str(good), "--tokens", "4"]) in (0, 2)
+    for line in capfd.readouterr().err.splitlines():
+        assert "Traceback" not in line
+        assert "panicked" not in line
+
+
+def test_a_panic_ends_a_command_in_one_line(folder: Path, capfd: Any) -> None:
+    """Where nobody foresaw it: prompts and traces are encoded in many places."""
+    made = byte_tokenizer()
+    made.pre_tokenizer = EXPLODES
+    made.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    work = guarded("command")(lambda: tokenizer(TEXTS[3]))
+    assert work() == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("command: Onig: Regex search error")
