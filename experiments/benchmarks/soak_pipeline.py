@@ -9,25 +9,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.benchmarks.soak_kill import ROOT, Aim, Ended, Job, Lost, Place, run_unharmed
-from experiments.pipeline.run import DEFAULT_SETTINGS
+from experiments.benchmarks.soak_kill import Aim, Ended, Job, Lost, Place, run_unharmed
 from jaxsteer.files import sha256
 from jaxsteer.runtime import preemption
 
 # What the small pair's settings are cut down to: as many stages and chunks in less time.
-SMALLER = {
-    "prompts.derive_limit": "64",
-    "prompts.evaluate_limit": "8",
-    "prompts.base_evaluate_limit": "8",
-    "prompts.control_evaluate_limit": "8",
-    "rollouts.max_new_tokens": "96",
-    "rollouts.rows_per_chunk": "16",
-    "steering.coeffs": "[-0.2, 0.25]",
-    "steering.random_directions": "1",
-    "decoding.max_new_tokens": "24",
-    "decoding.rows_per_chunk": "8",
-    "perplexity.prompts": "8",
-}
+SMALLER = (
+    "--set=prompts.derive_limit=64",
+    "--set=prompts.evaluate_limit=8",
+    "--set=prompts.base_evaluate_limit=8",
+    "--set=prompts.control_evaluate_limit=8",
+    "--set=rollouts.max_new_tokens=96",
+    "--set=rollouts.rows_per_chunk=16",
+    "--set=steering.coeffs=[-0.2, 0.25]",
+    "--set=steering.random_directions=1",
+    "--set=decoding.max_new_tokens=24",
+    "--set=decoding.rows_per_chunk=8",
+    "--set=perplexity.prompts=8",
+)
 _COLD = 4  # of so many runs one begins without compiled programs
 
 
@@ -46,14 +45,12 @@ def _pipeline_jobs(
 ) -> Callable[[Path], Job] | None:
     """A stage of the main command or all of it, on the small pair with fewer and shorter texts."""
     folder.mkdir()
-    settings, programs = folder / "settings.toml", folder / "programs"
-    settings.write_text(_smaller_settings(), encoding="utf-8")
-    start, expected = folder / "start", folder / "expected"
+    start, expected, programs = (folder / name for name in ("start", "expected", "programs"))
     start.mkdir()
     place = replace(place, variables={**place.variables, **keep_programs(programs)})
 
     def command(name: str, out: Path) -> list[str]:
-        return [f"experiments.{name}", "--out", str(out), "--config", str(settings)]
+        return [f"experiments.{name}", "--out", str(out), *SMALLER]
 
     if given and run_unharmed(command(given, start), place) is None:
         return None
@@ -171,18 +168,6 @@ def keep_programs(folder: Path) -> dict[str, str]:
         "JAXSTEER_COMPILE_CACHE": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-
-
-def _smaller_settings() -> str:
-    lines, section = [], ""
-    for line in DEFAULT_SETTINGS.read_text(encoding="utf-8").splitlines():
-        section = line.strip("[]") if line.startswith("[") else section
-        key, _, value = line.partition(" = ")
-        value = SMALLER.get(f"{section}.{key}", value)
-        if value.startswith('"../../'):
-            value = f'"{ROOT}/' + value.removeprefix('"../../')
-        lines.append(f"{key} = {value}" if value else line)
-    return "\n".join(lines) + "\n"
 
 
 def _stages(out: Path) -> dict[str, float]:

@@ -15,7 +15,8 @@ from experiments.benchmarks import soak as soak_module
 from experiments.benchmarks import soak_kill
 from experiments.benchmarks.soak import Left, main
 from experiments.benchmarks.soak_kill import Aim, Ended, Job, Lost, Place, run_and_kill
-from experiments.benchmarks.soak_pipeline import _check_word, _smaller_settings
+from experiments.benchmarks.soak_pipeline import SMALLER, _check_word
+from experiments.pipeline.run import DEFAULT_SETTINGS
 from experiments.pipeline.settings import load_settings
 
 # A module for `python -m`: appends rows until there are five, heeding SIGTERM between rows.
@@ -202,9 +203,9 @@ def test_the_last_words_are_compared_with_the_file(tmp_path: Path) -> None:
         check(_ended(0, said="[a] done in 1 s\n[b] done in 1 s\n"))
 
 
-def test_the_settings_are_those_of_the_small_pair_but_smaller(tmp_path: Path) -> None:
-    (tmp_path / "settings.toml").write_text(_smaller_settings())
-    settings = load_settings(tmp_path / "settings.toml")
+def test_the_settings_are_those_of_the_small_pair_but_smaller() -> None:
+    changes = [option.removeprefix("--set=") for option in SMALLER]
+    settings = load_settings(DEFAULT_SETTINGS, changes)
     assert settings.decoding.max_new_tokens == 24
     assert settings.rollouts.max_new_tokens == 96
     assert settings.prompts.evaluate_limit == 8
