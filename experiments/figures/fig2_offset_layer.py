@@ -102,9 +102,9 @@ def make_cells(
 
 def texts(run: Run) -> Path:
     """The folder with `sweep.jsonl`, a row for each cell and prompt."""
-    directions = derive.stage(run)
     settings, target = run.settings, "reasoning"
-    coeff = map_coeff(settings)
+    coeff = map_coeff(settings)  # before any work, as there may be none
+    directions = derive.stage(run)
     problems = run.evaluate_prompts[: settings.figure2.prompts]
 
     def work(folder: Path) -> None:
@@ -128,7 +128,7 @@ def map_coeff(settings: Settings) -> float:
     others = [*steering.baseline_coeffs, *sorted(c for c in steering.coeffs if c > 0)]
     chosen = settings.figure2.coeff or next(iter(others), None)
     if chosen is None:
-        raise ValueError("figure2.coeff: missing, and steering.coeffs has no positive one")
+        raise ValueError("figure2.coeff: missing, and steering.coeffs has none above 0")
     return chosen
 
 

@@ -225,15 +225,15 @@ def measure(run: Run, folder: Path, bench: Bench, *, coeff: float) -> dict[str, 
 
 def stage(run: Run) -> Path:
     """The folder with `graft.json`, `graft.csv`, `graft.md` and the figure."""
+    settings = run.settings
+    positive = [coeff for coeff in settings.steering.coeffs if coeff > 0]
+    if not positive:  # said before any work
+        raise ValueError("steering.coeffs: got none above 0, with which grafting could steer")
     directions, traces = derive.stage(run), rollouts.stage(run)
     swept, inputs = sweep_table(run)
     sweep = steer.stage(run)[REASONING]
-    settings = run.settings
-    coeff = judged_at(swept.cells, settings.report.margin)
-    if coeff is None:  # nothing is coherent: the least that was tried
-        coeff = min((c for c in settings.steering.coeffs if c > 0), default=None)
-    if coeff is None:
-        raise ValueError("steering.coeffs: got none above 0, with which grafting could steer")
+    # Where nothing is coherent: the least that was tried.
+    coeff = judged_at(swept.cells, settings.report.margin) or min(positive)
 
     def work(folder: Path) -> None:
         bench = make_bench(

@@ -37,9 +37,10 @@ def main_coeff(settings: Settings) -> float:
     `search.coeff`, or else the last of `steering.baseline_coeffs`, or else the largest coefficient.
     """
     steering = settings.steering
-    if settings.search.coeff is not None:
-        return settings.search.coeff
-    return (steering.baseline_coeffs or sorted(steering.coeffs))[-1]
+    chosen = settings.search.coeff or (steering.baseline_coeffs or sorted(steering.coeffs))[-1]
+    if chosen <= 0:
+        raise ValueError(f"search.coeff: got {chosen} from [steering], expected one above 0")
+    return chosen
 
 
 def cell(

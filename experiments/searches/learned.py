@@ -74,8 +74,9 @@ def layers_of(run: Run) -> list[int]:
 
 def vectors(run: Run) -> Path:
     """The folder with `learned.safetensors` and, in `learned.json`, the losses on the way."""
-    directions, settings = derive.stage(run), run.settings
+    settings, coeff = run.settings, equal_lengths.main_coeff(run.settings)  # or no work at all
     search, site, layers = settings.search, settings.direction.site, layers_of(run)
+    directions = derive.stage(run)
     inputs: dict[str, Any] = {
         "models": {role: run.model_print(role) for role in ("base", "reasoning")},
         "traces": fingerprint(rollouts.stage(run)),
@@ -83,14 +84,14 @@ def vectors(run: Run) -> Path:
         "directions": fingerprint(directions),
         "search": asdict(search),
         "direction": asdict(settings.direction),
-        "coeff": equal_lengths.main_coeff(settings),
+        "coeff": coeff,
         "unit": settings.steering.unit,
     }
 
     def work(folder: Path) -> None:
         texts = read_texts(run)
         units = equal_lengths.unit_lengths(directions, settings)
-        radii = [equal_lengths.main_coeff(settings) * units[layer] for layer in layers]
+        radii = [coeff * units[layer] for layer in layers]
         about = {
             "models": inputs["models"],
             "traces": inputs["traces"],
@@ -306,8 +307,9 @@ def summary(table: list[CellOutcome], gains: list[dict[str, Any]], coeff: float)
 
 def stage(run: Run) -> Path:
     """The folder with `learned.{png,svg,csv,json}`."""
-    settings, main = run.settings, steer.stage(run)[equal_lengths.TARGET]
-    found, own, coeff = vectors(run), texts(run), equal_lengths.main_coeff(settings)
+    settings, coeff = run.settings, equal_lengths.main_coeff(run.settings)
+    main = steer.stage(run)[equal_lengths.TARGET]
+    found, own = vectors(run), texts(run)
 
     def work(folder: Path) -> None:
         named = named_vectors(run)

@@ -224,8 +224,8 @@ def on_text(run: Run) -> list[dict[str, Any]]:
 
 def stage(run: Run) -> Path:
     """The folder with `several.{png,svg,csv,json}`."""
-    settings, main = run.settings, steer.stage(run)[equal_lengths.TARGET]
-    own, coeff = texts(run), equal_lengths.main_coeff(settings)
+    settings, coeff = run.settings, equal_lengths.main_coeff(run.settings)
+    main, own = steer.stage(run)[equal_lengths.TARGET], texts(run)
     first = learned.texts(run)
 
     def work(folder: Path) -> None:
