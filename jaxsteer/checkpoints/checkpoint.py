@@ -25,7 +25,7 @@ from jaxsteer.files import (
     absolute,
     as_path,
     check_files,
-    check_together,
+    check_while,
     checksums,
     inside,
     is_plain_name,
@@ -197,13 +197,16 @@ def load(
         found = type(mesh).__name__
         raise ValueError(f"mesh: got {found}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
     folder = absolute(path)  # Orbax takes no other
+    manifest = read_manifest(folder)
     if mesh is not None:
-        sharding = params_sharding(read_manifest(folder).config, mesh)
-    check_together(folder, read_manifest(folder).files)
-    manifest = _open(folder)
+        sharding = params_sharding(manifest.config, mesh)
     wanted = jnp.dtype(dtype_name(dtype or manifest.dtype))
-    params = _restore(folder, abstract_params(manifest.config, wanted), sharding)
-    model = from_params(params, manifest.config)
+
+    def restore() -> Any:
+        _open(folder)
+        return _restore(folder, abstract_params(manifest.config, wanted), sharding)
+
+    model = from_params(check_while(folder, manifest.files, restore), manifest.config)
     return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
 
 
@@ -343,6 +346,7 @@ def _open(folder: Path) -> Manifest:
     return manifest
 
 
+@timed("checkpoint/restore")
 def _restore(folder: Path, abstract: dict[Any, Any], sharding: Any) -> dict[Any, Any]:
     """Read the leaves of `abstract`, which may be a part of the tree, straight into place."""
     if sharding is None:

@@ -16,7 +16,7 @@ from jaxsteer.files.atomic import (
 )
 from jaxsteer.files.directories import check_free, new_directory, without_wildcards
 from jaxsteer.files.gguf_header import GgufHeader, GgufTensor, is_gguf, read_gguf_header
-from jaxsteer.files.integrity import check_files, check_together, checksums
+from jaxsteer.files.integrity import check_files, check_while, checksums
 from jaxsteer.files.jsonl import (
     append_rows,
     encode_rows,
@@ -51,7 +51,7 @@ __all__ = [
     "check_files",
     "check_free",
     "check_regular",
-    "check_together",
+    "check_while",
     "checksums",
     "encode_rows",
     "inside",

@@ -2,13 +2,15 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxsteer.files.atomic import is_remote
-from jaxsteer.runtime import hosts
+from jaxsteer.runtime import hosts, timed
+
+T = TypeVar("T")
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:
@@ -26,6 +28,7 @@ def checksums(folder: Path) -> dict[str, list[int]]:
     }
 
 
+@timed("checkpoint/check")
 def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
     """Compare a folder with what `checksums` said of it; files that came later do not matter.
 
@@ -39,8 +42,7 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
     problems = [f"missing: {name}" for name in files if name not in there]
     whole = {}
     for name, file in there.items():
-        stat: Any = file.stat()
-        size = stat.length if is_remote(folder) else stat.st_size
+        size = _size(file)
         if size != files[name][0]:
             problems.append(f"cut short: {name}: {size:,} bytes, expected {files[name][0]:,}")
         else:
@@ -57,6 +59,29 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
         )
 
 
+def check_while(folder: Path, files: Mapping[str, list[int]], read: Callable[[], T]) -> T:
+    """What `read()` returns if the files are whole, compared beside it, so that a disk reads once.
+
+    Sizes are compared before. Many hosts check before they read: one that finds damage must not
+    leave the others waiting for it.
+
+    Raises:
+        ValueError: naming damaged files, whatever `read` made of them.
+    """
+    if hosts.several():
+        check_together(folder, files)
+        return read()
+    if any(not (folder / n).is_file() or _size(folder / n) != files[n][0] for n in files):
+        check_files(folder, files)  # names these, and all that is damaged otherwise
+    with ThreadPoolExecutor(1) as pool:
+        checking = pool.submit(check_files, folder, files)
+        try:
+            result = read()
+        finally:
+            checking.result()  # if it raises, this is the reason of any error of `read`
+    return result
+
+
 def check_together(folder: Path, files: Mapping[str, list[int]]) -> None:
     """`check_files`, of many hosts by each a part of them, which they read from one disk.
 
@@ -71,6 +96,11 @@ def check_together(folder: Path, files: Mapping[str, list[int]]) -> None:
         failed = error
     if hosts.any_of(failed is not None):
         raise failed or ValueError(f"{folder}: damaged, as another host says; copy it again")
+
+
+def _size(file: Path) -> int:
+    stat: Any = file.stat()
+    return stat.length if is_remote(file) else stat.st_size
 
 
 def _crc32(file: Path) -> int:

@@ -362,6 +362,20 @@ def test_every_damaged_file_is_named(saved):
         assert path.relative_to(saved).as_posix() in str(caught.value)
 
 
+def test_a_changed_byte_is_found_although_orbax_reads_it(saved, monkeypatch):
+    files = checkpoint.read_manifest(saved).files
+    name = max(files, key=lambda name: files[name][0])
+    content = bytearray((saved / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / name).write_bytes(content)
+    restored = []
+    restore = checkpoint._restore
+    monkeypatch.setattr(checkpoint, "_restore", lambda *a: restored.append(1) or restore(*a))
+    with pytest.raises(ValueError, match=f"damaged: {name}"):
+        checkpoint.load(saved)
+    assert restored  # beside the check, and thrown away
+
+
 def test_weights_of_another_model_in_the_directory(saved, config, tmp_path):
     # A manifest whose checksums hold but whose config is not that of the weights.
     wide = LlamaConfig.from_dict({**config.to_dict(), "d_mlp": 64})

@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     decode,
     distinct,
     learned,
+    load,
     profile,
     score,
 )
@@ -204,3 +205,14 @@ def test_distinct_benchmark_hooks_each_layer_for_transformers():
     cases = list(distinct.measure_transformers(LlamaConfig.tiny(), **sizes))
     assert [case["configurations"] for case in cases] == [0, 4]
     assert cases[1]["times_none"] == pytest.approx(cases[1]["step_ms"] / cases[0]["step_ms"])
+
+
+def test_a_folder_beside_its_checkpoint(tmp_path, capsys):
+    """Both kinds, cold and warm, each in a process of its own (which imports JAX: seconds)."""
+    assert load.main(["--work", str(tmp_path), "--preset", "tiny"]) == 0
+    _, *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    asked = [("folder", True), ("folder", False), ("checkpoint", True), ("checkpoint", False)]
+    assert [(row["kind"], row["cold"]) for row in rows] == asked
+    assert all(row["seconds"] > 0 and row["device"] == "cpu" for row in rows)
+    expected = rows[1]["seconds"] / rows[3]["seconds"]
+    assert last["folder_over_checkpoint_warm"] == pytest.approx(expected, abs=1e-3)
