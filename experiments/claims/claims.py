@@ -147,7 +147,17 @@ def _induces(found: Evidence) -> Claim:
         )
     else:
         text += "; the reasoning-derived one was not run"
-    return _claim("C2", text, decide(contrasts))
+    return _claim("C2", text + _fitting(found, coeff), decide(contrasts))
+
+
+def _fitting(found: Evidence, coeff: float) -> str:
+    """How many steered sentences with a keyword are sentences of the grammar, if there is one."""
+    texts = found.scores["reasoning", "base", coeff].values()
+    fitting = sum(text.backtracking_fitting for text in texts)
+    every = sum(text.backtracking for text in texts)
+    if math.isnan(fitting) or not every:
+        return ""
+    return f"; {fitting:.0f} of {every} steered sentences with a keyword fit the grammar"
 
 
 def _base_model(found: Evidence) -> Claim:

@@ -54,6 +54,7 @@ class Scores:
     logprob: float = 0.0  # sum over the tokens, under the unsteered model, where that was run
     scored_tokens: int = 0
     keyword_matches: float = math.nan  # Eq. 1 as keywords over words
+    backtracking_fitting: float = math.nan  # those with a keyword that fit the grammar
     distinct: int = 0  # backtracking sentences that say something else than those before
     excluded: str = ""  # one of `REASONS`, if the text does not count
 
@@ -94,8 +95,8 @@ def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | No
         coherent, coherence_of = grammar(sentences)
         fitting = coherent
     labels = keyword_labels(sentences, keywords)
-    backtracking = [s.text for s, positive in zip(sentences, labels, strict=True) if positive]
-    distinct = len({_plain(sentence) for sentence in backtracking})
+    backtracking = [s for s, positive in zip(sentences, labels, strict=True) if positive]
+    distinct = len({_plain(sentence.text) for sentence in backtracking})
     return Scores(
         prompt=row["prompt"],
         keyword_rate=keyword_rate(text, keywords),
@@ -108,6 +109,7 @@ def score(row: dict[str, Any], *, keywords: Sequence[str], grammar: Grammar | No
         logprob=row.get("logprob_sum", 0.0),
         scored_tokens=row.get("n_tokens", 0),
         keyword_matches=keyword_matches_per_word(text, keywords),
+        backtracking_fitting=math.nan if grammar is None else grammar(backtracking)[0],
         distinct=distinct,
         excluded=str(
             excluded_because(

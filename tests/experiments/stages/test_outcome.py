@@ -19,7 +19,7 @@ from experiments.stages.outcome import (
     to_csv,
     with_logprobs,
 )
-from experiments.stages.text_scores import score, small_pair_grammar
+from experiments.stages.text_scores import MOST_SHARE, score, small_pair_grammar
 from jaxsteer.analysis.sentences import KEYWORDS, Sentence
 
 
@@ -47,6 +47,8 @@ def table_of(texts: dict[tuple[str, float], Sequence[str]], **fields: Any) -> li
 def test_score_counts_sentences_and_keywords() -> None:
     one = scored(" wait , let me see . 3 plus 4 is 7 . hmm no .")
     assert (one.backtracking, one.sentences) == (2, 3)
+    assert one.backtracking_fitting == 0  # with a keyword and no sentence of the grammar
+    assert scored(" wait , that does not look right .").backtracking_fitting == 1
     assert one.keyword_rate == 2 / 15
     assert one.coherence_of == 3
 
@@ -104,13 +106,13 @@ def test_rates_and_errors_by_hand() -> None:
     assert steered.backtracking_rate.mean == pytest.approx(3 / 7)
 
 
-def calm(words: int) -> str:
-    """Three sentences that repeat nothing, of so many words without their full stops."""
-    third = words // 3
-    return " ".join(f"a{i}" + " ." * (i % third == third - 1) for i in range(3 * third))
+def calm(words: int, sentences: int = 3) -> str:
+    """Sentences that repeat nothing, of so many words without their full stops."""
+    each = words // sentences
+    return " ".join(f"a{i}" + " ." * (i % each == each - 1) for i in range(sentences * each))
 
 
-LONG = calm(18)  # long enough to count
+LONG = calm(24, 6)  # long enough to count
 
 
 def test_the_judged_share_is_of_distinct_sentences_and_paired_by_prompt() -> None:
@@ -151,9 +153,9 @@ def test_degenerate_texts_do_not_count(text: str, excluded: str) -> None:
     assert math.isnan(found.judged) == bool(excluded)
 
 
-def test_no_text_weighs_more_than_half() -> None:
+def test_no_text_weighs_more_than_the_largest_share() -> None:
     text = LONG + "".join(f" wait , b{i} c{i} ." for i in range(40))
-    assert scored(text, grammar=None).judged == 0.5
+    assert scored(text, grammar=None).judged == MOST_SHARE
 
 
 def test_empty_texts_change_no_mean() -> None:
