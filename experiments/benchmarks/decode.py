@@ -4,7 +4,8 @@
 
 Measures the machine's read bandwidth and matrix rate first, then prints one JSON line a case:
 milliseconds a step, tokens a second, the floor (`floor`), their ratio, compile time, compilations
-and peak memory. `--case 160,512,900` runs cases of your own: rows, prompt, steps.
+and peak memory; with `capture` also what a step takes longer than the greedy one, as a share.
+`--case 160,512,900` runs cases of your own: rows, prompt, steps.
 """
 
 import argparse
@@ -25,11 +26,20 @@ import numpy as np
 from experiments.benchmarks.machine import Compilations, peak_bytes
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import Request, Sampler, choose_sampler, make_request, run, sampling
+from jaxsteer.decoding import (
+    Outcome,
+    Request,
+    Sampler,
+    choose_sampler,
+    make_request,
+    outcome,
+    run,
+    sampling,
+)
 from jaxsteer.llama import Model, TokenBatch, init, left_pad, pack
 from jaxsteer.planning import Machine, decode_seconds, prefill_operations
 from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
-from jaxsteer.steering import add, noise
+from jaxsteer.steering import Capture, Project, RowSums, add, noise
 
 PRESETS = (*PUBLISHED, "tiny")
 CASES = {"tiny": ("2,16,8", "4,16,8")}
@@ -47,11 +57,18 @@ def variants(config: LlamaConfig, rows: int) -> dict[str, dict[str, Any]]:
     layers = random.integers(0, config.n_layers, (rows, 1))
     fresh = noise(0.01, layer=layers, coeff=1.0, width=config.d_model)
     top_p = sampling(rows, temperature=0.6, top_p=0.95)
+    directions = random.normal(size=(8, config.d_model))
+    middle = (config.n_layers // 2,)
     return {
         "greedy": {},
         "steered, each row with its own vector, layer and coefficient": {"steering": each},
         "noise, drawn anew at each token": {"steering": fresh},
         "top-p": {"sampling_params": top_p},
+        "capture, projections on 8 directions at all layers": {
+            "capture": Capture(read=Project(directions))
+        },
+        "capture, one layer raw": {"capture": Capture(layers=middle)},
+        "capture, sums at all layers": {"capture": Capture(read=RowSums([1.0]))},
     }
 
 
@@ -87,13 +104,13 @@ def limited(
     limit: jax.Array,
     *,
     sampler: Sampler,
-) -> jax.Array:
+) -> Outcome:
     """`generate.run` up to `limit` steps, as data: prefill alone is timed in the same program."""
 
     def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
         return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
 
-    return run(model, batch, request, sampler=sampler, loop=loop).tokens
+    return outcome(run(model, batch, request, sampler=sampler, loop=loop))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
             decode_seconds(model, machine, rows=rows, prompt=prompt, steps=steps) / steps * 1e3
         )
         operations = prefill_operations(model, rows=rows, prompt=prompt)
+        greedy_ms = None
         for name, options in variants(config, rows).items():
             if args.only and not name.startswith(tuple(args.only)):
                 continue
@@ -133,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
                 "ratio": found["step_ms"] / floor_ms,
                 "prefill_share_of_rate": operations / found["prefill_s"] / machine.rate,
             }
+            greedy_ms = found["step_ms"] if name == "greedy" else greedy_ms
+            if "capture" in options and greedy_ms is not None:
+                found["added_share"] = found["step_ms"] / greedy_ms - 1
             found["peak_GB"] = (peak_bytes() or 0) / 1e9
             labels = {"rows": rows, "prompt": prompt, "steps": steps, "case": name}
             print(json.dumps(labels | _round(found)), flush=True)

@@ -63,7 +63,7 @@ class All:
 class At:
     """The tokens at some positions, `[B, P, D]`; NaN where the pass has no such token."""
 
-    positions: jax.Array  # int [B, P], or [P] for all rows
+    positions: Any  # int [B, P], or [P] for all rows
 
     def __post_init__(self) -> None:
         _from_lists(self)
@@ -91,7 +91,7 @@ class At:
 class TokenSums:
     """`Σ_bt weights[b, t, g] · x[b, t]`, float32 `[G, D]`; `squares` also sums x², `[2, G, D]`."""
 
-    weights: jax.Array  # float [B, T, G]
+    weights: Any  # float [B, T, G]
     squares: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -120,8 +120,8 @@ class EventSums:
     say, adds nothing. Boolean groups are the fastest.
     """
 
-    positions: jax.Array  # int [B, E, O]
-    groups: jax.Array  # bool or float [B, E, G]
+    positions: Any  # int [B, E, O]
+    groups: Any  # bool or float [B, E, G]
     squares: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class RowSums:
     for all of them, the same in every row, and the last t holds from there on.
     """
 
-    weights: jax.Array  # float [B, T, G]
+    weights: Any  # float [B, T, G]
     squares: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class RowSums:
 class Project:
     """Products `directions[r] · x[b, t]`, float32 `[R, B, T]`; directions keep their length."""
 
-    directions: jax.Array  # float [R, D], or a list of `Direction`
+    directions: Any  # float [R, D], or a list of `Direction`
 
     def __post_init__(self) -> None:
         _from_lists(self)

@@ -25,6 +25,7 @@ from jaxsteer.analysis.derivatives import sensitivity
 from jaxsteer.analysis.logit_lens import lens
 from jaxsteer.analysis.projections import project
 from jaxsteer.decoding import generation as generating
+from jaxsteer.decoding import outcome
 from jaxsteer.decoding.samplers import Sampling, greedy, sampling
 from jaxsteer.directions.activations import Trace, activation_moments
 from jaxsteer.directions.learned import learn_directions, logprobs_under
@@ -58,6 +59,9 @@ Collectives = list[tuple[str, list[int]]]
 
 forward = jax.jit(jaxsteer.forward)
 decode_step = jax.jit(jaxsteer.decode_step, static_argnames="sampler")
+
+
+CAPTURE = Capture(layers=(1,), where=jaxsteer.scope.window(-1))
 
 
 def rng() -> np.random.Generator:
@@ -97,11 +101,16 @@ def settings() -> Sampling:
 
 
 def run_generate(model: Model, batch: TokenBatch) -> Found:
-    steering = jaxsteer.add(vector(model), layer=1, coeff=1.0)
-    out = jaxsteer.generate(
-        model, batch, max_new_tokens=G, steering=steering, sampling_params=settings()
-    )
-    return {"tokens": out.tokens, "logprobs": out.logprobs}
+    """Tokens, and the stream at the prompt's last one and those generated."""
+    asked = {
+        "steering": jaxsteer.add(vector(model), layer=1, coeff=1.0),
+        "sampling_params": settings(),
+        "capture": CAPTURE,
+    }
+    out = jaxsteer.generate(model, batch, max_new_tokens=G, **asked)
+    captured = out.captured.values["resid_post"]
+    assert captured.shape[2] == 1 + G
+    return {"tokens": out.tokens, "logprobs": out.logprobs, "captured": captured}
 
 
 def run_directions(model: Model, batch: TokenBatch) -> Found:
@@ -116,7 +125,8 @@ def run_directions(model: Model, batch: TokenBatch) -> Found:
 
 def run_sweep(model: Model, batch: TokenBatch, scope: Scope) -> Found:
     cells = jaxsteer.grid({"v": vector(model)}, layers=[0, 1], coeffs=[0.0, 2.0], scope=scope)
-    chunks = jaxsteer.sweep(model, batch, cells, max_new_tokens=G)
+    capture = Capture(directions=vector(model)[None])
+    chunks = jaxsteer.sweep(model, batch, cells, max_new_tokens=G, capture=capture)
     found = {
         (*result.cell.labels.values(), result.prompt): result
         for chunk in chunks
@@ -127,6 +137,7 @@ def run_sweep(model: Model, batch: TokenBatch, scope: Scope) -> Found:
     return {
         "tokens": np.array([r.tokens for r in ordered]).reshape(shape),
         "logprobs": np.array([r.logprobs for r in ordered]).reshape(shape),
+        "captured": np.array([r.captured.values["resid_post"] for r in ordered]),
     }
 
 
@@ -138,12 +149,14 @@ def run_queue(model: Model, batch: TokenBatch) -> Found:
         max_new_tokens=G,
         steering=jaxsteer.add(vector(model), layer=1, coeff=1.0),
         sampling_params=settings(),
+        capture=CAPTURE,
     )
     rows = jaxsteer.generate_queue(model, batch, request, slots=4, max_new_tokens=G)
     ordered = sorted(rows, key=lambda row: row.index)
     return {
         "tokens": np.array([row.tokens for row in ordered]),
         "logprobs": np.array([row.logprobs for row in ordered]),
+        "captured": np.stack([r.captured.values["resid_post"] for r in ordered], axis=1),
     }
 
 
@@ -291,7 +304,7 @@ def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
     def record(*args: Any, **options: Any) -> Any:
         state = jax.jit(whole, static_argnames=tuple(options))(*args, **options)
         layout[name] = part(state.cache.k[0])
-        return state.tokens, state.logprobs, state.length
+        return outcome(state)
 
     return mock.patch.object(module, name, record)
 

@@ -90,10 +90,13 @@ def test_decode_benchmark_prints_a_line_for_each_case(capsys, monkeypatch):
     monkeypatch.setattr(decode, "read_bandwidth", lambda: 1e10)
     monkeypatch.setattr(decode, "matrix_rate", lambda: 1e11)
     monkeypatch.setattr(decode.compile_cache, "turn_off", lambda: None)
-    assert decode.main(["--preset", "tiny", "--case", "2,16,4", "--only", "greedy", "top"]) == 0
+    only = ["greedy", "capture, one"]
+    assert decode.main(["--preset", "tiny", "--case", "2,16,4", "--only", *only]) == 0
     machine, *cases = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert machine["read_GB_s"] == 10
-    assert [case["case"] for case in cases] == ["greedy", "top-p"]
+    assert [case["case"] for case in cases] == ["greedy", "capture, one layer raw"]
+    added = cases[1]["step_ms"] / cases[0]["step_ms"] - 1
+    assert cases[1]["added_share"] == pytest.approx(added, rel=0.1, abs=0.1)
     for case in cases:
         assert case["ratio"] == pytest.approx(case["step_ms"] / case["floor_ms"], rel=1e-2)
         assert case["compilations"] == 1
