@@ -29,6 +29,7 @@ Rooms, each of which uses only those above it:
     analysis     what a direction or a text shows
     texts        texts in, texts out: what people type first
     planning     what fits on which chips
+    cli          the command `jaxsteer`
 
 Read `llama.model`, `steering.steering`, `decoding.generation` and `sweeps.chunks`, in this order.
 """

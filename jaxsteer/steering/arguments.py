@@ -20,9 +20,14 @@ Layers = int | Literal["all"] | Sequence[Any] | ArrayLike
 class Located(Protocol):
     """A vector that knows where it was read: a `Direction`."""
 
-    vector: NDArray[np.float32]
-    layer: int
-    site: str
+    @property
+    def vector(self) -> NDArray[np.float32]: ...
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def site(self) -> str: ...
 
 
 Vectors = ArrayLike | Located | Sequence[Located]
