@@ -36,6 +36,7 @@ OnDisk = Annotated[
     ),
     must(lambda path: path and "\0" not in path, "a path"),
 ]
+Many = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Few = Annotated[StrictInt, Field(ge=0, le=1000)]
 Two = Annotated[Count, Field(ge=2)]  # or more
 Layer = Annotated[StrictInt, Field(ge=0, le=10_000)]  # output of this block, counted from 0
@@ -98,13 +99,13 @@ class Prompts:
 class Decoding:
     """How text is generated."""
 
-    max_new_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
+    max_new_tokens: Many
     temperature: Annotated[
         StrictFloat, must(lambda t: t == 0 or 1e-3 <= t <= 100, "0, or .001 to 100")
     ] = 0.0
     top_p: Annotated[StrictFloat, Field(ge=1e-6, le=1)] = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
-    rows_per_chunk: Count | None = None  # what fits the device, if not given
+    rows_per_chunk: Many | None = None  # what fits the device, if not given
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
