@@ -144,7 +144,7 @@ def test_a_header_that_is_longer_than_anything(src: Path, capsys: Any) -> None:
 def test_a_file_that_becomes_shorter_while_it_is_read(
     src: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxsteer.models import conversion as module
+    from jaxsteer.huggingface import source as module
 
     opened = module.open_folder
 

@@ -57,11 +57,10 @@ def open_source(
     Raises:
         FileNotFoundError, ValueError: as `find_source`, `open_folder` and `open_gguf`.
     """
-    path = as_path(source)
-    if path.is_file():
+    if "://" not in str(source) and (path := as_path(source)).is_file():
         check_pointers(path)
-    if path.is_file() and is_gguf(path):
-        return open_gguf(path, strict=strict), Source(path.parent, path.name, None)
+        if is_gguf(path):
+            return open_gguf(path, strict=strict), Source(path.parent, path.name, None)
     found = find_source(source, revision=revision)
     return open_folder(found.folder, strict=strict), found
 

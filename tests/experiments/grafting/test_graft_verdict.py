@@ -53,10 +53,10 @@ def table(**hybrids):
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(0, False), (3, False), (4, True), (8, True), (20, True)]
+    ("count", "expected"), [(0, False), (2, False), (3, True), (6, True), (20, True)]
 )
 def test_half_of_the_reasoning_models_gain_induces(count, expected):
-    assert induces(table(reasoning=8, responding=count), RESPONDING, MARGIN) is expected
+    assert induces(table(reasoning=6, responding=count), RESPONDING, MARGIN) is expected
 
 
 def test_incoherent_text_does_not_induce():
@@ -72,10 +72,10 @@ def test_nothing_can_be_told_where_the_reasoning_model_gains_nothing():
 
 
 @pytest.mark.parametrize(
-    ("put_back", "expected"), [(0, True), (3, True), (4, False), (8, False), ((0, 0.5), None)]
+    ("put_back", "expected"), [(0, True), (2, True), (3, False), (6, False), ((0, 0.5), None)]
 )
 def test_parts_are_needed_if_less_than_half_is_left_in_coherent_text(put_back, expected):
-    assert needed(table(reasoning=8, put_back=put_back), MARGIN) is expected
+    assert needed(table(reasoning=6, put_back=put_back), MARGIN) is expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from oracle import SMALL, random_rows
 
 from experiments.figures import coloured_text, cosines
@@ -202,9 +203,10 @@ def test_jackknife_leaves_out_one_group_at_a_time():
     z = np.arctanh([cos([g for g in range(8) if g != left]) for left in range(8)])
     spread = math.sqrt(7 / 8 * np.sum((z - z.mean()) ** 2))
     value = cos([*range(8)])
+    quantile = scipy.stats.t.ppf(0.975, 7)  # 8 groups
     assert found["value"] == pytest.approx(value, rel=1e-9)
-    assert found["low"] == pytest.approx(math.tanh(math.atanh(value) - 2.365 * spread))
-    assert found["high"] == pytest.approx(math.tanh(math.atanh(value) + 2.365 * spread))
+    assert found["low"] == pytest.approx(math.tanh(math.atanh(value) - quantile * spread))
+    assert found["high"] == pytest.approx(math.tanh(math.atanh(value) + quantile * spread))
     assert found["n"] == count[:, 0].sum(axis=0).min()
 
 
