@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import jaxsteer
+from jaxsteer.cli import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"(?<![\w./-])(?:jaxsteer|js)((?:\.[A-Za-z_]\w*)+)")
 MODULE = re.compile(r"python -m ((?:jaxsteer|weights|experiments)(?:\.\w+)*)")
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(((?!https?:)[^)#]+)")
 # In a process of its own: a mesh needs eight devices, which are fixed when JAX starts.
 MESH = ROOT / "docs" / "guides" / "chips-and-hosts.md"
@@ -50,6 +53,15 @@ def test_every_page_is_in_the_contents() -> None:
     listed = re.findall(r"^[a-z]+/[\w-]+$", (docs / "index.md").read_text(), re.MULTILINE)
     pages = [str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*/*.md")]
     assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_of_the_command_line_is_there(page: Path) -> None:
+    lines = "\n".join(SHELL.findall(page.read_text())).replace("\\\n", " ").splitlines()
+    for line in lines:
+        program, *words = shlex.split(line, comments=True) or [""]
+        if program == "jaxsteer":  # raises for an option that is not there
+            commands.jaxsteer.commands[words[0]].make_context(words[0], words[1:])
 
 
 def test_the_readme_is_short() -> None:

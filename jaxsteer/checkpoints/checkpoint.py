@@ -146,7 +146,7 @@ def write(
     if hosts.several():  # Orbax would wait for all of them to write the same
         raise ValueError(
             f"{path}: checkpoints are written by one process that works alone: convert models "
-            "(python -m weights.convert SRC DST) before many hosts load them"
+            "(jaxsteer convert SRC DST) before many hosts load them"
         )
     carried = [as_path(file) for file in files]
     if other := [file.name for file in carried if file.name not in COMPANIONS]:
@@ -174,7 +174,7 @@ def load(
     """Read a model and its tokenizer.
 
     Args:
-        path: a directory that `python -m weights.convert` or `save` wrote; also a copy of it in an
+        path: a directory that `jaxsteer convert` or `save` wrote; also a copy of it in an
             object store, as `gs://bucket/r1-distill-llama-8b`, whose files are checked by their
             sizes only.
         dtype: cast the weights to it on the way in (`"float32"`, `"bfloat16"`); as stored if
@@ -252,7 +252,7 @@ def read_manifest(path: PathLike) -> Manifest:
         if (folder / "config.json").is_file():
             raise ValueError(
                 f"{folder}: is a Hugging Face folder, expected a converted one; "
-                f"convert it first: python -m weights.convert {folder} DST"
+                f"convert it first: jaxsteer convert {folder} DST"
             )
         inside = "; one lies in its folder checkpoint" if (folder / "checkpoint").is_dir() else ""
         raise ValueError(f"{folder}: is no checkpoint of jaxsteer (it holds no {MANIFEST}{inside})")

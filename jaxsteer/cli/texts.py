@@ -208,8 +208,6 @@ def sweep_command(
     if directions is None or not coeffs:
         raise ValueError("--directions, --coeff: expected a file and at least one coefficient")
     matching = choose(directions, name, layers)
-    if other := [d.name for d in matching if d.site != "resid_post"]:
-        raise ValueError(f"{directions}: {other[0]!r} is not of the site resid_post")
     measures = [contains(*phrase.split(",")) for phrase in wanted]
     measures += [_METRICS[metric] for metric in metrics]
     target = None if out is None else Path(out)

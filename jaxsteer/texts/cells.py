@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsteer.directions import Direction, random_directions, rescale
 from jaxsteer.llama import Model, TokenBatch, forward
-from jaxsteer.steering import Capture, Steering, add, noise
+from jaxsteer.steering import Capture, Steering, Where, add, noise
 from jaxsteer.sweeps import Cell
 from jaxsteer.texts.layer_directions import LayerDirections
 
@@ -42,6 +42,11 @@ def sweep_cells(
     if not len(coeffs):
         raise ValueError("coeffs: got none, expected at least one")
     named = by_name(vectors)
+    sites = {name: getattr(vector, "site", "resid_post") for name, vector in named.items()}
+    if unit == "residual" and (odd := set(sites.values()) - {"resid_post"}):
+        raise ValueError(
+            f"unit: got 'residual' for {sorted(odd)}, expected directions of resid_post"
+        )
     norms = residual_norms(model, batch) if unit == "residual" else None
     cells = []
     if any(coeff == 0 for coeff in coeffs):
@@ -53,15 +58,16 @@ def sweep_cells(
                 values = rescale(values, float(norms[layer]))
             random = random_directions(1, len(values), seed=seed)[0]
             length = float(np.linalg.norm(values))
+            where: Where = {"layer": layer, "site": sites[name]}
             for coeff in map(float, coeffs):
                 if coeff == 0:
                     continue
-                kinds: dict[str, Steering] = {name: add(values, layer=layer, coeff=coeff)}
+                kinds: dict[str, Steering] = {name: add(values, coeff=coeff, **where)}
                 if "random" in baselines:
-                    kinds["random"] = add(rescale(random, length), layer=layer, coeff=coeff)
+                    kinds["random"] = add(rescale(random, length), coeff=coeff, **where)
                 if "noise" in baselines:
                     kinds["noise"] = noise(
-                        length, layer=layer, coeff=abs(coeff), width=len(values), seed=seed
+                        length, coeff=abs(coeff), width=len(values), seed=seed, **where
                     )
                 cells += [
                     Cell({"source": source, "layer": layer, "coeff": coeff}, steering)

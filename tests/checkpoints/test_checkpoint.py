@@ -313,7 +313,7 @@ def test_missing_path(tmp_path):
 
 def test_hugging_face_folder_names_the_command(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"python -m weights\.convert {tmp_path} DST"):
+    with pytest.raises(ValueError, match=rf"jaxsteer convert {tmp_path} DST"):
         checkpoint.load(tmp_path)
 
 

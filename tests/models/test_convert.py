@@ -172,7 +172,7 @@ def test_existing_destination(folders, tmp_path, capsys):
 
 def test_command_line(folders, tmp_path, capsys):
     assert main([str(folders["words"]), str(tmp_path / "ckpt"), "--dtype", "bfloat16"]) == 0
-    assert "weights.verify" in capsys.readouterr().out
+    assert "jaxsteer verify" in capsys.readouterr().out
     assert checkpoint.read_manifest(tmp_path / "ckpt").dtype == "bfloat16"
     assert export_main([str(tmp_path / "ckpt"), str(tmp_path / "back")]) == 0
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 1

@@ -107,6 +107,17 @@ def test_coefficient_0_is_one_cell_and_baselines_are_as_long(lm, vector) -> None
     np.testing.assert_allclose(lengths, np.linalg.norm(vector), rtol=1e-5)
 
 
+def test_a_direction_is_added_at_its_own_site(lm, vector) -> None:
+    batch = encode_prompts(lm.tokenizer, PROMPTS).batch
+    v = js.Direction(vector, 1, "attn_out", "v", {})
+    cells = sweep_cells(
+        lm.model, batch, v, layers=None, coeffs=[1], baselines=["random", "noise"]
+    )  # fmt: skip
+    assert {(c.steering.sites, int(c.steering.layer[0, 0])) for c in cells} == {(("attn_out",), 1)}
+    with pytest.raises(ValueError, match=r"unit: got 'residual' for \['attn_out'\]"):
+        sweep_cells(lm.model, batch, v, layers=None, coeffs=[1], unit="residual")
+
+
 def test_a_unit_is_the_length_of_the_stream_at_the_layer(lm, vector) -> None:
     batch = encode_prompts(lm.tokenizer, PROMPTS).batch
     out = jax.jit(js.forward)(lm.model, batch.tokens, mask=batch.mask, capture=Capture())
