@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.benchmarks.capture import make_traces
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_bytes
+from experiments.benchmarks.machine import peak_GB
 from experiments.searches.sensitivity import Text, slopes
 from jaxsteer.analysis import lens, project_texts
 from jaxsteer.config import LlamaConfig
@@ -38,11 +38,10 @@ def timed(work: Callable[[], object]) -> dict[str, Any]:
         started = time.perf_counter()
         work()
         spent.append(float(f"{time.perf_counter() - started:.3g}"))
-    peak = peak_bytes()
     return {
         "first_s": spent[0],
         "again_s": spent[1],
-        "peak_GB": None if peak is None else round(peak / 1e9, 2),
+        "peak_GB": peak_GB(),
     }
 
 

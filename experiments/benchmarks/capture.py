@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_bytes
+from experiments.benchmarks.machine import peak_GB
 from experiments.stages import derive
 from jaxsteer.analysis import LABELS
 from jaxsteer.config import LlamaConfig
@@ -106,7 +106,6 @@ def main(argv: list[str] | None = None) -> int:
     spent = {name: one * args.batches for name, one in spent.items()}
     spent["pipeline"] = pipeline_seconds(model, traces)
     operations = prefill_operations(model, rows=count, prompt=args.length)
-    peak = peak_bytes()
     found = {
         name: {
             "tokens_per_s": round(count * args.length / one),
@@ -122,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         "offsets": len(OFFSETS),
         "labels": len(LABELS),
         "matrix_TFLOP_s": round(rate / 1e12, 1),
-        "peak_GB": None if peak is None else round(peak / 1e9, 2),
+        "peak_GB": peak_GB(),
     }
     print(json.dumps(sizes | found))
     return 0

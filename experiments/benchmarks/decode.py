@@ -10,7 +10,6 @@ and peak memory; with `capture` also what a step takes longer than the greedy on
 
 import argparse
 import functools
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.machine import Compilations, peak_bytes
+from experiments.benchmarks.machine import Compilations, about, peak_GB, say
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
@@ -125,9 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     compile_cache.turn_off()
     config: LlamaConfig = getattr(LlamaConfig, args.preset)()
     machine = Machine(read_bandwidth(), matrix_rate())
-    device = jax.devices()[0].device_kind
-    rates = {"read_GB_s": machine.bandwidth / 1e9, "TFLOP_s": machine.rate / 1e12}
-    print(json.dumps({"device": device, "jax": jax.__version__} | _round(rates)), flush=True)
+    say(about(machine))
     model = init(config, dtype=jnp.bfloat16)
     model = model if args.separate else pack(model, donate=True)
     random = np.random.default_rng(0)
@@ -154,14 +151,10 @@ def main(argv: list[str] | None = None) -> int:
             greedy_ms = found["step_ms"] if name == "greedy" else greedy_ms
             if "capture" in options and greedy_ms is not None:
                 found["added_share"] = found["step_ms"] / greedy_ms - 1
-            found["peak_GB"] = (peak_bytes() or 0) / 1e9
+            found["peak_GB"] = peak_GB() or 0.0
             labels = {"rows": rows, "prompt": prompt, "steps": steps, "case": name}
-            print(json.dumps(labels | _round(found)), flush=True)
+            say(labels | found)
     return 0
-
-
-def _round(numbers: dict[str, float]) -> dict[str, float]:
-    return {name: float(f"{number:.4g}") for name, number in numbers.items()}
 
 
 if __name__ == "__main__":

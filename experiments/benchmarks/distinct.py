@@ -13,7 +13,6 @@ needs the memory (and PyTorch). The whole takes some minutes; `--steps 64 --repe
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS, limited
-from experiments.benchmarks.machine import Compilations
+from experiments.benchmarks.machine import Compilations, about, say
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import Request, greedy, make_request
 from jaxsteer.llama import Model, TokenBatch, init, left_pad, pack
@@ -87,12 +86,7 @@ def measure(
     """Jaxsteer's cases: a line for the machine, then one a case."""
     compile_cache.turn_off()
     machine = Machine(read_bandwidth(), matrix_rate())
-    yield {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "read_GB_s": machine.bandwidth / 1e9,
-        "TFLOP_s": machine.rate / 1e12,
-    }
+    yield about(machine)
     model = pack(init(config, dtype=jnp.bfloat16), donate=True)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt))
     batch = left_pad(tokens.tolist(), length=prompt)
@@ -202,8 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         lines = measure_transformers(config, steps=args.transformers_steps, **sizes)
     for line in lines:
-        rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items()}
-        print(json.dumps(rounded), flush=True)
+        say(line)
     return 0
 
 

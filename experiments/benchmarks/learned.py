@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_bytes
+from experiments.benchmarks.machine import peak_GB
 from jaxsteer.config import LlamaConfig
 from jaxsteer.directions import Targets, learn_directions, make_targets, step_bytes
 from jaxsteer.llama import Model, init, pack
@@ -88,7 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     operations = prefill_operations(model, rows=args.rows, prompt=args.length) * passes
     most = targets.position.shape[1]
     each = step_bytes(model, rows=args.rows, length=args.length, targets=most, remat=remat)
-    peak = peak_bytes()
     weights = sum(x.nbytes for x in jax.tree.leaves(model.params))
     print(
         json.dumps(
@@ -99,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
                 "share_of_matrix_rate": round(args.directions * operations / spent / rate, 3),
                 "weights_GB": round(weights / 1e9, 2),
                 "expected_GB_a_direction": round(each / 1e9, 2),
-                "peak_GB": None if peak is None else round(peak / 1e9, 2),
+                "peak_GB": peak_GB(),
             }
         )
     )

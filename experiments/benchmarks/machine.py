@@ -1,14 +1,40 @@
-"""What a run took of the machine: memory, and programs compiled; see also `runtime.rates`."""
+"""What a run took of the machine, memory and programs compiled, and how it is printed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+
+from jaxsteer.planning import Machine
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def peak_bytes() -> int | None:
+def peak_GB() -> float | None:
     """The most memory in use on the first device since the process began; None where untold."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use")
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else round(peak / 1e9, 2)
+
+
+def about(machine: Machine) -> dict[str, Any]:
+    """What the first line of a benchmark says of the machine that it ran on."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "read_GB_s": machine.bandwidth / 1e9,
+        "TFLOP_s": machine.rate / 1e12,
+    }
+
+
+def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with four digits."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts.items()}
+
+
+def say(facts: Mapping[str, Any]) -> None:
+    """Print a JSON line, its numbers with four digits."""
+    print(json.dumps(rounded(facts)), flush=True)
 
 
 class Compilations:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_bytes
+from experiments.benchmarks.machine import peak_GB
 from jaxsteer.analysis import rows_that_score, score
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama import init, pack
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     tokens = args.texts * args.length
     heads = 2 * (tokens - args.texts) * config.vocab_size * config.d_model  # of all tokens
     operations = prefill_operations(model, rows=args.texts, prompt=args.length) + heads
-    peak = peak_bytes()
     found = {
         "texts": args.texts,
         "length": args.length,
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "tokens_per_s": round(tokens / spent),
         "share_of_matrix_rate": round(operations / spent / rate, 3),
         "matrix_TFLOP_s": round(rate / 1e12, 1),
-        "peak_GB": None if peak is None else round(peak / 1e9, 2),
+        "peak_GB": peak_GB(),
     }
     print(json.dumps(found))
     return 0

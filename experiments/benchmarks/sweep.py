@@ -32,7 +32,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # before JAX is
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.machine import Compilations, peak_bytes
+from experiments.benchmarks.machine import Compilations, about, peak_GB, say
 from experiments.benchmarks.sweep_work import Work, make_work
 from jaxsteer.config import PRESETS as PUBLISHED
 from jaxsteer.config import LlamaConfig
@@ -174,20 +174,15 @@ def _told(compilations: Compilations) -> dict[str, Any]:
 
 
 def _memory() -> dict[str, float]:
-    peak = peak_bytes()
-    return {} if peak is None else {"peak_GB": peak / 1e9}
+    peak = peak_GB()
+    return {} if peak is None else {"peak_GB": peak}
 
 
 def measure(work: Work, *, steps: int, repeats: int) -> Iterator[dict[str, Any]]:
     """All of jaxsteer's cases."""
     compile_cache.turn_off()
     machine = Machine(read_bandwidth(), matrix_rate())
-    yield {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "read_GB_s": machine.bandwidth / 1e9,
-        "TFLOP_s": machine.rate / 1e12,
-    }
+    yield about(machine)
     model = pack(init(work.config, dtype=jnp.bfloat16), donate=True)
     yield from time_figure(model, work, machine)
     yield from time_figure(model, work, machine, case="figure 3 again")
@@ -244,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
             for text in _child([*given, "--engine", engine]):
                 print(text, end="", flush=True)
                 found.append(json.loads(text))
-        print(_line(compare(found)), flush=True)
+        say(compare(found))
         return 0
     asked = {name: getattr(args, name) for name in PRESETS[args.preset]}
     sizes = {k: PRESETS[args.preset][k] if v is None else v for k, v in asked.items()}
@@ -258,14 +253,8 @@ def main(argv: list[str] | None = None) -> int:
         tokens = min(args.transformers_tokens or work.new_tokens, work.new_tokens)
         lines = sweep_transformers.measure(work, batch=args.batch, tokens=tokens)
     for line in lines:
-        print(_line(line), flush=True)
+        say(line)
     return 0
-
-
-def _line(found: dict[str, Any]) -> str:
-    return json.dumps(
-        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
-    )
 
 
 if __name__ == "__main__":

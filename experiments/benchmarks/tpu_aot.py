@@ -32,6 +32,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: no TPU 
 import jax
 
 from experiments.benchmarks import hlo
+from experiments.benchmarks.machine import rounded
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import as_path, write_atomic
 from jaxsteer.planning import SWEEPS, Plan, Work, find, footprint, plan
@@ -193,16 +194,12 @@ def main(argv: list[str] | None = None) -> int:
         for program in args.program:
             work = SWEEPS["figure3"] if program == "sweep" else DECODING
             checked = check(preset, config, topology, program, work)
-            line = _rounded(checked.facts) | {"problems": checked.problems}
+            line = rounded(checked.facts) | {"problems": checked.problems}
             print(json.dumps(line), flush=True)
             lines.append(line)
     if args.table:
         write_atomic(args.table, ("\n".join(table(lines)) + "\n").encode())
     return 1 if any(line["problems"] for line in lines) else 0
-
-
-def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts.items()}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks.decode import PRESETS, limited
+from experiments.benchmarks.machine import say
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import generate, greedy, make_request
 from jaxsteer.llama import (
@@ -267,18 +268,12 @@ def main(argv: list[str] | None = None) -> int:
     for found in itertools.chain.from_iterable(parts[name]() for name in args.only):
         right &= found.get("ok", True)
         seconds = time.monotonic() - started
-        print(_line(found | {"seconds": seconds}), flush=True)
+        say(found | {"seconds": seconds})
         if seconds > 60 * args.minutes:
-            print(_line({"case": "stopped", "seconds": seconds, "ok": right}), flush=True)
+            say({"case": "stopped", "seconds": seconds, "ok": right})
             return 3 if right else 1
-    print(_line({"case": "done", "seconds": time.monotonic() - started, "ok": right}), flush=True)
+    say({"case": "done", "seconds": time.monotonic() - started, "ok": right})
     return 0 if right else 1
-
-
-def _line(found: dict[str, Any]) -> str:
-    return json.dumps(
-        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
-    )
 
 
 if __name__ == "__main__":
