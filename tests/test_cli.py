@@ -122,12 +122,14 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     assert "exists already" in error
 
 
-def test_show_knows_what_a_path_holds(jaxsteer, directions: Path, tmp_path: Path) -> None:
+def test_show_knows_what_a_path_holds(jaxsteer, small, directions: Path, tmp_path: Path) -> None:
     js.Texts((text(0.0, "a"), text(2.0, "b"))).save(tmp_path / "texts.jsonl")
+    js.save(tmp_path / "checkpoint", small)
     for path, kind, told in (
         (MODEL, "Hugging Face folder", ("layers", 8)),
         (directions, "directions", ("directions", 8)),
         (tmp_path / "texts.jsonl", "texts", ("cells", 2)),
+        (tmp_path / "checkpoint", "checkpoint", ("layers", small.config.n_layers)),
     ):
         code, out, _ = jaxsteer("show", path, "--json")
         facts = json.loads(out)
@@ -159,6 +161,8 @@ def test_doctor_says_what_there_is(jaxsteer) -> None:
         (["sweep", "m", "p"], "--directions, --coeff: expected a file"),
         (["show", "nothing"], "show: nothing: no such file or folder"),
         (["plan", "llama31_8b", "v99-8"], "v99-8"),
+        (["plan", "llama31_8b", "v5e-8", "--mesh", "x"], "got x, expected DATAxTENSOR"),
+        (["verify", "a", "b", "--tokens", "0"], "0 is not in the range x>=1"),
     ],
 )
 def test_an_error_is_one_line(jaxsteer, words: list[str], message: str) -> None:
@@ -204,6 +208,19 @@ def test_options_are_those_of_the_module(jaxsteer, capsys, name: str, module) ->
     theirs = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z-]+", SUBCOMMANDS[name].get_help(click.Context(SUBCOMMANDS[name]))
                           .split("Examples")[0])) == theirs  # fmt: skip
+
+
+def test_a_shell_completes_subcommands_and_options(jaxsteer, capsys, monkeypatch) -> None:
+    for words, number, completed in (
+        ("jaxsteer gen", "1", "generate"),
+        ("jaxsteer generate --max", "2", "--max-new-tokens"),
+    ):
+        monkeypatch.setenv("_JAXSTEER_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", number)
+        with pytest.raises(SystemExit):
+            commands.command_line([])
+        assert capsys.readouterr().out == f"plain,{completed}\n"
 
 
 def test_options_are_passed_on(jaxsteer, monkeypatch: pytest.MonkeyPatch) -> None:

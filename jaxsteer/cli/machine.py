@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy
 _OPTIONAL = ("torch", "libtpu", "pandas")
 
 
+def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is no mesh, in one line: argparse, to which it is passed on, takes six."""
+    if value is not None and not re.fullmatch(r"\d+x\d+", value):
+        raise click.BadParameter(f"got {value}, expected DATAxTENSOR, as in 2x4")
+    return value
+
+
 @click.command(
     "plan",
     epilog=examples(
@@ -33,7 +41,7 @@ _OPTIONAL = ("torch", "libtpu", "pandas")
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--new", type=int, default=1024, show_default=True, help="New tokens.")
 @click.option("--sweep", type=click.Choice(list(SWEEPS)), help="Rows and lengths of a sweep.")
-@click.option("--mesh", metavar="DATAxTENSOR", help="Instead of the best.")
+@click.option("--mesh", metavar="DATAxTENSOR", callback=as_mesh, help="Instead of the best.")
 @click.option(
     "--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True
 )

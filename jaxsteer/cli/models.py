@@ -69,8 +69,10 @@ def convert_command(ctx: click.Context, **options: object) -> int:
 )
 @click.argument("src")
 @click.argument("dst")
-@click.option("--tokens", type=int, default=2048, show_default=True, help="Longest sequence.")
-@click.option("--layers", type=int, help="Run the first N layers.  [default: all]")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=2048, show_default=True, help="Longest sequence."
+)
+@click.option("--layers", type=click.IntRange(1), help="Run the first N layers.  [default: all]")
 @click.pass_context
 def verify_command(ctx: click.Context, **options: object) -> int:
     """Compare a checkpoint with its source.
