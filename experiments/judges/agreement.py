@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxsteer.analysis import LABELS, OTHER, SentenceLabel, read_labels
+from jaxsteer.analysis import LABELS, OTHER, SentenceLabel, percentile_interval, read_labels
 from jaxsteer.files import as_path, sha256, write_atomic
 from jaxsteer.runtime import guarded, run
 
@@ -96,9 +96,12 @@ def compare(
     shared = [i for i, by in enumerate(given) if all(by) and LABELS[i] != OTHER]
     first_of_all = LABELS.index("backtracking")  # told even if a judge never gives it
     told = [first_of_all, *(i for i in shared if i != first_of_all)]
-    rows = [_row(LABELS[i], _against_rest(whole, i), _against_rest(drawn, i), level) for i in told]
+    rows = [
+        _row(LABELS[i], _against_rest(whole, i), _against_rest(drawn, i), len(trace_of), level)
+        for i in told
+    ]
     if len(shared) > 1:
-        rows.append(_row(ALL, whole, drawn, level))
+        rows.append(_row(ALL, whole, drawn, len(trace_of), level))
     return Agreement(
         rows=rows,
         sentences=len(common),
@@ -156,18 +159,17 @@ def _against_rest(tables: Counts, label: int) -> Counts:
     return flat.reshape(*flat.shape[:-1], 2, 2)
 
 
-def _row(label: str, table: Counts, drawn: Counts, level: float) -> Row:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a share between 0 and 1, found {level}")
+def _row(label: str, table: Counts, drawn: Counts, traces: int, level: float) -> Row:
     values, samples = _measures(table), _measures(drawn)
     names = ("kappa",) if label == ALL else MEASURES
-    ends = [(1 - level) / 2, (1 + level) / 2]
+    n = int(table.sum())
+    # Where both judges always agree, so many traces at most have shown it.
+    units = traces if label == ALL else max(1, min(traces, n - int(table[1, 1])))
     measures = {}
     for name in names:
-        kept = samples[name][~np.isnan(samples[name])]
-        low, high = np.quantile(kept, ends) if len(kept) else (np.nan, np.nan)
-        measures[name] = (float(values[name]), float(low), float(high))
-    n = int(table.sum())
+        limits = (-1, 1) if name == "kappa" else (0, 1)
+        ends = percentile_interval(samples[name], units, limits=limits, level=level)
+        measures[name] = (float(values[name]), *ends)
     if label == ALL:
         return Row(label, n, n, n, int(np.trace(table)), measures)
     by_first, by_second = int(table[0].sum()), int(table[:, 0].sum())

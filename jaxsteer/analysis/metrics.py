@@ -179,9 +179,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a mean, or of a ratio of sums.
 
-    Where all units agree, resampling them shows no spread, and the interval is the exact one-sided
-    bound instead: units that differ are at most `1 - (1 - level)**(1 / n)` of all, and none lies
-    outside `limits`. So 0 events in 128 texts give [0, .023], and not [0, 0].
+    Where all units agree, resampling them shows no spread, and the interval is the exact bound of
+    `percentile_interval` instead: 0 events in 128 texts give [0, .023], and not [0, 0].
 
     Args:
       values: `[R]`, the values, or the ratio's numerators; NaN is an empty row.
@@ -207,20 +206,42 @@ def bootstrap_interval(
     n = len(tops)
     if not n:
         return float("nan"), float("nan")
-    if np.ptp(tops / bottoms) == 0:
-        return _without_spread(float(tops[0] / bottoms[0]), n, limits, level)
     drawn = [(times @ tops) / (times @ bottoms) for times in _resamples(n, n_resamples, seed)]
-    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    # Sums that resampling adds in another order differ in the last digit.
+    same = np.ptp(tops / bottoms) == 0
+    value = np.full(1, tops[0] / bottoms[0])
+    return percentile_interval(
+        value if same else np.concatenate(drawn), n, limits=limits, level=level
+    )
 
 
-def _without_spread(
-    value: float, n: int, limits: tuple[float, float] | None, level: float
+def percentile_interval(
+    drawn: ArrayLike,
+    n: int,
+    *,
+    limits: tuple[float, float] | None = None,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """The interval of `n` units that all have one value; see `bootstrap_interval`."""
+    """Return between what the middle `level` of resampled values `[S]` lies; NaN values are none.
+
+    Where all of them are one value, `n` units show no spread, and the interval is the exact
+    one-sided bound: of the units, at most `1 - (1 - level)**(1 / n)` differ from those seen, and
+    none lies outside `limits`. Without limits it is NaN, NaN.
+
+    >>> percentile_interval([1.0, 1.0], 20, limits=(0, 1))
+    (0.8608..., 1.0)
+    """
+    _check_level(level)
+    values = np.asarray(drawn, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return float("nan"), float("nan")
+    if np.ptp(values) > 0:
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
     if limits is None:
         return float("nan"), float("nan")
-    lowest, highest = limits
+    value, (lowest, highest) = float(values[0]), limits
     if not lowest <= value <= highest:
         raise ValueError(f"limits: got {limits}, but a value of {value:g}")
     others = 1 - (1 - level) ** (1 / n)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxsteer.analysis.metrics import percentile_interval
 from jaxsteer.directions import equal_rows
 from jaxsteer.llama import (
     Model,
@@ -188,10 +189,10 @@ def auroc(
             len(texts), np.full(len(texts), 1 / len(texts)), size=min(size, n_resamples - done)
         )
         drawn.append(ordered.area(times))
-    low = high = float("nan")
-    if drawn:
-        low, high = np.nanquantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
-    return Auroc(float(mean), float(low), float(high), *counts)
+    areas = np.concatenate(drawn) if drawn else np.array([])
+    with_event = len(np.unique(text[positive]))  # without spread so many texts say all there is
+    low, high = percentile_interval(areas, with_event, limits=(0, 1), level=level)
+    return Auroc(float(mean), low, high, *counts)
 
 
 class _Ordered:
