@@ -1,12 +1,14 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import oracle
 import pytest
 
+import jaxsteer
 from experiments.benchmarks import (
     analyses,
     capture,
@@ -210,8 +212,13 @@ def test_distinct_benchmark_hooks_each_layer_for_transformers():
     assert cases[1]["times_none"] == pytest.approx(cases[1]["step_ms"] / cases[0]["step_ms"])
 
 
-def test_a_folder_beside_its_checkpoint(tmp_path, capsys):
-    """Both kinds, cold and warm, each in a process of its own (which imports JAX: seconds)."""
+def test_a_folder_beside_its_checkpoint(tmp_path, capsys, monkeypatch):
+    def here(module, *argv):  # in place of processes, which import JAX for seconds each
+        if module == "weights.convert":
+            return jaxsteer.convert(*argv)
+        return json.dumps(load.load_once(Path(argv[-1])))
+
+    monkeypatch.setattr(load, "_command", here)
     assert load.main(["--work", str(tmp_path), "--preset", "tiny"]) == 0
     _, *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
     asked = [("folder", True), ("folder", False), ("checkpoint", True), ("checkpoint", False)]
