@@ -30,6 +30,7 @@ _READ = {
     "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.original_context_length",
 }  # fmt: skip
+_NUMBERS = (_READ - {"rope.scaling.type"}) | {"attention.sliding_window"}
 _NO_EFFECT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "expert_used_count"}
 # Keys that change the numbers unless they have this value.
 _NEUTRAL = {
@@ -161,9 +162,12 @@ def _config_json(
     missing += ["missing: token_embd.weight"] * ("token_embd.weight" not in tensors)
     if missing:
         raise ValueError("\n  ".join(["its header cannot be used:", *missing]))
-    lists = [key for key in own if isinstance(own[key], list) and key in _READ]
-    if lists:
-        raise ValueError(f"{architecture}.{lists[0]}: got a list, expected one for all layers")
+    for key in sorted(_NUMBERS & own.keys()):
+        if isinstance(own[key], bool) or not isinstance(own[key], int | float):
+            kind = type(own[key]).__name__
+            raise ValueError(
+                f"{architecture}.{key}: got a {kind}, expected a number for all layers"
+            )
     n_heads = own["attention.head_count"]
     head_dim = own.get("attention.key_length") or own["embedding_length"] // max(n_heads, 1)
     for key in ("attention.value_length", "rope.dimension_count"):

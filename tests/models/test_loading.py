@@ -253,6 +253,9 @@ def test_keys_of_a_gguf_file(folders, tmp_path):
     window = write_gguf(tmp_path / "a", folders["float32"], keys={"attention.sliding_window": 7})
     with pytest.raises(ValueError, match=r"llama\.attention\.sliding_window=7: not implemented"):
         jaxsteer.load(window)
+    text = write_gguf(tmp_path / "c", folders["float32"], keys={"rope.scaling.factor": "two"})
+    with pytest.raises(ValueError, match=r"rope\.scaling\.factor: got a str, expected a number"):
+        jaxsteer.load(text)
     odd = write_gguf(tmp_path / "b", folders["float32"], keys={"odd.key": 1.5})
     assert jaxsteer.load(odd).notes[0] == "unknown field llama.odd.key=1.5"
     with pytest.raises(ValueError, match=r"llama\.odd\.key=1\.5: unknown key"):
