@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     named = checkpoint.read_manifest(args.dst).provenance.get("special_tokens", {})
     if note := difference(named):
-        print(f"special tokens differ, texts end at any of them: {note}")
+        print(f"{note}. Texts end at any EOS that is named")
     check = f" Check it: jaxsteer verify {args.src} {args.dst}"
     print(f"{args.dst}: written.{'' if args.src.endswith('.gguf') else check}")
     return 0

@@ -9,14 +9,20 @@ from jaxsteer.tokenizers.chat import Message, render, template_marks, writes_dat
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt's token ids, and how they came about."""
+class EncodedPrompt(Sequence[int]):
+    """A prompt's token ids, as which it is read (`left_pad` takes it), and how they came about."""
 
     ids: list[int]
     before: list[int]  # of these ids: what the rule put before the text; [] for nothing
     text: str  # what the ids spell: the text or the rendered conversation, behind what was put
     rule: str  # in words, for a result: what stands at the beginning, and why
     notes: tuple[str, ...] = ()  # what a reader of the result should know: a date in the text
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.ids[index]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def difference(named: Mapping[str, Mapping[str, list[int]]]) -> str | None:
     One of several ends is no difference, and so is silence, of a tokenizer on BOS apart.
 
     >>> difference({"bos": {"config.json": [3], "tokenizer": []}, "eos": {"tokenizer": [2]}})
-    'bos: config.json 3, tokenizer none'
+    'special tokens differ: bos: config.json 3, tokenizer none'
     """
     told = []
     for role, by in named.items():
@@ -64,7 +64,7 @@ def difference(named: Mapping[str, Mapping[str, list[int]]]) -> str | None:
         if any(asked.values()) and not set.intersection(*map(set, asked.values())):
             said = [f"{who} {' '.join(map(str, ids)) or 'none'}" for who, ids in asked.items()]
             told.append(f"{role}: {', '.join(said)}")
-    return "; ".join(told) or None
+    return f"special tokens differ: {'; '.join(told)}" if told else None
 
 
 def _in_config(file: Path, vocab_size: int) -> dict[str, list[int]]:

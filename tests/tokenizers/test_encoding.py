@@ -57,6 +57,7 @@ def test_a_text_begins_as_the_models_training_texts_did(tmp_path: Path, name: st
     assert encoded.ids == before + plain
     assert encoded.text == "<bos>" * len(before) + "the sum"
     assert why in encoded.rule
+    assert jaxsteer.left_pad([encoded]).tokens[0, -len(encoded) :].tolist() == encoded.ids
     # Spelled out, it is not put twice.
     again = encode(tokenizer, "<bos>the sum")
     assert (again.ids, again.before) == ([BOS, *plain], [])
@@ -163,7 +164,9 @@ def test_what_files_say_of_special_tokens_is_kept(tmp_path: Path) -> None:
     assert list(named["eos"].values()) == [[5], [2, 5], [2], [3]]
     told = difference(named)
     assert told is not None
-    assert told.startswith("bos: config.json 0, tokenizer 1, chat template 1; eos: config.json 5, ")
+    assert told.startswith(
+        "special tokens differ: bos: config.json 0, tokenizer 1, chat template 1; eos: "
+    )
 
 
 def test_a_token_past_the_models_vocabulary_ends_nothing(tmp_path: Path) -> None:
