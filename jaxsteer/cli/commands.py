@@ -1,5 +1,6 @@
 """The command `jaxsteer` and its subcommands, and how a wrong option ends it."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -58,4 +59,6 @@ def command_line(argv: Sequence[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    # Or transformers says at each start that there is no PyTorch, which is not needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     run(command_line)
