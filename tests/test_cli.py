@@ -160,6 +160,10 @@ def test_doctor_says_what_there_is(jaxsteer) -> None:
         (["direction", MODEL, "no.txt", "no.txt", "--out", "x"], "no.txt"),
         (["sweep", "m", "p"], "--directions, --coeff: expected a file"),
         (["show", "nothing"], "show: nothing: no such file or folder"),
+        (
+            ["show", __file__],
+            "test_cli.py: got another kind of file, expected a file of directions",
+        ),
         (["plan", "llama31_8b", "v99-8"], "v99-8"),
         (["plan", "llama31_8b", "v5e-8", "--mesh", "x"], "got x, expected DATAxTENSOR"),
         (["verify", "a", "b", "--tokens", "0"], "0 is not in the range x>=1"),

@@ -17,6 +17,8 @@ from jaxsteer.huggingface import n_bytes, open_source
 from jaxsteer.runtime import guarded
 from jaxsteer.texts import Texts
 
+_KNOWN = "a file of directions, texts.jsonl, a .gguf file, or the folder of a model"
+
 
 @click.command(
     "show",
@@ -63,6 +65,10 @@ def summary(name: str) -> dict[str, Any]:
         and read_gguf_header(path).pairs.get("general.architecture") != "controlvector"
     ):
         return _model(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if not start.startswith((b"GGUF", b"PK")) and start[8:] != b"{":
+        raise ValueError(f"{path}: got another kind of file, expected {_KNOWN}")
     return _directions(path)
 
 
