@@ -13,6 +13,7 @@ from jaxsteer.decoding.generation import (
     Outcome,
     Step,
     append,
+    begin_shared,
     check_read,
     decode_step,
     generate,
@@ -56,6 +57,7 @@ from jaxsteer.decoding.samplers import (
     sample,
     sampling,
 )
+from jaxsteer.decoding.shared_prompts import reaches_prefix
 from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.thinking import think_tokens
 from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
@@ -78,6 +80,7 @@ __all__ = [
     "StopStrings",
     "append",
     "as_request",
+    "begin_shared",
     "byte_alphabet",
     "cache_bytes",
     "captured_of",
@@ -99,6 +102,7 @@ __all__ = [
     "prefill",
     "program_bytes",
     "prompt_token_bytes",
+    "reaches_prefix",
     "room_for_another",
     "row_bytes_kept",
     "rows_that_fit",

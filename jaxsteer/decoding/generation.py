@@ -39,6 +39,7 @@ from jaxsteer.decoding.kept import (
 from jaxsteer.decoding.memory import check_room_for_kept
 from jaxsteer.decoding.request import Asked, Request, as_request
 from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
+from jaxsteer.decoding.shared_prompts import repeat_prompts, shared_or_repeated
 from jaxsteer.decoding.stops import FOUND, START, StopStrings
 from jaxsteer.decoding.thinking import still_thinking, thinking_in
 from jaxsteer.llama import (
@@ -49,6 +50,7 @@ from jaxsteer.llama import (
     TokenRows,
     forward,
     run_prompts,
+    share_prompts,
     spread_rows,
 )
 from jaxsteer.runtime import hosts
@@ -167,9 +169,17 @@ def prefill(
     here, for T more of them or for `capacity`: inside one program with the loop it is updated in
     place, where a donated one would be copied. Prompts run in blocks of rows of at most
     `block_tokens` tokens, so that their temporaries stay small.
+
+    A request of R rows a prompt runs each prompt once: see `begin_shared`.
     """
     B, T = batch.tokens.shape
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
+    if request.max_tokens.shape[0] != B:
+        room = None if capacity is None else capacity - T
+        state = begin_shared(
+            model, batch, request, max_new_tokens=G, room=room, block_tokens=block_tokens
+        )
+        return decode_step(model, state, request, sampler=sampler)
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
     facts, keeping = request.row_facts(thinking), request.keeping
     kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
@@ -186,20 +196,61 @@ def prefill(
     if keeping and kept and chosen:
         kept = keep_prompt(kept, keeping, chosen, out.captured)
     assert out.cache is not None
-    state = DecodeState(
-        token=batch.tokens[:, -1],
+    first = batch.tokens[:, -1], thinking[:, -1]
+    state = _state(*first, request, out.cache, kept, max_new_tokens=G)
+    return append(state, out.logits, request, sampler)
+
+
+def begin_shared(
+    model: Model,
+    batch: TokenBatch,
+    request: Request,
+    *,
+    max_new_tokens: int | None = None,
+    room: int | None = None,
+    block_tokens: int = BLOCK_TOKENS,
+) -> DecodeState:
+    """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
+
+    A prompt is run once, but for its last token, and unsteered: scopes of the request's steering
+    may begin at that token, not before (`reaches_prefix`), and nothing of a prompt is captured.
+    Rows have room for `max_new_tokens` new tokens, the request's if not given, or `room`.
+    """
+    G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
+    B, keeping = request.max_tokens.shape[0], request.keeping
+    capacity = 1 + (G if room is None else room)
+    cache = share_prompts(model, batch, rows=B, capacity=capacity, block_tokens=block_tokens)
+    every = repeat_prompts(batch, B)
+    thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
+    kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
+    first = every.tokens[:, -1], thinking[:, -1]
+    return _state(*first, request, cache, kept, max_new_tokens=G)
+
+
+def _state(
+    token: jax.Array,
+    thinking: jax.Array,
+    request: Request,
+    cache: KVCache,
+    kept: Kept | None,
+    *,
+    max_new_tokens: int,
+) -> DecodeState:
+    """The state of rows `[B]` that have generated nothing behind `token`."""
+    B, G = token.shape[0], max_new_tokens
+    return DecodeState(
+        token=token,
         tokens=jnp.zeros((B, G), jnp.int32),
         logprobs=jnp.zeros((B, G), jnp.float32),
         length=jnp.zeros((B,), jnp.int32),
         done=request.max_tokens <= 0,
         finite=jnp.ones((B,), bool),
-        thinking=thinking[:, -1],
+        thinking=thinking,
         stop_state=jnp.full((B,), START, jnp.int32),
         step=jnp.zeros((), jnp.int32),
-        cache=out.cache,
+        cache=cache,
         kept=kept,
     )
-    return append(state, out.logits, request, sampler)
 
 
 def decode_step(
@@ -316,6 +367,9 @@ def generate(
     """Generate for every row of `batch`, in one compiled program.
 
         generate(model, batch, max_new_tokens=100, steering=add(v, layer=10, coeff=8.0))
+        generate(model, prefixes, samples=100, max_new_tokens=500, sampling_params=…)
+
+    With `samples=R` each prompt has R rows, one after another, and is run and kept once.
 
     Args:
         model: the weights.
@@ -331,10 +385,12 @@ def generate(
         ValueError: for input that does not fit the model, before anything is compiled.
     """
     batch, request = as_request(model, batch, request, asked)
+    batch = shared_or_repeated(model, batch, request)
     sampler = sampler or choose_sampler(request.sampling)
     check_room_for_kept(
         model,
-        rows=len(batch.tokens),
+        rows=len(request.max_tokens),
+        prompts=len(batch.tokens),
         prompt_length=batch.tokens.shape[1],
         new_tokens=request.max_new_tokens,
         kept=row_bytes_kept(request.keeping, model),
@@ -405,6 +461,7 @@ def stream(
     step has no tokens, all -1.
     """
     batch, request = as_request(model, batch, request, asked)
+    batch = shared_or_repeated(model, batch, request)
     sampler = sampler or choose_sampler(request.sampling)
     first = request
     if request.keeping is not None:

@@ -10,12 +10,15 @@ What a decoding program holds at its peak, the weights apart:
             scores or the mask of attention. Prompts run in blocks of at most `BLOCK_TOKENS`
             tokens, or of one row, so that this does not grow with the rows
 
+Rows that share their prompts hold their own tokens only, and the prompts are there once.
+
 Of a model on a mesh it is what one device holds: its rows, and its part of heads, MLP and
 vocabulary.
 """
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 from jaxsteer.llama import (
     BLOCK_TOKENS,
     Model,
+    cached_by_head,
     mesh_sizes,
     suits_kernel,
     tpu_attention,
@@ -36,19 +40,22 @@ USABLE = 0.9
 CPU_BYTES = 2**31
 
 
-def row_bytes(model: Model, *, prompt_length: int, new_tokens: int, kept: int = 0) -> int:
+def row_bytes(
+    model: Model, *, prompt_length: int, new_tokens: int, kept: int = 0, shared: bool = False
+) -> int:
     """What one row holds while it is decoded: its cache, and its share of a step's temporaries.
 
-    `kept` are the bytes of activations that are kept of it (`row_bytes_kept`).
+    `kept` are the bytes of activations that are kept of it (`row_bytes_kept`). With `shared` its
+    prompt is not in its cache, but for the last token.
     """
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
-    cache = slots * _token_cache_bytes(model)
+    cache = (1 + new_tokens if shared else slots) * _token_cache_bytes(model)
     if model.attention is tpu_attention:
         # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
         return kept + cache + 3 * 4 * config.vocab_size // tensor
-    if model.attention is xla_attention:
+    if model.attention is xla_attention and not cached_by_head(model.attention):
         cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
     # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
     logits = 6 * 4 * config.vocab_size // tensor
@@ -94,14 +101,20 @@ def program_bytes(
     prompt_length: int,
     new_tokens: int,
     kept: int = 0,
+    shared: bool = False,
 ) -> int:
-    """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows."""
-    row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens, kept=kept)
+    """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows.
+
+    With `shared` the rows share the prompts, which are held beside.
+    """
+    asked: dict[str, Any] = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+    row = row_bytes(model, kept=kept, shared=shared, **asked)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
     data, _ = mesh_sizes(model)
     rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
     block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
-    return rows * row + block * token
+    kept = prompt_rows * prompt_length * _token_cache_bytes(model) if shared else 0
+    return rows * row + block * token + kept
 
 
 def sweep_bytes(
@@ -114,28 +127,26 @@ def sweep_bytes(
     steer_prompt: bool = False,
     kept: int = 0,
 ) -> int:
-    """What a chunk of a sweep needs: its cells, and the prompts that were run once for all."""
+    """What a chunk of a sweep needs: its cells, and the prompts that they share."""
     data, _ = mesh_sizes(model)
-    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens, "kept": kept}
+    asked: dict[str, Any] = {
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "kept": kept,
+    }
     # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
     here = 1 if prompts % data == 0 else data
     if cells == 1 or steer_prompt:
         run = cells * prompts if steer_prompt else prompts * here
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
-    each = prompts * here // data  # on a device, in each cell
-    copied = prompts * here
-    if model.attention is tpu_attention and not 8 < each < 16:
-        # Its compiler lays a slot's prompts side by side, in eights, and makes the copies first;
-        # found so for 8, 18 and 20 of them, and not for 10 and 12, which would be padded most.
-        each = -(-each // 8) * 8 if each > 8 else each
-        copied = cells * prompts
-    rows = cells * each * data // here
-    program = program_bytes(model, rows=rows, prompt_rows=prompts * here, **asked)
-    return program + cache_bytes(model, rows=copied, prompt_length=prompt_length, new_tokens=0)
+    rows = cells * prompts
+    return program_bytes(model, rows=rows, prompt_rows=prompts * here, shared=True, **asked)
 
 
-def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
-    """Rows for `generate` that fit into what is usable now.
+def rows_that_fit(
+    model: Model, *, prompt_length: int, new_tokens: int, prompts: int | None = None
+) -> int:
+    """Rows for `generate` that fit into what is usable now, on `prompts` that they share, if given.
 
     At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that):
     whether a single row fits, only trying can tell. The answer depends on what else is
@@ -144,25 +155,42 @@ def rows_that_fit(model: Model, *, prompt_length: int, new_tokens: int) -> int:
     row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
     usable = usable_bytes(model)
+    data, _ = mesh_sizes(model)
+    if prompts is not None:
+        sizes: dict[str, Any] = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+        sizes["shared"] = True
+        usable -= program_bytes(model, rows=0, prompt_rows=prompts, **sizes)
+        return data * max(1, usable // row_bytes(model, **sizes))
     # `program_bytes` solved for rows: all prompts in one block, or several of the full size. Each
     # is enough, so the larger.
     one_block = usable / (row + prompt_length * token)
     blocks = (usable - max(BLOCK_TOKENS, prompt_length) * token) / row
-    data, _ = mesh_sizes(model)
     return data * max(1, int(max(one_block, blocks)))
 
 
 def check_room_for_kept(
-    model: Model, *, rows: int, prompt_length: int, new_tokens: int, kept: int
+    model: Model,
+    *,
+    rows: int,
+    prompt_length: int,
+    new_tokens: int,
+    kept: int,
+    prompts: int | None = None,
 ) -> None:
     """Raise `ValueError` if `kept` bytes of activations a row do not fit beside the rest.
 
+    The rows share `prompts`, if given, unless there are as many.
     Where devices do not tell what is free, the host's memory counts, half of it, and what is kept.
     """
     if not kept:
         return
-    asked = {"prompt_length": prompt_length, "new_tokens": new_tokens, "kept": kept}
-    needed = program_bytes(model, rows=rows, prompt_rows=rows, **asked)
+    asked: dict[str, Any] = {
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "kept": kept,
+        "shared": prompts not in (None, rows),
+    }
+    needed = program_bytes(model, rows=rows, prompt_rows=prompts or rows, **asked)
     usable = usable_bytes(model)
     if _free_bytes(model) is None:
         data, _ = mesh_sizes(model)

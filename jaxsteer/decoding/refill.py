@@ -44,6 +44,7 @@ from jaxsteer.decoding.kept import Captured, captured_of, row_bytes_kept
 from jaxsteer.decoding.memory import check_room_for_kept
 from jaxsteer.decoding.request import Asked, Request, as_request, map_rows
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
+from jaxsteer.decoding.shared_prompts import repeat_prompts
 from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
 from jaxsteer.runtime import hosts
 
@@ -193,6 +194,8 @@ def generate_queue(
     batch, request = as_request(model, batch, request, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
+    if (rows := request.max_tokens.shape[0]) != batch.tokens.shape[0]:
+        batch = repeat_prompts(batch, rows)
     prompts, length = batch.tokens.shape
     slots = min(slots, prompts)
     check_room_for_kept(

@@ -56,6 +56,7 @@ class Asked(TypedDict, total=False):
     """The keywords of `make_request`, which describes them, where they are passed on."""
 
     max_new_tokens: int
+    samples: int
     max_tokens: ArrayLike | None
     steering: Steering | Sequence[Steering] | None
     sampling_params: Sampling | None
@@ -105,12 +106,13 @@ def check_request(request: Request, model: Model, batch: TokenBatch) -> None:
     Raises:
         ValueError: naming what does not fit.
     """
-    rows = batch.tokens.shape[0]
-    if (count := request.max_tokens.shape[0]) != rows:
-        raise ValueError(f"request: got {count} rows, expected the batch's {rows}")
+    prompts, rows = batch.tokens.shape[0], request.max_tokens.shape[0]
+    if rows % prompts:
+        raise ValueError(f"request: got {rows} rows, expected the batch's {prompts}")
     most, lengths, expected = hosts.gather(
         (request.max_tokens, request.prompt_length, batch.lengths)
     )
+    expected = np.repeat(expected, rows // prompts)
     if np.any(lengths != expected):
         worst = int(np.argmax(lengths != expected))
         raise ValueError(
@@ -118,7 +120,7 @@ def check_request(request: Request, model: Model, batch: TokenBatch) -> None:
             f"batch's {expected[worst]}: make a request for each batch"
         )
     _max_tokens(most, rows=rows, max_new_tokens=request.max_new_tokens)
-    check_batch(batch, model.config, new_tokens=most)
+    check_batch(batch, model.config, new_tokens=most.reshape(prompts, -1).max(axis=1))
     for one in hosts.gather(request.steering):
         check_steering(one, model.config, rows=rows)
 
@@ -128,6 +130,7 @@ def make_request(
     batch: TokenBatch | TokenRows,
     *,
     max_new_tokens: int,
+    samples: int = 1,
     max_tokens: ArrayLike | None = None,
     steering: Steering | Sequence[Steering] | None = None,
     sampling_params: Sampling | None = None,
@@ -145,6 +148,9 @@ def make_request(
         model: the weights.
         batch: left-padded prompts, or token ids row by row, which are padded.
         max_new_tokens: tokens to make room for in every row.
+        samples: rows of each prompt, one after another. They share its keys and values, unless
+            steering reaches into it before its last token. What is given a row is given each of
+            them.
         max_tokens: tokens after which a row ends, one number or one a row, at most
             `max_new_tokens`, which it is if not given.
         steering: one intervention or several, applied in order.
@@ -166,9 +172,11 @@ def make_request(
         prompts, steering, sampling_params = hosts.gather((prompts, steering, sampling_params))
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
-    rows = prompts.tokens.shape[0]
+    if not isinstance(samples, int | np.integer) or samples < 1:
+        raise ValueError(f"samples: got {samples!r}, expected at least 1")
+    rows = prompts.tokens.shape[0] * int(samples)
     most = _max_tokens(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
-    check_batch(prompts, config, new_tokens=most)
+    check_batch(prompts, config, new_tokens=most.reshape(-1, samples).max(axis=1))
     steerings = as_tuple(steering)
     for one in steerings:
         check_steering(one, config, rows=rows)
@@ -180,7 +188,11 @@ def make_request(
             f"expected vocab_size={config.vocab_size}"
         )
     thinks = np.array(_think_tokens(think_tokens, config), np.int32)
-    keeping = None if capture is None else plan_keeping(capture, model, prompts, most)
+    keeping = (
+        None
+        if capture is None
+        else plan_keeping(capture, model, prompts, most.reshape(-1, samples).max(axis=1))
+    )
     scopes = [one.scope for one in steerings]
     check_think_tokens(thinks, scopes if keeping is None else [*scopes, keeping.scope])
     return Request(
@@ -189,7 +201,7 @@ def make_request(
         sampling=params,
         stop_tokens=jnp.asarray(_stop_tokens(stop_tokens, rows=rows, config=config)),
         max_tokens=jnp.asarray(most),
-        prompt_length=prompts.lengths,
+        prompt_length=jnp.repeat(prompts.lengths, samples),
         think_tokens=jnp.asarray(np.tile(thinks, (rows, 1))),
         max_new_tokens=int(max_new_tokens),
         stop_table=None if stop_strings is None else stop_strings.table,

@@ -5,6 +5,7 @@ numbers belong to (seed, row, position): a row draws the same ones alone or in a
 cells of a sweep that differ in their steering share them, so that comparisons are paired.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -99,8 +100,8 @@ def greedy(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
 
 
 def sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
-    """Sample at each row's temperature from the whole distribution (Gumbel-max)."""
-    return jnp.argmax(_perturbed(logits, key, params), axis=-1).astype(jnp.int32)
+    """Sample at each row's temperature from the whole distribution."""
+    return _draw(logits, _unbounded(logits), key, params)
 
 
 def truncated_sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
@@ -110,30 +111,31 @@ def truncated_sample(logits: jax.Array, key: jax.Array, params: Sampling) -> jax
     `top_p` of the mass, and if it is at least `min_p` times as likely as the likeliest. So tokens
     that are equally likely are kept or dropped together, and the likeliest is always kept.
 
-    What is taken is the kept token whose logit is largest after Gumbel noise, without sorting and
-    without finding out which tokens are kept: first the largest of all is tried, as in `sample`.
-    If it is not kept, nothing is that is as likely or less, so the largest of the likelier ones
-    comes next, until one is kept. Most rows keep their first.
+    Nothing is sorted, and nobody finds out which tokens are kept: one of all is drawn first, as in
+    `sample`. If it is not kept, nothing is that is as likely or less, so one of the likelier ones
+    is drawn next, until one is kept. Most rows keep their first. It is a draw from the kept tokens:
+    each try is one from a set that holds them all, and tells them apart by their own shares.
     """
     rows = -(-logits.shape[0] // _ROWS_SHARE)
     token = sample(logits, key, params)
 
     def retry(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        token, refused = carry
-        _, index = jax.lax.top_k(refused.astype(jnp.int32), rows)
+        token, tries = carry  # tries is 0 for rows that are settled
+        _, index = jax.lax.top_k((tries > 0).astype(jnp.int32), rows)
         some: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Sampling] = jax.tree.map(
-            lambda x: x[index], (token, refused, logits, key, params)
+            lambda x: x[index], (token, tries, logits, key, params)
         )
-        old, wrong, their_logits, their_key, their_params = some
-        new = _largest_likelier(old, their_logits, their_key, their_params)
-        new = jnp.where(wrong, new, old)
-        still = _refused(new, their_logits, their_params)
-        return token.at[index].set(new), refused.at[index].set(still)
+        old, count, their_logits, their_key, their_params = some
+        again = jax.vmap(jax.random.fold_in)(their_key, count)
+        new = _draw(their_logits, _at(their_logits, old), again, their_params)
+        new = jnp.where(count > 0, new, old)
+        refused = _refused(new, their_logits, their_params)
+        left = jnp.where(refused, count + 1, 0)
+        return token.at[index].set(new), tries.at[index].set(left)
 
     # The carry is of size [B], because under `vmap` it goes through a select in each round.
-    token, _ = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[1]), retry, (token, _refused(token, logits, params))
-    )
+    tries = _refused(token, logits, params).astype(jnp.int32)
+    token, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1] > 0), retry, (token, tries))
     return token
 
 
@@ -152,16 +154,55 @@ def _at(x: jax.Array, token: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
 
 
-def _tempered(logits: jax.Array, params: Sampling) -> jax.Array:
-    """Logits over temperature, the likeliest at 0; at temperature 0 as at 1."""
-    temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
-    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[:, None]
+def _unbounded(logits: jax.Array) -> jax.Array:
+    """A bound that no number is below, `[B]`."""
+    return jnp.full(logits.shape[:1], -jnp.inf, logits.dtype)
 
 
-def _perturbed(logits: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
-    """Tempered logits with Gumbel noise, the largest of which is a sample; at 0 without."""
-    noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:], jnp.float32))(key)
-    return _tempered(logits, params) + jnp.where(params.temperature[:, None] > 0, noise, 0.0)
+def _draw(logits: jax.Array, above: jax.Array, key: jax.Array, params: Sampling) -> jax.Array:
+    """One of the tokens whose logit is larger than `above` `[B]`; the likeliest at temperature 0.
+
+    The vocabulary is cut into blocks. A block is drawn by its share, and then a token of it by its
+    own, each by one number between 0 and 1: no noise for every token, and no sum over all of them
+    in order.
+    """
+    B, V = logits.shape
+    blocks = _count_blocks(V)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    hot = params.temperature[:, None]
+    parted = jnp.pad(logits, ((0, 0), (0, -V % blocks)), constant_values=-jnp.inf)
+    parted = parted.reshape(B, blocks, -1)
+
+    def weigh(some: jax.Array) -> jax.Array:  # [B, …]
+        wide = (slice(None),) + (None,) * (some.ndim - 1)
+        weight = jnp.exp((some - largest[:, 0][wide]) / jnp.where(hot > 0, hot, 1.0)[:, 0][wide])
+        return jnp.where(some > above[wide], weight, 0.0)
+
+    u = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(key)  # [B, 2]
+    block = _by_share(jnp.sum(weigh(parted), axis=-1), u[:, 0])
+    inside = jnp.take_along_axis(parted, block[:, None, None], axis=1)[:, 0]
+    token = block * parted.shape[-1] + _by_share(weigh(inside), u[:, 1])
+    cold = jnp.any(hot <= 0)
+    best = jax.lax.cond(cold, lambda: jnp.argmax(logits, axis=-1), lambda: jnp.zeros(B, int))
+    return jnp.where(hot[:, 0] > 0, token, best).astype(jnp.int32)
+
+
+def _by_share(weights: jax.Array, u: jax.Array) -> jax.Array:
+    """The index that each row's `u` `[B]` falls to, by the shares of its weights `[B, N]`."""
+    sums = jnp.cumsum(weights, axis=-1)
+    passed = jnp.sum(sums <= (u * sums[:, -1])[:, None], axis=-1, dtype=jnp.int32)
+    return jnp.minimum(passed, weights.shape[-1] - 1)
+
+
+def _count_blocks(vocabulary: int) -> int:
+    """About as many blocks as tokens in a block; a divisor of the vocabulary if there is one near.
+
+    >>> _count_blocks(49_152), _count_blocks(128_256), _count_blocks(369), _count_blocks(7)
+    (256, 334, 9, 3)
+    """
+    root = math.isqrt(vocabulary)
+    near = [n for n in range(max(1, root // 2), 2 * root + 1) if vocabulary % n == 0]
+    return min(near, key=lambda n: abs(n - root), default=root)
 
 
 def _refused(token: jax.Array, logits: jax.Array, params: Sampling) -> jax.Array:
@@ -169,22 +210,12 @@ def _refused(token: jax.Array, logits: jax.Array, params: Sampling) -> jax.Array
 
     Comparisons with NaN give False, so that broken logits end the search instead of looping.
     """
-    tempered = _tempered(logits, params)
-    mine = _at(tempered, token)
-    likelier = tempered > mine[:, None]
+    hot = jnp.where(params.temperature > 0, params.temperature, 1.0)
+    tempered = (logits - jnp.max(logits, axis=-1, keepdims=True)) / hot[:, None]
+    likelier = logits > _at(logits, token)[:, None]
     weight = jnp.exp(tempered)
     mass = jnp.sum(jnp.where(likelier, weight, 0.0), axis=-1)
     count = jnp.sum(likelier, axis=-1, dtype=jnp.int32)
     outside_p = (params.top_p < 1) & (mass >= params.top_p * jnp.sum(weight, axis=-1))
     outside_k = (params.top_k > 0) & (count >= params.top_k)
-    return outside_p | outside_k | (mine < jnp.log(params.min_p))
-
-
-def _largest_likelier(
-    token: jax.Array, logits: jax.Array, key: jax.Array, params: Sampling
-) -> jax.Array:
-    """Of the tokens that are strictly likelier than `token`, the one largest after noise."""
-    tempered = _tempered(logits, params)
-    likelier = tempered > _at(tempered, token)[:, None]
-    perturbed = jnp.where(likelier, _perturbed(logits, key, params), -jnp.inf)
-    return jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
+    return outside_p | outside_k | (_at(tempered, token) < jnp.log(params.min_p))

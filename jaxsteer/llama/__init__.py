@@ -6,9 +6,14 @@ Start with `Block.__call__` in `model`.
 Uses `runtime`, `config`, `steering`.
 """
 
-from jaxsteer.llama.attention import cudnn_attention, default_attention, xla_attention
+from jaxsteer.llama.attention import (
+    cached_by_head,
+    cudnn_attention,
+    default_attention,
+    xla_attention,
+)
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
-from jaxsteer.llama.cache import KVCache, lengthen, write
+from jaxsteer.llama.cache import KVCache, Shared, write
 from jaxsteer.llama.model import (
     Model,
     abstract_params,
@@ -29,7 +34,13 @@ from jaxsteer.llama.parameters import (
     nest,
     shape_of,
 )
-from jaxsteer.llama.prompt_blocks import BLOCK_TOKENS, count_blocks, run_prompts
+from jaxsteer.llama.prompt_blocks import (
+    BLOCK_TOKENS,
+    count_blocks,
+    in_order,
+    run_prompts,
+    share_prompts,
+)
 from jaxsteer.llama.rope import rope_frequencies
 from jaxsteer.llama.sharding import (
     DATA,
@@ -58,6 +69,7 @@ __all__ = [
     "Model",
     "ParamPath",
     "Row",
+    "Shared",
     "TokenBatch",
     "TokenRows",
     "abstract_params",
@@ -67,6 +79,7 @@ __all__ = [
     "bind",
     "bucket",
     "cache_sharding",
+    "cached_by_head",
     "check_batch",
     "check_tensor",
     "count_blocks",
@@ -78,10 +91,10 @@ __all__ = [
     "forward",
     "from_params",
     "heads_first",
+    "in_order",
     "init",
     "is_packed",
     "left_pad",
-    "lengthen",
     "make_mesh",
     "mesh_of",
     "mesh_sizes",
@@ -96,6 +109,7 @@ __all__ = [
     "shard_batch",
     "shard_model",
     "sharding_of",
+    "share_prompts",
     "spread_rows",
     "suits_kernel",
     "tpu_attention",

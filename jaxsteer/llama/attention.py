@@ -7,6 +7,10 @@ Swap in your own: a callable `(q, k, v, *, valid, start) -> out` with
     valid  bool [B, S]    slots that hold a real token of the row
     start  int32 scalar, or [B]   slot of the first query; slot `start + t` may see up to itself
     out    [B, T, N, H]   rows of padding queries hold finite numbers that nobody reads
+
+Where rows go on from P prefixes that they share, it is called with `prefix=Shared(k, v, length)`,
+too: keys and values `[P, S', K, H]` of which the first `length` `[P]` are real. Row b reads all of
+those of prefix b · P // B, and then its own, which have no padding (`attention_prefix`).
 """
 
 from collections.abc import Callable
@@ -29,3 +33,12 @@ def default_attention(dtype: jnp.dtype, head_dim: int) -> AttentionFn:
     if jax.default_backend() == "gpu" and half and head_dim % 8 == 0:
         return cudnn_attention
     return xla_attention
+
+
+def cached_by_head(attention: AttentionFn) -> bool:
+    """Whether caches for this attention are kept by head, `[B, K, H, S]` and `[B, K, S, H]`.
+
+    On CPUs, where products of other orders copy keys and values, or take several times as long.
+    """
+    kernels = attention is cudnn_attention or attention is tpu_attention
+    return jax.default_backend() == "cpu" and not kernels  # a TPU's programs are made there, too

@@ -1,10 +1,17 @@
 """Attention by cuDNN's kernels, on NVIDIA GPUs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from jaxsteer.llama.attention_mesh import attend_on_each_device
-from jaxsteer.llama.attention_reference import NEGATIVE, visible
+from jaxsteer.llama.attention_mesh import (
+    attend_on_each_device,
+    attend_with_prefix_on_each_device,
+)
+from jaxsteer.llama.attention_prefix import Part, by_prefix, by_row, merge
+from jaxsteer.llama.attention_reference import NEGATIVE, attend, visible
+from jaxsteer.llama.cache import Shared
 
 
 @jax.custom_batching.custom_vmap
@@ -81,12 +88,87 @@ def _cudnn_over_cells(
     return attend_on_each_device(_cudnn_rows, q, k, v, valid, start), True
 
 
+def _after_prefix(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, prefix: Shared
+) -> jax.Array:
+    """Rows `[B, …]` or cells of rows `[C, B, …]` that have no padding, behind their prefixes."""
+    own_q, own_k, own_v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    rows, T = own_q.shape[:2]
+    starts = jnp.tile(start, rows // start.size) if start.ndim else jnp.broadcast_to(start, (rows,))
+    S = k.shape[-3]
+    if T in (1, S):  # a decode step, or as many queries as slots
+        own = flash(own_q, own_k, own_v, lengths=starts + T, causal=T > 1)
+    else:
+        slots = jnp.ones((rows, S), bool)
+        own = attend(own_q, own_k, own_v, visible(slots, starts, T))
+    wide = by_prefix(q, prefix.length.shape[0])
+    out, log_sum = flash(
+        wide, prefix.k, prefix.v, lengths=jnp.maximum(prefix.length, 1), causal=False
+    )
+    # Nothing of a prefix without tokens, of which the kernel has read one all the same.
+    log_sum = jnp.where(prefix.length[:, None, None] > 0, log_sum, NEGATIVE)
+    out, log_sum = by_row(out, q.shape), by_row(log_sum, q.shape)
+    shared = out.reshape(own[0].shape), log_sum.reshape(own[1].shape)
+    return merge(own, shared).reshape(q.shape)
+
+
+def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, lengths: jax.Array, causal: bool) -> Part:
+    """CuDNN's attention over the first `lengths` `[B]` slots, with the log of each sum, float32.
+
+    `jax.nn.dot_product_attention` has it, too, but in q's dtype: at a sum's logarithm of 8 or more,
+    bf16 makes 3% of a rounding.
+    """
+    # Here, because it is not public.
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    out, log_sum = cudnn.dot_product_attention(
+        q,
+        k,
+        v,
+        q_seqlen=jnp.full(q.shape[:1], q.shape[1], jnp.int32),
+        kv_seqlen=lengths.astype(jnp.int32),
+        scale=q.shape[-1] ** -0.5,
+        mask_type=cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING,
+        return_residual=True,
+    )
+    return out, log_sum.swapaxes(1, 2).astype(jnp.float32)
+
+
+@jax.custom_batching.custom_vmap
+def _cudnn_after_prefix(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, prefix: Shared
+) -> jax.Array:
+    return attend_with_prefix_on_each_device(_after_prefix, q, k, v, start, prefix)
+
+
+@_cudnn_after_prefix.def_vmap
+def _cudnn_after_prefix_over_cells(
+    axis_size: int, batched: list[Any], *args: Any
+) -> tuple[jax.Array, bool]:
+    *rows, start, prefix = args
+    if any(jax.tree.leaves(batched[3:])):
+        raise NotImplementedError("cells of a sweep share one cursor and prefix; they were vmapped")
+    q, k, v = (
+        x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, is_batched in zip(rows, batched[:3], strict=True)
+    )
+    return attend_with_prefix_on_each_device(_after_prefix, q, k, v, start, prefix), True
+
+
 def cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, valid: jax.Array, start: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    valid: jax.Array,
+    start: jax.Array,
+    prefix: Shared | None = None,
 ) -> jax.Array:
     """Flash attention of cuDNN: NVIDIA GPUs, bf16 or fp16, head width a multiple of 8.
 
     It has no reverse-mode gradient (folding cells under `vmap` costs it that): train with
     `xla_attention`.
     """
-    return _cudnn(q, k, v, valid, start)
+    if prefix is None:
+        return _cudnn(q, k, v, valid, start)
+    return _cudnn_after_prefix(q, k, v, start, prefix)

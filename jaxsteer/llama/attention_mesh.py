@@ -6,10 +6,13 @@ devices would gather the cache. Both are done here on what a device holds.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+
+from jaxsteer.llama.cache import Shared
 
 Rows = Callable[..., jax.Array]  # (q, k, v, valid, start) -> out, of rows without cells
 
@@ -36,7 +39,7 @@ def attend_on_each_device(
         return out.reshape(C, -1, *out.shape[1:])
 
     mesh = jax.typeof(q).sharding.mesh
-    if not {"data", "tensor"} <= set(mesh.axis_names):
+    if not is_split(mesh):
         return local(q, k, v, valid, start)
     lead = split_rows(q.shape[:-3], mesh.shape["data"])
     heads = P(*lead, None, "tensor", None)
@@ -47,6 +50,49 @@ def attend_on_each_device(
         out_specs=heads,
         check_vma=False,
     )(q, k, v, valid, start)
+
+
+def attend_with_prefix_on_each_device(
+    attend: Rows, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, prefix: Shared
+) -> jax.Array:
+    """`attend(q, k, v, start, prefix)` on a device's own rows, their prefixes, and its heads.
+
+    Arrays of rows may have a leading axis C of cells. Prefixes are split as the rows are; a single
+    one is whole on every device, and so are all where cells are split instead of rows.
+
+    Raises:
+        ValueError: if rows are split over `data` and prefixes cannot be.
+    """
+    mesh = jax.typeof(q).sharding.mesh
+    if not is_split(mesh):
+        return attend(q, k, v, start, prefix)
+    lead = split_rows(q.shape[:-3], mesh.shape["data"])
+    count = prefix.length.shape[0]
+    rows = lead[-1] if count > 1 else None
+    if rows and count % mesh.shape["data"]:
+        raise ValueError(
+            f"prefixes: got {count}, expected 1 or a multiple of the mesh's "
+            f"data={mesh.shape['data']}"
+        )
+
+    def local(
+        q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, prefix: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        return attend(q, k, v, start, Shared(*prefix))
+
+    own, shared = P(*lead, None, "tensor", None), P(rows, None, "tensor", None)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(own, own, own, P(lead[-1]) if start.ndim else P(), (shared, shared, P(rows))),
+        out_specs=own,
+        check_vma=False,
+    )(q, k, v, start, tuple(prefix))
+
+
+def is_split(mesh: Any) -> bool:
+    """Whether a mesh has the axes over which rows and heads are split."""
+    return {"data", "tensor"} <= set(mesh.axis_names)
 
 
 def split_rows(shape: tuple[int, ...], data: int) -> tuple[str | None, ...]:

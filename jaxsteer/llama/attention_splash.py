@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
-from jaxsteer.llama.attention_mesh import attend_on_each_device, split_rows
+from jaxsteer.llama.attention_mesh import attend_on_each_device, is_split, split_rows
 from jaxsteer.llama.attention_reference import xla_attention
+from jaxsteer.llama.cache import Shared
 
 _LANES = 128  # of a TPU's registers: the kernel's blocks are multiples of it
 _BLOCK = 512  # tokens of a block, where the prompt's length allows it
@@ -40,7 +41,7 @@ def heads_first(x: jax.Array, mesh: Any) -> jax.Array:
     def ordered(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(major_to_minor=tuple(axes)))
 
-    if not {"data", "tensor"} <= set(mesh.axis_names):
+    if not is_split(mesh):
         return ordered(x)
     # Said of what each device holds: of the whole, the compiler would gather it first.
     where = P(*split_rows(x.shape[:-3], mesh.shape["data"]), None, "tensor", None)
@@ -54,6 +55,7 @@ def tpu_attention(
     *,
     valid: jax.Array,
     start: jax.Array,
+    prefix: Shared | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Splash attention for whole prompts of 128, 256, … tokens; XLA's for all else.
@@ -62,8 +64,8 @@ def tpu_attention(
     the kernel's code on any backend, slowly.
     """
     # As many queries as slots: `start` can only be 0.
-    if q.shape[1] != k.shape[1] or not suits_kernel(q.shape[1]):
-        return xla_attention(q, k, v, valid=valid, start=start)
+    if q.shape[1] != k.shape[1] or not suits_kernel(q.shape[1]) or prefix is not None:
+        return xla_attention(q, k, v, valid=valid, start=start, prefix=prefix)
     attend = functools.partial(_prompts, interpret=interpret)
     return attend_on_each_device(attend, q, k, v, valid, start)
 

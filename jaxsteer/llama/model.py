@@ -19,7 +19,14 @@ from flax import nnx
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.attention import AttentionFn, default_attention
-from jaxsteer.llama.cache import KVCache, write
+from jaxsteer.llama.cache import (
+    KVCache,
+    by_slot,
+    prefix_lengths,
+    shared_layer,
+    write,
+    write_layer,
+)
 from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
 from jaxsteer.llama.rope import angles, rotate
 from jaxsteer.steering import Capture, Steering
@@ -78,17 +85,20 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(x, context.angle, context.rope_scale) for x in (q, k))
+        kept, shared = (k, v), {}
         if context.cache is not None:
-            k = write(context.cache.k[layer], k, context.start)
-            v = write(context.cache.v[layer], v, context.start)
-        out = context.attention(q, k, v, valid=context.valid, start=context.start)
-        return out.reshape(*out.shape[:2], -1), (k, v)
+            kept = write_layer(context.cache, layer, k, v)
+            k, v = by_slot(context.cache, *kept)
+            if context.cache.prefix is not None:
+                shared = {"prefix": shared_layer(context.cache, layer)}
+        out = context.attention(q, k, v, valid=context.valid, start=context.start, **shared)
+        return out.reshape(*out.shape[:2], -1), kept
 
     def join(self, heads: jax.Array) -> jax.Array:
         """The output projection of the heads' outputs `[B, T, N · H]`."""
+        # Heads and their widths as one axis, or CPUs would copy the weights in another order.
         o_proj = self.o_proj[...]
-        heads = heads.reshape(*heads.shape[:2], *o_proj.shape[:2])
-        return jnp.einsum("BTNH,NHD->BTD", heads, o_proj)
+        return jnp.einsum("BTI,ID->BTD", heads, o_proj.reshape(-1, o_proj.shape[-1]))
 
 
 class MLP(nnx.Module):
@@ -338,14 +348,16 @@ def forward(
         capturing.check_capture(capture, config)
     module = bind(model)
     mask = jnp.ones((B, T), bool) if mask is None else mask
+    before: jax.Array | int = 0
     if cache is None:
         start, valid = jnp.zeros((), jnp.int32), mask
     else:
-        start = cache.cursor
+        start, before = cache.cursor, prefix_lengths(cache)
         valid = write(cache.valid, mask, start)
-    padding = jnp.argmax(valid, axis=1).astype(jnp.int32)  # [B], rows are left-padded
+    # The slot of position 0, [B]: rows are left-padded; before the first slot, in a prefix.
+    origin = jnp.argmax(valid, axis=1).astype(jnp.int32) - before
     slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
-    position = slot - padding[:, None]  # [B, T], negative on padding
+    position = slot - origin[:, None]  # [B, T], negative on padding
     scale = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
     angle = angles(position, config)
     context = Context(angle, scale, valid, start, cache, model.attention)
@@ -355,7 +367,7 @@ def forward(
         all_prompt = T if prompt_length is None and cache is None else None
         steers.check_known(one, config, rows=B, prompt_length=all_prompt)
     if prompt_length is None:
-        prompt_length = jnp.sum(valid, axis=1)
+        prompt_length = jnp.sum(valid, axis=1) + before
     coeffs = [steers.token_coeffs(s, position, prompt_length, thinking, row) for s in steerings]
 
     x = module.embed.embedding[...][tokens]
@@ -370,7 +382,7 @@ def forward(
                 for s, c in zip(steerings, coeffs, strict=True):
                     x = steers.apply(x, site=site, layer=layer, steering=s, coeffs=c)
                 if capture is not None and capturing.wants(capture, site, layer):
-                    seen[site, layer] = capture.read(x, padding - start)
+                    seen[site, layer] = capture.read(x, origin - start)
                 return x
 
             return *block(x, context, layer, tap), seen
@@ -380,6 +392,7 @@ def forward(
         kv.append(layer_kv)
 
     if cache is not None:
-        cache = KVCache([k for k, _ in kv], [v for _, v in kv], valid, start + T)
+        k, v = [k for k, _ in kv], [v for _, v in kv]
+        cache = replace(cache, k=k, v=v, valid=valid, cursor=start + T)
     logits = module.unembed(x[:, -1:] if last_only else x)
     return Output(logits, cache, capturing.collect(capture, captured, config))

@@ -1,13 +1,14 @@
 """Running the prompts of a batch, a block of rows at a time, into the cache they decode from."""
 
 from dataclasses import replace
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 
+from jaxsteer.llama.attention import cached_by_head
 from jaxsteer.llama.attention_splash import heads_first, tpu_attention
-from jaxsteer.llama.cache import KVCache, empty_cache
+from jaxsteer.llama.cache import KVCache, Prefix, empty_cache
 from jaxsteer.llama.model import Model, Output, forward
 from jaxsteer.llama.sharding import mesh_sizes
 from jaxsteer.llama.tokens import TokenBatch
@@ -63,7 +64,7 @@ def run_prompts(
             model,
             tokens,
             mask=mask,
-            cache=empty_cache(model.config, rows=B // n, capacity=T, dtype=model.dtype),
+            cache=make_cache(model, rows=B // n, capacity=T),
             steering=steered,
             capture=capture if reads is None else reads,
             last_only=True,
@@ -76,7 +77,7 @@ def run_prompts(
         put = jax.tree.map(lambda whole, part: _put(whole, part, j, n), carry, one_block(j))
         return put[0], in_order(put[1], model), put[2]
 
-    empty = empty_cache(model.config, rows=B, capacity=capacity, dtype=model.dtype)
+    empty = make_cache(model, rows=B, capacity=capacity)
     logits = jnp.zeros((B, model.config.vocab_size), jnp.float32)
     read = {} if capture is None else jax.eval_shape(one_block, 0)[2]
     carry = (
@@ -99,6 +100,40 @@ def _rows_first(
         raise ValueError(f"capture.read: got {type(capture.read).__name__}, expected rows")
     moved = (0, axis + 1) if back else (axis + 1, 0)
     return {site: jnp.moveaxis(x, *moved) for site, x in captured.items()}
+
+
+def share_prompts(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    rows: int,
+    capacity: int,
+    block_tokens: int = BLOCK_TOKENS,
+) -> KVCache:
+    """An empty cache of `rows` rows that go on from P prompts, which are run once and kept once.
+
+    Each row has `capacity` slots of its own. All tokens of a prompt but its last are shared: that
+    one is the first of each row's own, which gives it its logits, and steering that begins there.
+    """
+    T = batch.tokens.shape[1]
+    length = batch.lengths - 1
+    # Real tokens first, so that a length says which are real: kernels need no mask then.
+    column = (jnp.arange(T) - batch.lengths[:, None]) % T
+    tokens = jnp.take_along_axis(batch.tokens, column, axis=1)
+    shared = TokenBatch(tokens, jnp.arange(T) < length[:, None])
+    cache = run_prompts(
+        model, shared, capacity=T, steering=(), block_tokens=block_tokens, prompt_length=length
+    ).cache
+    assert cache is not None
+    own = in_order(make_cache(model, rows=rows, capacity=capacity), model)
+    return replace(own, prefix=Prefix(cache.k, cache.v, length))
+
+
+def make_cache(model: Model, *, rows: int, capacity: int) -> KVCache:
+    """An empty cache in the order that suits the model's attention."""
+    by_head = cached_by_head(model.attention)
+    options: dict[str, Any] = {"dtype": model.dtype, "by_head": by_head}
+    return empty_cache(model.config, rows=rows, capacity=capacity, **options)
 
 
 def in_order(cache: KVCache, model: Model) -> KVCache:

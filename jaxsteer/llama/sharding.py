@@ -243,7 +243,8 @@ def cache_sharding(cache: KVCache, mesh: Mesh) -> KVCache:
 
     Caches made inside a compiled program need none of this.
     """
-    heads = [NamedSharding(mesh, KEYS_AND_VALUES)] * len(cache.k)
+    spec = P(DATA, TENSOR) if cache.by_head else KEYS_AND_VALUES
+    heads = [NamedSharding(mesh, spec)] * len(cache.k)
     return replace(rows_sharding(cache, mesh), k=heads, v=list(heads))
 
 

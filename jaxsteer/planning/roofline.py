@@ -47,11 +47,13 @@ def step_seconds(
     *,
     rows: int,
     tokens: float,
+    shared: int = 0,
     data: int = 1,
     tensor: int = 1,
 ) -> float:
     """Floor of one decode step of `rows` rows whose caches hold `tokens` tokens each.
 
+    Of one prefix that all rows share, `shared` tokens more are read once, and attended to by all.
     `data` × `tensor` machines share the work: rows over `data`, weights and heads over `tensor`.
     `model` holds arrays or their shapes, of the whole model.
     """
@@ -59,9 +61,9 @@ def step_seconds(
     count, size = weights_read(model)
     rows = -(-rows // data)
     products = max(size / machine.bandwidth, 2 * rows * count / machine.rate) / tensor
-    entries = rows * tokens * config.n_layers * config.head_dim / tensor
-    cache_bytes = 2 * entries * config.n_kv_heads * width
-    operations = 2 * 2 * entries * config.n_heads
+    entry = config.n_layers * config.head_dim / tensor  # of a token, in each head
+    cache_bytes = 2 * (rows * tokens + shared) * entry * config.n_kv_heads * width
+    operations = 2 * 2 * rows * (tokens + shared) * entry * config.n_heads
     attention = max(cache_bytes / machine.bandwidth, operations / machine.rate)
     sent = 2 * (tensor - 1) / tensor * rows * config.d_model * width
     return products + attention + (2 * config.n_layers + 1) * sent / machine.link
@@ -74,14 +76,17 @@ def decode_seconds(
     rows: int,
     prompt: int,
     steps: int,
+    shared: int = 0,
     data: int = 1,
     tensor: int = 1,
 ) -> float:
-    """Floor of `steps` decode steps after prompts of `prompt` tokens."""
+    """Floor of `steps` decode steps after prompts of `prompt` tokens, and a prefix of `shared`."""
     # The floor is linear in the tokens as long as the same side of each `max` wins, so the mean
     # of the first and the last step is the mean of all.
     ends = [
-        step_seconds(model, machine, rows=rows, tokens=tokens, data=data, tensor=tensor)
+        step_seconds(
+            model, machine, rows=rows, tokens=tokens, shared=shared, data=data, tensor=tensor
+        )
         for tokens in (prompt + 1, prompt + steps)
     ]
     return steps * sum(ends) / 2

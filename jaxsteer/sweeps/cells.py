@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.llama import TokenBatch
 from jaxsteer.steering import (
     Scope,
     Steering,
@@ -18,7 +16,6 @@ from jaxsteer.steering import (
     Where,
     add,
     as_tuple,
-    broadcast_rows,
     check_steering,
     stack,
 )
@@ -114,20 +111,6 @@ def stack_cells(cells: Sequence[Cell], config: LlamaConfig) -> tuple[Steering, .
     return tuple(
         stack([slot.get(c, _without_effect(slot)) for c in range(len(cells))]) for slot in slots
     )
-
-
-@jax.jit
-def reaches_prompt(steering: Steering, batch: TokenBatch) -> jax.Array:
-    """Whether each cell, bool `[C]`, touches any token of any prompt of the batch."""
-    B, T = batch.tokens.shape
-    position = jnp.broadcast_to(jnp.arange(T), (B, T))
-    prompt = position < batch.lengths[:, None]
-
-    def one(scope: Scope) -> jax.Array:
-        scope = broadcast_rows(scope, B, "scope")
-        return jnp.any(scope.may_cover(position, batch.lengths) & prompt)
-
-    return jax.vmap(one)(steering.scope)
 
 
 def _width(slot: dict[int, Steering]) -> int:

@@ -4,8 +4,8 @@ Every cell runs on every prompt. Cells are data along an axis that is vmapped *i
 loop, with one cursor and one stop condition for all: a `vmap` around the loop would put every cache
 buffer through a select at each step. All chunks have one shape, so the whole grid compiles once,
 and so do all grids of that shape, whatever their vectors, layers, coefficients, scopes and model.
-(Two programs at most: one that runs the prompts once for all cells, and one for grids with a scope
-that reaches into the prompt.)
+(Two programs at most: one whose cells share each prompt, and one for grids with a scope that
+reaches into the prompt before its last token.)
 """
 
 import warnings
@@ -27,6 +27,7 @@ from jaxsteer.decoding import (
     Sampler,
     Step,
     as_request,
+    begin_shared,
     captured_of,
     check_read,
     check_room_for_kept,
@@ -38,16 +39,17 @@ from jaxsteer.decoding import (
     map_rows,
     outcome,
     prefill,
+    reaches_prefix,
     row_bytes_kept,
     sweep_bytes,
     tell_not_finite,
     unfinished,
     usable_bytes,
 )
-from jaxsteer.llama import Model, TokenBatch, TokenRows, lengthen, mesh_sizes, spread_rows
+from jaxsteer.llama import Model, TokenBatch, TokenRows, in_order, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
-from jaxsteer.sweeps.cells import Cell, check_cells, reaches_prompt, stack_cells
+from jaxsteer.sweeps.cells import Cell, check_cells, stack_cells
 
 Fits = Callable[[int, int], bool]  # whether a chunk of C cells and B prompts does
 
@@ -78,9 +80,9 @@ def prefill_cells(
 ) -> DecodeState:
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
-    Unless a scope reaches into the prompt, all cells start from the same activations, so the
-    prompt is run once, and its keys and values are copied into the longer cache of each cell.
-    Otherwise cells are rows like others here, so that they run in blocks of bounded memory.
+    Unless a scope reaches into the prompt before its last token, the cells of a prompt share its
+    keys and values, which are made and kept once. Otherwise, or if there is one cell, cells are
+    rows like others here, so that they run in blocks of bounded memory.
     """
     C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
 
@@ -93,12 +95,12 @@ def prefill_cells(
     def copies(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
 
-    if not steer_prompt:
-        T = batch.tokens.shape[1]
-        once = replace(request, steering=())
-        state = prefill(model, batch, once, capacity=T, sampler=sampler)
-        state = jax.tree.map(copies, state)
-        return replace(state, cache=lengthen(state.cache, T + request.max_new_tokens))
+    if C > 1 and not steer_prompt:
+        state = begin_shared(model, batch, request)
+        prefix = state.cache.prefix
+        state = jax.tree.map(copies, replace(state, cache=replace(state.cache, prefix=None)))
+        cache = replace(in_order(state.cache, model), prefix=prefix)
+        return _over_cells(decode_step, model, replace(state, cache=cache), request, sampler)
     table, keeping = request.stop_table, request.keeping
     once = replace(request, steering=(), stop_table=None, keeping=None)
     batch, once = jax.tree.map(lambda x: flat(x[None]), (batch, once))
@@ -122,14 +124,23 @@ def run_cells(
 ) -> DecodeState:
     """Like `decoding.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
     state = prefill_cells(model, batch, request, steer_prompt=steer_prompt, sampler=sampler)
-    state_axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    return loop(unfinished, lambda s: _over_cells(step, model, s, request, sampler), state)
+
+
+def _over_cells(
+    step: Step, model: Model, state: DecodeState, request: Request, sampler: Sampler
+) -> DecodeState:
+    """A step of all cells, which share the request but its steering, scalars and the prefix."""
+    axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    shared = jax.tree.map(lambda _: None, state.cache.prefix)
+    axes = replace(axes, cache=replace(axes.cache, prefix=shared))
     request_axes = replace(jax.tree.map(lambda _: None, request), steering=0)
     over_cells = jax.vmap(
         lambda s, r: step(model, s, r, sampler=sampler),
-        in_axes=(state_axes, request_axes),
-        out_axes=state_axes,
+        in_axes=(axes, request_axes),
+        out_axes=axes,
     )
-    return loop(unfinished, lambda s: over_cells(s, request), state)
+    return over_cells(state, request)
 
 
 def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
@@ -199,6 +210,8 @@ def sweep(
         HostLost: from the iterator, if another process has ended.
     """
     batch, request = as_request(model, batch, request, asked)
+    if (rows := request.max_tokens.shape[0]) != (prompts := batch.tokens.shape[0]):
+        raise ValueError(f"samples: got {rows // prompts}, expected 1: repeat prompts in the batch")
     check_sweep(model, cells, request, rows_per_chunk=rows_per_chunk)
     options = {"sampler": sampler or choose_sampler(request.sampling), "step": step, "loop": loop}
     plan = _planned(model, batch, cells, request, rows_per_chunk=rows_per_chunk, options=options)
@@ -234,7 +247,9 @@ def _planned(
     """The cells stacked, and how large a chunk may be."""
     # On the host, where taking rows compiles nothing.
     batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
-    steer_prompt = any(np.any(reaches_prompt(one, batch)) for one in steering)
+    reaches = jax.vmap(reaches_prefix, in_axes=(0, None))
+    steer_prompt = any(np.any(reaches(one, batch)) for one in steering)
+    steer_prompt |= request.keeping is not None and request.keeping.prompt_slots > 0
     prompts, length = batch.tokens.shape
     usable, kept = usable_bytes(model), row_bytes_kept(request.keeping, model)
 
@@ -254,7 +269,12 @@ def _planned(
     data, _ = mesh_sizes(model)
     C, B = chunk_shape(len(cells), prompts, fits, data)
     check_room_for_kept(
-        model, rows=C * B, prompt_length=length, new_tokens=request.max_new_tokens, kept=kept
+        model,
+        rows=C * B,
+        prompts=B if C > 1 and not steer_prompt else None,
+        prompt_length=length,
+        new_tokens=request.max_new_tokens,
+        kept=kept,
     )
     return _Plan(
         model,

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.huggingface import tensor_names as hf
-from jaxsteer.llama.cache import empty_cache
 from jaxsteer.llama.model import Model, Output, abstract_params, forward, from_params
 from jaxsteer.llama.parameters import flatten, nest
+from jaxsteer.llama.prompt_blocks import make_cache
 from jaxsteer.llama.tokens import TokenBatch
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.sites import SITES
@@ -155,8 +155,7 @@ def steps(
     the output.
     """
     B, T = batch.tokens.shape
-    config = model.config
-    cache = empty_cache(config, rows=B, capacity=T + new_tokens.shape[1], dtype=model.dtype)
+    cache = make_cache(model, rows=B, capacity=T + new_tokens.shape[1])
     lengths = np.asarray(batch.lengths)[:, None]
     options = {"steering": steering, "prompt_length": batch.lengths, "capture": capture, "row": row}
     thought = [None] * (1 + new_tokens.shape[1])

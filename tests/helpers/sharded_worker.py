@@ -34,6 +34,8 @@ from jaxsteer.directions.raw_activations import read_activations, save_activatio
 from jaxsteer.directions.targets import make_targets
 from jaxsteer.llama import attention, attention_cudnn
 from jaxsteer.llama.attention import cudnn_attention
+from jaxsteer.llama.attention_reference import attend
+from jaxsteer.llama.cache import Shared
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.packing import pack
 from jaxsteer.llama.parameters import dotted, flatten
@@ -225,6 +227,23 @@ def run_stream(model: Model, batch: TokenBatch) -> Found:
     return {"tokens": np.stack(list(steps))}
 
 
+def run_samples(model: Model, batch: TokenBatch) -> Found:
+    """Rows that share their prompts: four on each of two, eight on a single one."""
+    tokens = []
+    for count in (2, 1):
+        few = jax.tree.map(lambda x, count=count: np.asarray(x)[1 : 1 + count], batch)
+        steps = jaxsteer.stream(
+            model,
+            TokenBatch(*map(jax.numpy.asarray, (few.tokens, few.mask))),
+            samples=8 // count,
+            max_new_tokens=G,
+            steering=jaxsteer.add(vector(model), layer=1, coeff=1.0),
+            sampling_params=settings(),
+        )
+        tokens.append(np.stack(list(steps)))
+    return {"tokens": np.concatenate(tokens)}
+
+
 def in_blocks(model: Model, batch: TokenBatch) -> Collectives:
     """Of prompts that run in blocks of four rows at most."""
     request = jaxsteer.make_request(model, batch, max_new_tokens=G)
@@ -292,6 +311,42 @@ def with_a_kernel(mesh: Mesh, rows: tuple[int, ...], *, cursors: bool) -> dict[s
     return {"off": off, "collectives": collectives(program)}
 
 
+def behind_a_prefix(mesh: Mesh, rows: tuple[int, ...], prefixes: int) -> dict[str, Any]:
+    """The same of rows, or cells of rows, that share prefixes; XLA stands for the kernel."""
+    S, N, K, H = 6, 8, 4, 4
+    draw = rng()
+    own = [draw.standard_normal((*rows, *x)) for x in ((1, N, H), (S, K, H), (S, K, H))]
+    shared = [draw.standard_normal((prefixes, S, K, H)) for _ in range(2)]
+    arrays = [np.asarray(x, np.float32) for x in own + shared]
+    length = jax.numpy.asarray(draw.integers(1, S, prefixes), np.int32)
+    slots, start = np.ones((rows[-1], S), bool), np.int32(3)
+
+    def cells(attend: Any) -> Any:
+        def one(q: Any, k: Any, v: Any, kp: Any, vp: Any) -> jax.Array:
+            prefix = Shared(kp, vp, length)
+            return attend(q, k, v, valid=slots, start=jax.numpy.asarray(start), prefix=prefix)
+
+        return jax.vmap(one, in_axes=(0, 0, 0, None, None)) if len(rows) == 2 else one
+
+    def stand_in(q: Any, k: Any, v: Any, *, lengths: jax.Array, causal: bool) -> Any:
+        assert not causal
+        return attend(q, k, v, (jax.numpy.arange(k.shape[1]) < lengths[:, None])[:, None])
+
+    lead = [None] * len(rows)
+    lead[-1 if rows[-1] % 2 == 0 else 0] = "data"
+    heads = P(*lead, None, "tensor", None)
+    once = P(lead[-1] if prefixes > 1 else None, None, "tensor", None)
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, to))
+        for x, to in zip(arrays, [heads] * 3 + [once] * 2, strict=True)
+    ]
+    with mock.patch.object(attention_cudnn, "flash", stand_in):
+        program = jax.jit(cells(cudnn_attention)).lower(*placed)
+    found = np.asarray(program.compile()(*placed))
+    off = float(np.max(np.abs(found - np.asarray(cells(attention.xla_attention)(*arrays)))))
+    return {"off": off, "collectives": collectives(program)}
+
+
 def part(x: jax.Array) -> list[int]:
     """The shape of what one device holds of an array."""
     return list(x.sharding.shard_shape(x.shape))
@@ -336,6 +391,7 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         found["learned"] = run_learned(model, batch)
         found["reading"] = run_reading(model, batch)
         found["stream"] = run_stream(model, batch)
+        found["samples"] = run_samples(model, batch)
         whole, _ = jaxsteer.load(checkpoints / "plain")
         packed = shard_model(pack(whole), mesh)
         found["packed"] = run_forward(packed, batch)
@@ -346,6 +402,10 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         layout["kernel"] = [
             with_a_kernel(mesh, rows, cursors=cursors)
             for rows, cursors in (((4,), True), ((3, 4), True), ((4, 3), False))
+        ]
+        layout["prefix"] = [
+            behind_a_prefix(mesh, rows, prefixes)
+            for rows, prefixes in (((4,), 2), ((4,), 1), ((3, 4), 4), ((4, 3), 3))
         ]
     if name != "8x1":
         layout["in_decode"] = in_decode(model, batch)
@@ -368,6 +428,7 @@ def on_one(checkpoints: Path) -> dict[str, Found]:
         "learned": run_learned(model, batch),
         "reading": run_reading(model, batch),
         "stream": run_stream(model, batch),
+        "samples": run_samples(model, batch),
     }
 
 

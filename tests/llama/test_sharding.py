@@ -120,9 +120,9 @@ def test_a_queue_on_a_mesh_is_the_plain_loop(ran):
     check_same(ran, "2x4", "queue", alone="generate")
 
 
-@pytest.mark.parametrize("case", ["learned", "reading", "stream"])
+@pytest.mark.parametrize("case", ["learned", "reading", "stream", "samples"])
 def test_what_else_runs_on_a_mesh(ran, case):
-    """Learned directions; scores, lens, slopes, projections, saved activations; noise."""
+    """Learned directions; scores, lens, slopes, projections, activations; noise; samples."""
     check_same(ran, "2x4", case)
 
 
@@ -158,12 +158,14 @@ def test_a_hugging_face_folder_goes_to_the_same_places(layout, mesh):
 @pytest.mark.parametrize(
     ("mesh", "program", "keys"),
     [
-        ("1x8", "_run", [8, SLOTS, 1, 4]),
-        ("2x4", "_run", [4, SLOTS, 1, 4]),
-        ("8x1", "_run", [1, SLOTS, 4, 4]),
-        ("1x8", "_run_cells", [4, 8, SLOTS, 1, 4]),
-        ("2x4", "_run_cells", [2, 3, SLOTS, 1, 4]),  # 3 prompts do not divide, 4 cells do
-        ("8x1", "_run_cells", [4, 1, SLOTS, 4, 4]),
+        # Rows, heads, width of a head, slots.
+        ("1x8", "_run", [8, 1, 4, SLOTS]),
+        ("2x4", "_run", [4, 1, 4, SLOTS]),
+        ("8x1", "_run", [1, 4, 4, SLOTS]),
+        ("1x8", "_run_cells", [4, 8, 1, 4, SLOTS]),
+        # 3 prompts do not divide, 4 cells do. They share the prompts: own slots are few.
+        ("2x4", "_run_cells", [2, 3, 1, 4, 1 + G]),
+        ("8x1", "_run_cells", [4, 1, 4, 4, SLOTS]),
     ],
 )
 def test_each_device_holds_its_part_of_the_cache(layout, mesh, program, keys):
@@ -186,10 +188,11 @@ def test_blocks_of_prompts_leave_rows_where_they_are(layout):
     assert all(len(shape) <= 2 for _, shape in layout["8x1"]["in_blocks"])
 
 
-def test_a_kernel_runs_on_what_each_device_holds(layout):
+@pytest.mark.parametrize(("name", "cases"), [("kernel", 3), ("prefix", 4)])
+def test_a_kernel_runs_on_what_each_device_holds(layout, name, cases):
     """Rows, cells whose rows are split, and cells that are split themselves."""
-    assert len(layout["2x4"]["kernel"]) == 3
-    for found in layout["2x4"]["kernel"]:
+    assert len(layout["2x4"][name]) == cases
+    for found in layout["2x4"][name]:
         assert found["off"] < 1e-6
         assert found["collectives"] == []
 

@@ -19,7 +19,7 @@ from jaxsteer.steering import scope
 from jaxsteer.steering.interventions import ablate, add, clamp, when
 from jaxsteer.steering.interventions import replace as replaced
 from jaxsteer.sweeps import chunks as sweeping
-from jaxsteer.sweeps.cells import Cell, grid, reaches_prompt
+from jaxsteer.sweeps.cells import Cell, grid
 from jaxsteer.sweeps.chunks import CellResult, sweep
 
 G = 6
@@ -144,23 +144,6 @@ def test_cells_may_differ_in_scope_site_and_schedule(shallow, batch):
     found, _ = collect(shallow, batch, cells)
     check_alone(shallow, batch, found)
     assert found["everywhere", 0].tokens != found["generated", 0].tokens
-
-
-@pytest.mark.parametrize(
-    ("one", "expected"),
-    [
-        (scope.everywhere(), True),
-        (scope.prompt(), True),
-        (scope.from_last_prompt_token(), True),
-        (scope.window(7, 8), True),  # only the longest prompt has a token there
-        (scope.generated(), False),
-        (scope.window(8), False),
-        (scope.union(scope.window(-9), exclude=[scope.prompt()]), False),
-    ],
-)
-def test_which_scopes_reach_the_prompt(batch, one, expected):
-    steering = jax.tree.map(lambda x: x[None], add(np.ones(4), layer=0, coeff=1.0, scope=one))
-    assert reaches_prompt(steering, batch).tolist() == [expected]
 
 
 def test_cells_may_have_several_interventions_or_none(shallow, batch):
@@ -344,7 +327,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(shallow, batch, cells):
 
 
 def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeypatch):
-    """By calculation, with the prompts' own cache beside the cells'; nothing is run for it."""
+    """By calculation, with the prompts that cells share beside them; nothing is run for it."""
     shapes = []
 
     def run(model, part, request, **options):
@@ -354,15 +337,15 @@ def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeyp
 
     monkeypatch.setattr(sweeping, "_run_cells", run)
 
-    def shape(room: int, prompt_rows: int, **options) -> tuple[int, int]:
+    def shape(room: int, prompt_rows: int, *, shared: bool = False, **options) -> tuple[int, int]:
         asked = {"rows": room, "prompt_rows": prompt_rows, "prompt_length": 9, "new_tokens": G}
-        usable = memory.program_bytes(shallow, **asked)
+        usable = memory.program_bytes(shallow, shared=shared, **asked)
         monkeypatch.setattr(sweeping, "usable_bytes", lambda model: usable)
         collect(shallow, batch, **options)
         return shapes[-1]
 
-    assert shape(25, 3, cells=cells) == (8, 3)
-    assert shape(24, 3, cells=cells) == (4, 3)
+    assert shape(24, 3, shared=True, cells=cells) == (8, 3)
+    assert shape(23, 3, shared=True, cells=cells) == (4, 3)
     assert shape(3, 3, cells=cells) == (1, 3)
     assert shape(2, 2, cells=cells) == (1, 2)
     everywhere = grid(vectors(), layers=[0, 1], coeffs=[1.0, 2.0], scope=scope.everywhere())
