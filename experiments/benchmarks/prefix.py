@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.decode import PRESETS, limited
-from experiments.benchmarks.machine import Compilations, peak_bytes
+from experiments.benchmarks.machine import Compilations, peak_GB
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import cache_bytes, greedy, is_out_of_memory, make_request
 from jaxsteer.llama import Model, TokenBatch, init, pack
@@ -104,7 +104,7 @@ def time_case(model: Model, machine: Machine, case: Case) -> dict[str, Any]:
         "floor_ms": floor_ms,
         "ratio": steps / floor_ms,
         "program_GB": held / 1e9,
-        "peak_GB": (peak_bytes() or 0) / 1e9,
+        "peak_GB": peak_GB(),
         "compile_s": compilations.seconds,
     }
 
