@@ -123,11 +123,13 @@ def test_every_result_says_which_format_the_prompts_had(finished: Finished) -> N
     assert {r["format"] for r in read_rows(finished.out / "rollouts/traces.jsonl")} == {"chat"}
     facts = json.loads((finished.out / "directions/directions.json").read_text())
     assert facts["format"] == "chat"
+    assert facts["beginning"] == "<bos> (1) is there already: the chat template begins with it"
     assert [t["reasoning"] for t in facts["unseen_by_base"].values()] == [
         "<user>", "<assistant>", "<think>",
     ]  # fmt: skip
     report = (finished.out / "report/report.md").read_text()
     assert "problems in the continuation format, the others in the chat format." in report
+    assert "base model, <bos> (1) put before the text: tokenizer.json puts it" in report
 
 
 def test_formats_are_settings(finished: Finished, tmp_path: Path) -> None:
