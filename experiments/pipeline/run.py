@@ -63,10 +63,9 @@ class Run:
         source = self.sources[role]
         if (source / checkpoint.MANIFEST).is_file():
             return source
-        files = {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in source.iterdir()}
         folder = self.stage(
             f"model-{role}",
-            {"source": str(source), "files": files},
+            {"source": str(source), "files": _states(source)},
             lambda folder: convert(source, folder / "checkpoint", overwrite=True),
             alone=True,
         )
@@ -77,7 +76,7 @@ class Run:
         path = self.checkpoint(role)
         manifest = checkpoint.read_manifest(path)
         # Orbax names its files at random, so two conversions of one source differ in their bytes.
-        source = manifest.provenance.get("source_sha256") or sha256(path / checkpoint.MANIFEST)
+        source = manifest.provenance.get(checkpoint.SOURCE) or sha256(path / checkpoint.MANIFEST)
         named = [source, manifest.dtype, self.settings.models.dtype]
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
@@ -119,6 +118,12 @@ class Run:
     def tokenizer(self, role: str) -> Any:
         """A model's tokenizer alone."""
         return checkpoint.load_tokenizer(self.checkpoint(role))
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    """Size and times of every file under a folder; the last of them nobody can set back."""
+    stats = {f.relative_to(folder).as_posix(): f.stat() for f in folder.rglob("*") if f.is_file()}
+    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in sorted(stats.items())}
 
 
 def open_run(

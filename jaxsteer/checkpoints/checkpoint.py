@@ -57,6 +57,7 @@ from jaxsteer.tokenizers import load_tokenizer as read_tokenizer
 MANIFEST = "jaxsteer.json"
 FORMAT = 1
 DTYPES = ("float32", "bfloat16")
+SOURCE = "source_sha256"  # in the provenance: hashes of the files that were converted
 _PARAMS = "params"
 _HUGGINGFACE = "huggingface"
 
@@ -98,7 +99,7 @@ def save(
         path: the directory.
         model: the model; a packed one is written as the separate one it was made of.
         files: tokenizer files and Hugging Face configs to carry along, by their usual names.
-        provenance: where the weights came from, JSON-ready.
+        provenance: where the weights came from, JSON-ready; `source_sha256` is for conversions.
         overwrite: replace a checkpoint that is already there.
 
     Raises:
@@ -106,6 +107,11 @@ def save(
         ValueError: on many hosts, where one process alone may write, for an object store, or for
             other files.
     """
+    if provenance and SOURCE in provenance:
+        raise ValueError(
+            f"provenance: got {SOURCE}, which says that the weights are those of a source as it "
+            "is: leave it out, or give it another name"
+        )
     write(
         path,
         model.config,

@@ -232,7 +232,7 @@ def _provenance(
         "revision": source.revision,
         "source_dtypes": folder.dtypes,
         "unknown_config_fields": folder.unknown_fields,
-        "source_sha256": _results(hashes),
+        checkpoint.SOURCE: _results(hashes),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
 
