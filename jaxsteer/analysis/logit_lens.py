@@ -23,7 +23,7 @@ import numpy as np
 from jaxsteer.decoding import token_bytes
 from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Vectors, as_arrays
+from jaxsteer.steering import Vectors, as_arrays, int32s
 
 LENSES = ("normed", "plain")
 
@@ -90,8 +90,8 @@ def lens(
     if not (np.isfinite(scale) & (scale > 0)).all():
         bad = int(np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))[0])
         raise ValueError(f"directions[{bad}]: got zeros, NaN or infinity, which point nowhere")
-    ids = np.asarray(tokens, np.int32)
-    if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= V:
+    ids = int32s("tokens", tokens, high=V - 1)
+    if ids.ndim != 1 or not ids.size:
         raise ValueError(f"tokens: got {tokens!r:.80}, expected ids from 0 to {V - 1}")
     if kind not in LENSES:
         raise ValueError(f"kind: got {kind!r}, expected {' or '.join(LENSES)}")

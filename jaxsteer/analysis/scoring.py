@@ -30,7 +30,7 @@ from jaxsteer.llama import (
     spread_rows,
 )
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Capture, Steering, as_tuple, check_steering
+from jaxsteer.steering import Capture, Steering, as_tuple, check_steering, int32s
 
 # Logits that are made at once, of float32: 1 GiB. Products are at their full rate far below it.
 BLOCK_LOGITS = 2**28
@@ -117,7 +117,7 @@ def score(
             steering without `prompt_lengths`.
     """
     steerings = as_tuple(steering)
-    prompts = _prompt_lengths(prompt_lengths, steerings, len(texts), model)
+    prompts = _prompt_lengths(prompt_lengths, steerings, texts, model)
     if rows_per_batch is not None and rows_per_batch < 1:
         raise ValueError(f"rows_per_batch: got {rows_per_batch}, expected at least 1")
     longest = max(map(len, texts), default=0)
@@ -142,16 +142,22 @@ def score(
 
 
 def _prompt_lengths(
-    given: Sequence[int] | None, steerings: Sequence[Steering], count: int, model: Model
+    given: Sequence[int] | None,
+    steerings: Sequence[Steering],
+    texts: Sequence[Sequence[int]],
+    model: Model,
 ) -> np.ndarray:
     """How many tokens of each text are prompt, int32 `[texts]`; none if nobody asks."""
     for one in steerings:
         check_steering(one, model.config, rows=1)
     if steerings and given is None:
         raise ValueError("prompt_lengths: got None, expected as many as texts, to steer by")
-    lengths = np.zeros(count, np.int32) if given is None else np.asarray(given, np.int32)
-    if lengths.shape != (count,):
-        raise ValueError(f"prompt_lengths: got {len(lengths)}, expected one of each text")
+    lengths = int32s("prompt_lengths", [0] * len(texts) if given is None else given)
+    if lengths.shape != (len(texts),):
+        raise ValueError(f"prompt_lengths: got {lengths.size}, expected one of each text")
+    for i, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        if length > len(text):
+            raise ValueError(f"prompt_lengths[{i}]: got {length}, expected at most {len(text)}")
     return lengths
 
 

@@ -85,6 +85,8 @@ class LlamaConfig:
                 raise ValueError(
                     f"{name}: got {getattr(self, name)!r}, expected a whole number of at least 1"
                 )
+            if getattr(self, name) > _MOST:
+                raise ValueError(f"{name}: got {getattr(self, name):,}, expected at most {_MOST:,}")
         if self.n_layers > _MOST_LAYERS:
             raise ValueError(f"n_layers: got {self.n_layers:,}, expected at most {_MOST_LAYERS:,}")
         for name in ("norm_eps", "rope_theta"):
@@ -329,6 +331,7 @@ _SIZES = (
     "vocab_size", "d_model", "d_mlp", "n_layers", "n_heads", "n_kv_heads", "head_dim",
     "max_positions",
 )  # fmt: skip
+_MOST = 2**31 - 1  # positions and ids are int32
 # Above any Llama; a damaged config must not make us list the tensors of a billion layers.
 _MOST_LAYERS = 1000
 

@@ -172,6 +172,11 @@ def make_request(
         prompts, steering, sampling_params = hosts.gather((prompts, steering, sampling_params))
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, expected at least 1")
+    if max_new_tokens > config.max_positions:
+        raise ValueError(
+            f"max_new_tokens: got {max_new_tokens}, expected at most "
+            f"max_positions={config.max_positions}"
+        )
     if not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"samples: got {samples!r}, expected at least 1")
     rows = prompts.tokens.shape[0] * int(samples)
@@ -281,7 +286,7 @@ def _stop_tokens(given: Collection[Any], *, rows: int, config: LlamaConfig) -> n
             f"a list of them for each of the {rows} rows"
         )
     each = lists or [list(given)] * rows
-    for token in {token for row in each for token in row}:
+    for token in (token for row in each for token in row):
         _check_id("stop_tokens", token, config)
     width = bucket(max(1, *map(len, each)), step=_STOP_TOKENS)
     return np.array([row + [-1] * (width - len(row)) for row in each], np.int32)

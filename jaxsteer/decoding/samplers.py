@@ -178,12 +178,14 @@ def _draw(logits: jax.Array, above: jax.Array, key: jax.Array, params: Sampling)
         weight = jnp.exp((some - largest[:, 0][wide]) / jnp.where(hot > 0, hot, 1.0)[:, 0][wide])
         return jnp.where(some > above[wide], weight, 0.0)
 
-    u = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(key)  # [B, 2]
+    u = jax.vmap(lambda k: jax.random.uniform(k, (2,), jnp.float32))(key)  # [B, 2]
     block = _by_share(jnp.sum(weigh(parted), axis=-1), u[:, 0])
     inside = jnp.take_along_axis(parted, block[:, None, None], axis=1)[:, 0]
     token = block * parted.shape[-1] + _by_share(weigh(inside), u[:, 1])
     cold = jnp.any(hot <= 0)
-    best = jax.lax.cond(cold, lambda: jnp.argmax(logits, axis=-1), lambda: jnp.zeros(B, int))
+    best = jax.lax.cond(
+        cold, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32), lambda: jnp.zeros(B, jnp.int32)
+    )
     return jnp.where(hot[:, 0] > 0, token, best).astype(jnp.int32)
 
 
@@ -198,7 +200,7 @@ def _count_blocks(vocabulary: int) -> int:
     """About as many blocks as tokens in a block; a divisor of the vocabulary if there is one near.
 
     >>> _count_blocks(49_152), _count_blocks(128_256), _count_blocks(369), _count_blocks(7)
-    (256, 334, 9, 3)
+    (192, 334, 9, 1)
     """
     root = math.isqrt(vocabulary)
     near = [n for n in range(max(1, root // 2), 2 * root + 1) if vocabulary % n == 0]

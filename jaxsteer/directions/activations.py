@@ -26,7 +26,7 @@ from jaxsteer.llama import (
     spread_rows,
 )
 from jaxsteer.runtime import hosts, preemption
-from jaxsteer.steering import SITES, Capture, EventSums, site_index, site_width
+from jaxsteer.steering import SITES, Capture, EventSums, int32s, site_index, site_width
 
 Pair = tuple[jax.Array, jax.Array]  # a sum, and what rounding has taken from it
 
@@ -121,6 +121,7 @@ def check_traces(traces: Sequence[Trace], *, labels: Sequence[str], offsets: Seq
     for name, values in (("labels", labels), ("offsets", offsets)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name}: got {list(values)}, expected at least one, all distinct")
+    int32s("offsets", list(offsets), low=-(2**31))
     if not traces:
         raise ValueError("traces: got none, expected at least one")
     for i, trace in enumerate(traces):
@@ -164,7 +165,7 @@ def event_positions(
     place = {label: k for k, label in enumerate(labels)}
     for b, trace in enumerate(traces):
         n = len(trace.starts)
-        at = np.asarray(trace.starts, np.int32).reshape(n, 1) + np.asarray(offsets, np.int32)
+        at = np.asarray(trace.starts, np.int64).reshape(n, 1) + np.asarray(offsets, np.int64)
         inside = (at >= trace.prompt_length) & (at < len(trace.tokens))
         positions[b, :n] = np.where(inside, at, -1)
         groups[b, np.arange(n), [place[label] for label in trace.labels]] = True

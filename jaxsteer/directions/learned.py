@@ -36,6 +36,7 @@ from jaxsteer.steering import (
     add,
     as_arrays,
     check_layers,
+    int32s,
     own_layers,
     site_width,
 )
@@ -227,6 +228,7 @@ def _check(
     for name, values in (("layers", layers), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name}: got {list(values)}, expected distinct numbers")
+    int32s("seeds", list(seeds))
     for name, value in (("steps", steps), ("rows_per_step", rows_per_step)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer.llama import Model, TokenBatch, bind, bucket, forward, left_pad
-from jaxsteer.steering import Capture, Steering
+from jaxsteer.steering import Capture, Steering, int32s
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +60,7 @@ def make_targets(
             f"texts, prompt_lengths, spans: got {len(texts)}, {len(prompt_lengths)} and "
             f"{len(spans)}, expected equally many"
         )
+    prompts = int32s("prompt_lengths", prompt_lengths)
     positions, cut = [], []
     for i, (text, prompt, found) in enumerate(zip(texts, prompt_lengths, spans, strict=True)):
         if not found:
@@ -78,7 +79,7 @@ def make_targets(
     table = np.full((len(cut), max(map(len, positions))), -1, np.int32)
     for row, wanted in zip(table, positions, strict=True):
         row[: len(wanted)] = wanted
-    return Targets(batch, jnp.asarray(prompt_lengths, jnp.int32), jnp.asarray(table))
+    return Targets(batch, jnp.asarray(prompts), jnp.asarray(table))
 
 
 def target_logprobs(

@@ -6,7 +6,7 @@ program takes as arguments, out. Sites are named in `sites`, operations in `inte
 Uses `config`.
 """
 
-from jaxsteer.steering.arguments import Vectors, Where, as_arrays, own_layers
+from jaxsteer.steering.arguments import Vectors, Where, as_arrays, int32s, own_layers
 from jaxsteer.steering.capture import (
     Above,
     Capture,
@@ -76,6 +76,7 @@ __all__ = [
     "from_last_prompt_token",
     "generated",
     "head_vector",
+    "int32s",
     "layers_of",
     "noise",
     "own_layers",

@@ -141,6 +141,21 @@ def numbers(
     return array
 
 
+def int32s(name: str, values: ArrayLike, *, low: int = 0, high: int = 2**31 - 1) -> np.ndarray:
+    """`values` as int32, if all are whole numbers from `low` to `high`: a cast would wrap others.
+
+    >>> int32s("offsets", [-13, 4], low=-100).tolist()
+    [-13, 4]
+    """
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: got {values!r:.80}, expected whole numbers to {high}")
+    if array.size and (array.min() < low or array.max() > high):
+        wrong = array.min() if array.min() < low else array.max()
+        raise ValueError(f"{name}: got {wrong}, expected {low} to {high}")
+    return array.astype(np.int32)
+
+
 def orthonormal(name: str, directions: np.ndarray) -> np.ndarray:
     """Orthonormal float32 rows that span `directions` `[B, R, D]`, row by row of the batch."""
     _, R, D = directions.shape

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.steering.arguments import as_arrays
+from jaxsteer.steering.arguments import as_arrays, int32s
 from jaxsteer.steering.group_sums import event_sums, row_sums, token_sums
 from jaxsteer.steering.sites import site_width
 
@@ -233,3 +233,5 @@ def _check_shape(name: str, array: Any, shapes: str, ndims: tuple[int, ...]) -> 
 def _check_integers(positions: jax.Array) -> None:
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"capture.positions: got {positions.dtype}, expected integers")
+    if isinstance(positions, np.ndarray):  # in the program they are cast to int32
+        int32s("capture.positions", positions, low=-(2**31))

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from jaxsteer.decoding import Request
-from jaxsteer.files import MOST_DATA, as_path, read_json, write_atomic
+from jaxsteer.files import MOST_DATA, as_path, load_json, read_json, write_atomic
 from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.runtime import VERSION
 from jaxsteer.steering import as_tuple
 from jaxsteer.sweeps.cells import Cell
 from jaxsteer.sweeps.fingerprints import describe, differences, tree_print, weights_print
 
+_EXACT = 2.0**53  # below it a float is one whole number
 _SHOWN = 5  # differences that a refusal names
 
 
@@ -83,17 +84,17 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
     if rows:
         try:
             there = read_json(beside, most=MOST_DATA)
+            before = {key_of(load_json(key)): value for key, value in there["cells"].items()}
         except FileNotFoundError:
             raise ValueError(
                 f"{path}: has {rows} rows, but {beside.name} is missing, which says what they were "
                 "made with; choose another file"
             ) from None
-        except ValueError:
-            there = None
-        if not isinstance(there, dict) or not isinstance(there.get("cells", {}), dict):
-            raise ValueError(f"{beside}: damaged; choose another file for this sweep")
-        config = {**config, "cells": there.get("cells", {}) | config["cells"]}
-        known = {key: config["cells"][key] for key in there.get("cells", {})}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"{beside}: damaged; choose another file for this sweep") from None
+        there["cells"] = before
+        config = {**config, "cells": before | config["cells"]}
+        known = {key: config["cells"][key] for key in before}
         found = list(differences(there, {**config, "cells": known}))
         if found:
             more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -108,8 +109,22 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
 
 
 def key_of(labels: Mapping[str, Any]) -> str:
-    """Labels as one string, whatever their order and their kinds of numbers."""
-    return json.dumps(as_json(dict(labels), "labels"), sort_keys=True, ensure_ascii=False)
+    """Labels as one string, whatever their order and their kinds of numbers: 1 is 1.0.
+
+    >>> key_of({"coeff": 1.0, "layer": 10}) == key_of({"layer": 10, "coeff": 1})
+    True
+    """
+    plain = _with_whole_numbers(as_json(dict(labels), "labels"))
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False)
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_whole_numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_numbers(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if whole else value
 
 
 def as_json(value: Any, name: str) -> Any:
@@ -126,5 +141,5 @@ def as_json(value: Any, name: str) -> Any:
 
     try:
         return json.loads(json.dumps(value, default=plain, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {error}") from None

@@ -114,6 +114,20 @@ def test_projections_go_into_the_file_and_other_captures_need_a_row(shallow, bat
         sweep_to_file(path, shallow, batch, CELLS[:2], **options, capture=other)
 
 
+def test_whole_numbers_are_one_cell_however_they_are_written(shallow, batch, begun):
+    """Coefficients 1 and 1.0 make one row, also beside a file of before."""
+    config = config_path(begun)
+    old = config.read_text().replace('\\"coeff\\": 1,', '\\"coeff\\": 1.0,')
+    assert old != config.read_text()
+    config.write_text(old)
+    cells = grid({"v": V, "w": -V}, layers=np.array([0, 1]), coeffs=[0.5, 1])
+    sweep_to_file(begun, shallow, batch, cells, **OPTIONS)
+    assert len(by_key(begun)) == 24
+    twice = grid({"v": V}, layers=[0], coeffs=[1, 1.0])
+    with pytest.raises(ValueError, match=r"labels and id are those of cells\[0\]"):
+        sweep_to_file(begun, shallow, batch, twice, **OPTIONS)
+
+
 def changed_weights(model):
     """One weight that is not what it was, and the sum over all of them is."""
     params = jax.tree.map(lambda x: x, model.params)
@@ -136,9 +150,9 @@ OTHER = {
     "stop_tokens": r"request.stop_tokens\[1\]: -1 there, ",
     "max_new_tokens": "max_new_tokens: 6 there, 5 now",
     "identity": 'identity.tokenizer: null there, "other" now',
-    "vector": r'cells.{"coeff": 1.0, "layer": 1, "vector": "v"}\[0\]: "resid_post ',
-    "scope": r'cells.{"coeff": 1.0, "layer": 1, "vector": "v"}\[0\]: "resid_post ',
-    "several": r'cells.{"coeff": 1.0, .*}: 1 entries there, 2 entries now',
+    "vector": r'cells.{"coeff": 1, "layer": 1, "vector": "v"}\[0\]: "resid_post ',
+    "scope": r'cells.{"coeff": 1, "layer": 1, "vector": "v"}\[0\]: "resid_post ',
+    "several": r'cells.{"coeff": 1, .*}: 1 entries there, 2 entries now',
     "step": 'functions.step: null there, "test_another_configuration_is_refused.<locals>.step" now',
 }
 
