@@ -106,6 +106,11 @@ def swap_with_next(header: dict[str, Any]) -> None:
         (set_field("shape", [2**62, 2**62]), f"tensor '{NORM}': F32 [46116860"),
         (set_field("shape", [32.0]), f"tensor '{NORM}': shape: got [32.0], expected whole numbers"),
         (set_field("shape", [True] * 33), "shape: got [True"),
+        (
+            set_field("shape", [0, 2**40, 2**40]),
+            "got [0, 1099511627776, 1099511627776], larger than",
+        ),
+        (lambda h: h.__setitem__("a" * 1001, h[NORM]), "a name of more than 1,000 letters"),
         (set_field("shape", [1] * 33), "shape: got 33 axes, at most 32"),
         (set_field("dtype", "F31"), f"tensor '{NORM}': dtype: got 'F31', expected BOOL, U8"),
         (set_field("dtype", ["F32"]), "dtype: got ['F32'], expected"),

@@ -45,7 +45,9 @@ def load_prompts(settings: Prompts, split: str, limit: int | None) -> list[Promp
     chosen = [Prompt(e["id"], e["prompt"]) for e in entries if e["split"] == split][:limit]
     if not chosen:
         splits = sorted({entry["split"] for entry in entries})
-        raise ValueError(f"prompts.file: {path}: no prompt in split {split!r}, found {splits}")
+        raise ValueError(
+            f"prompts.file: {path}: no prompt in split {split!r}, found {splits!r:.200}"
+        )
     return chosen
 
 

@@ -81,11 +81,11 @@ def labels_from_file(
     for where, record in _records(as_path(path)):
         label = _checked_label(record, where)
         if label.trace not in spans:
-            raise ValueError(f"{where}: unknown trace {label.trace!r}")
+            raise ValueError(f"{where}: unknown trace {label.trace!r:.80}")
         index = spans[label.trace].get((label.start, label.stop))
         if index is None:
             raise ValueError(
-                f"{where}: trace {label.trace!r} has no sentence {label.start}:{label.stop}; "
+                f"{where}: trace {label.trace!r:.80} has no sentence {label.start}:{label.stop}; "
                 "the labels are for another text or another splitting"
             )
         if index in found[label.trace]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxsteer.files import load_json
+from jaxsteer.files import LONGEST_NAME, load_json
 from jaxsteer.steering import SITES, site_index
 
 
@@ -34,6 +34,8 @@ class Direction:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or self.name == "__metadata__":
             raise ValueError(f"name: expected a non-empty text, found {self.name!r}")
+        if len(self.name) > LONGEST_NAME:
+            raise ValueError(f"name: got {self.name:.80}…, expected at most {LONGEST_NAME} letters")
         if any("\ud800" <= letter <= "\udfff" for letter in self.name):
             raise ValueError(f"name: expected text that UTF-8 can hold, found {self.name!r}")
         # The copy is float32 from here on, so a value too large for it shows up as infinite.
@@ -149,5 +151,5 @@ def _as_layer(layer: Any, name: str) -> int:
     except TypeError:
         index = -1
     if index < 0:
-        raise ValueError(f"direction {name!r}: layer: expected 0 or more, found {layer!r}")
+        raise ValueError(f"direction {name!r}: layer: expected 0 or more, found {layer!r:.80}")
     return index

@@ -11,7 +11,9 @@ from jaxsteer.directions.direction import Direction, make_direction
 from jaxsteer.directions.torch_file import joined, read_torch
 from jaxsteer.files import check_regular, read_header, read_tensors, sha256
 
-_REPLICATION_NAME = re.compile(r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?\d+))")
+_REPLICATION_NAME = re.compile(
+    r"(?P<model>base|reasoning)\.(?:union|offset\.(?P<offset>-?[0-9]{1,9}))"
+)
 
 
 def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
@@ -40,7 +42,7 @@ def load_replication(path: str | os.PathLike[str]) -> dict[str, Direction]:
         match = _REPLICATION_NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{path}: tensor {name!r}: expected base or reasoning, then .union or .offset.N"
+                f"{path}: tensor {name!r:.80}: expected base or reasoning, then .union or .offset.N"
             )
         offset = match["offset"]
         provenance: dict[str, Any] = {

@@ -27,7 +27,7 @@ from jaxsteer.files.jsonl import (
     sort_rows,
 )
 from jaxsteer.files.safetensors_file import read_tensors, tensor_bytes
-from jaxsteer.files.safetensors_header import Entry, read_header
+from jaxsteer.files.safetensors_header import LONGEST_NAME, Entry, read_header
 from jaxsteer.files.untrusted import (
     MOST_BYTES,
     MOST_DATA,
@@ -40,6 +40,7 @@ from jaxsteer.files.untrusted import (
 )
 
 __all__ = [
+    "LONGEST_NAME",
     "MOST_BYTES",
     "MOST_DATA",
     "Entry",

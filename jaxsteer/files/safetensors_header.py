@@ -24,6 +24,7 @@ BYTES = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 LARGEST = 100_000_000  # bytes of a header; a real one has about 100 a tensor
+LONGEST_NAME = 1_000  # letters of a tensor's name
 _MOST_AXES = 32
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -92,6 +93,8 @@ def parse_header(length: int, text: bytes, size: int) -> Header:
 
 
 def _entry(name: str, about: Any, start: int) -> Entry:
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"tensor {name!r:.80}…: a name of more than {LONGEST_NAME:,} letters")
     if not isinstance(about, dict) or about.keys() != _FIELDS:
         raise ValueError(f"tensor {name!r}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = about["dtype"], about["shape"], about["data_offsets"]
@@ -104,6 +107,8 @@ def _entry(name: str, about: Any, start: int) -> Entry:
         raise ValueError(f"tensor {name!r}: data_offsets: got {offsets!r:.80}, expected begin, end")
     if len(shape) > _MOST_AXES:
         raise ValueError(f"tensor {name!r}: shape: got {len(shape)} axes, at most {_MOST_AXES}")
+    if 0 in shape and math.prod(n for n in shape if n) >= 2**60:  # numpy refuses that, too
+        raise ValueError(f"tensor {name!r}: shape: got {shape!r:.80}, larger than any array")
     needed = math.prod(shape) * BYTES[dtype]
     if needed != offsets[1] - offsets[0]:
         raise ValueError(

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import re
 import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from jaxsteer.files.atomic import as_path, check_regular
 
 MOST_BYTES = 1 << 24  # of a config; parsed it may take some twenty times as much memory
 MOST_DATA = 1 << 28  # of traces, labels, texts
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MOST_LEVELS = 100  # of lists and objects in each other
 
 
@@ -104,7 +106,8 @@ def load_json(text: bytes | str, where: object = None) -> Any:
 def _parse(text: bytes | str) -> Any:
     too_deep = ValueError(f"not JSON: nested too deep, more than {_MOST_LEVELS} levels")
     try:
-        text = text.decode() if isinstance(text, bytes) else text  # json would guess UTF-16, too
+        # Not by json, which would guess UTF-16, too. Some editors write a mark at the beginning.
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(
             text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite
         )
@@ -117,6 +120,11 @@ def _parse(text: bytes | str) -> Any:
     # What is deeper may be read, and then overflow the stack of whoever walks through it.
     if text.count("[") + text.count("{") > _MOST_LEVELS and _levels(value) > _MOST_LEVELS:
         raise too_deep
+    if _SURROGATE.search(text):  # escaped, half of a letter gets through, and no file can hold it
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("not JSON: half of a letter, as \\ud800") from None
     return value
 
 

@@ -27,7 +27,7 @@ def site_index(site: str) -> int:
     """
     name = _ALIASES.get(site, site) if isinstance(site, str) else site
     if name not in SITES:
-        raise ValueError(f"site: got {site!r}, expected one of {', '.join(SITES)}")
+        raise ValueError(f"site: got {site!r:.80}, expected one of {', '.join(SITES)}")
     return SITES.index(name)
 
 
@@ -40,7 +40,7 @@ def parse_hook_name(name: str) -> tuple[int, str]:
     match = _HOOK_NAME.fullmatch(name)
     if not match:
         raise ValueError(
-            f"hook name: got {name!r}, expected blocks.<layer>.hook_<site> or "
+            f"hook name: got {name!r:.80}, expected blocks.<layer>.hook_<site> or "
             "blocks.<layer>.attn.hook_z"
         )
     return int(match[1]), SITES[site_index(match[2])]

@@ -27,6 +27,8 @@ from jaxsteer.planning.fit import read_config
         ('[{"a": 1, "a": 2}]', "given twice: 'a'"),
         ("[" + "9" * 5000 + "]", "integer string"),
         ("\ufeff[]", "not JSON"),
+        (r'["\ud83d"]', "half of a letter"),
+        (r'{"\uDE00": 1}', "half of a letter"),
     ],
 )
 def test_json_that_is_refused(text: str, message: str) -> None:
@@ -35,6 +37,8 @@ def test_json_that_is_refused(text: str, message: str) -> None:
 
 
 def test_json_that_is_taken() -> None:
+    assert load_json(b"\xef\xbb\xbf[1]") == [1]  # as some editors begin a file
+    assert load_json(r'["\ud83d\ude00 \ue000"]') == ["\U0001f600 \ue000"]
     for text in ("[" * 100 + "]" * 100, "[" + "[]," * 500 + "1e308]", '{"a": {"a": null}}'):
         assert load_json(text) == json.loads(text)
 

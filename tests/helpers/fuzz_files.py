@@ -1,6 +1,6 @@
 """Fuzz target: the readers of foreign files, which may say `ValueError` and nothing else.
 
-    python tests/fuzz_files.py [--seconds 60] [--seed 0]
+    python tests/helpers/fuzz_files.py [--seconds 60] [--seed 0]
 
 Files of `tests/corpus` are cut, spliced, and changed in bytes, numbers and words; each result is
 given to every reader. A file that makes one fail otherwise is written beside the corpus, under
