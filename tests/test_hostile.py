@@ -108,7 +108,7 @@ def swap_with_next(header: dict[str, Any]) -> None:
         (set_field("shape", [True] * 33), "shape: got [True"),
         (
             set_field("shape", [0, 2**40, 2**40]),
-            "got [0, 1099511627776, 1099511627776], larger than",
+            "got [0, 1099511627776, 10995116",
         ),
         (lambda h: h.__setitem__("a" * 1001, h[NORM]), "a name of more than 1,000 letters"),
         (set_field("shape", [1] * 33), "shape: got 33 axes, at most 32"),
