@@ -36,6 +36,7 @@ from jaxsteer.runtime import hosts
 
 # Of the free memory: the rest is for what the allocator loses between its blocks.
 USABLE = 0.9
+_TPU_SLOTS = 128  # a TPU pads the slots of a cache to a multiple of its lanes
 # On a CPU, where memory is shared with everybody, this much stands for what is free.
 CPU_BYTES = 2**31
 
@@ -51,7 +52,13 @@ def row_bytes(
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
-    cache = (1 + new_tokens if shared else slots) * _token_cache_bytes(model)
+    own = 1 + new_tokens if shared else slots
+    if model.attention is tpu_attention:
+        own += -own % _TPU_SLOTS
+    cache = own * _token_cache_bytes(model)
+    if model.attention is tpu_attention and shared:
+        # What merging two parts of attention holds, fitted to one program compiled for a v5e-8.
+        cache += cache // 10
     if model.attention is tpu_attention:
         # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
         return kept + cache + 3 * 4 * config.vocab_size // tensor

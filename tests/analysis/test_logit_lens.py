@@ -90,7 +90,7 @@ def test_a_packed_model_in_half_precision_ranks_the_same_weights(small, directio
         ({"directions": np.zeros((2, 16))}, r"directions\[0\]: got zeros"),
         ({"directions": np.ones(16)}, r"got shape \(16,\), expected \[R, 16\]"),
         ({"directions": np.full((1, 16), np.nan)}, r"directions\[0\]: got zeros, NaN"),
-        ({"tokens": [61]}, "expected ids from 0 to 60"),
+        ({"tokens": [61]}, "tokens: got 61, expected 0 to 60"),
         ({"tokens": []}, "expected ids from 0 to 60"),
         ({"kind": "raw"}, "kind: got 'raw', expected normed or plain"),
         ({"top": 0}, "top: got 0, expected 1 to 61"),
