@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,9 @@ def _cell(
     n_empty = sum(math.isnan(t.keyword_rate) for t in texts)
     fitting = [t.fitting for t in texts]
     matches = [t.keyword_matches for t in texts]
+    difference = paired([t.judged for t in texts], [t.judged for t in reference])
+    if key[1] == "none":  # with itself: nothing by construction, not for lack of events
+        difference = replace(difference, low=0.0, high=0.0)
     return CellOutcome(
         target=key[0],
         source=key[1],
@@ -172,7 +175,7 @@ def _cell(
             [0 if math.isnan(f) else t.sentences for f, t in zip(fitting, texts, strict=True)],
         ),
         perplexity=_perplexity(texts),
-        difference=paired([t.judged for t in texts], [t.judged for t in reference]),
+        difference=difference,
         n_empty=n_empty,
         empty_share=n_empty / len(texts),
         excluded={why: sum(t.excluded == why for t in texts) for why in REASONS},

@@ -130,7 +130,7 @@ def test_the_judged_share_is_of_distinct_sentences_and_paired_by_prompt() -> Non
     assert (steered.difference.n, steered.difference.n_empty) == (2, 3)
     assert steered.excluded == {"empty": 1, "short": 1, "repetitive": 0, "looping": 0}
     assert plain.excluded == {"empty": 0, "short": 1, "repetitive": 0, "looping": 0}
-    assert plain.difference.diff == 0
+    assert (plain.difference.diff, plain.difference.low, plain.difference.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
