@@ -8,7 +8,7 @@ Rooms, each of which uses only those above it:
     stages       rollouts, label, derive, steer, perplexity, and what their rows say
     figures      Figures 2 to 6, the headline plot, cosines, Appendix C
     claims       the rules of the claims table, and what they rest on
-    searches     directions found by search: learned, several, sensitivities
+    searches     directions found otherwise: learned, several, of stable events; sensitivities
     grafting     which fine-tuned parts the direction needs
     report       every figure, the claims table, the report
     small_pair   the judgement of a trained small pair

@@ -51,8 +51,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def overall(verdicts: Sequence[str]) -> str:
     """How often each verdict was given.
 
-    >>> overall(["reproduced", "not testable here", "reproduced"])
-    'reproduced in 2 of 3, not testable here in 1'
+    >>> overall(["reproduced", "undecided at this n", "reproduced"])
+    'reproduced in 2 of 3, undecided at this n in 1'
     """
     counts = Counter(verdicts).most_common()
     if len(counts) == 1:

@@ -16,7 +16,7 @@ In the JSON:
                           on the traces that the direction was made from
     trace                 the coloured trace: its id, and each token's text, score and place
 
-What present, absent and a score are is fixed in `experiments.presence`.
+What present, absent and a score are is fixed in `stages.presence`.
 """
 
 import sys

@@ -13,7 +13,7 @@ their weights with the two models, which must both be in memory.
    that its text needs to be coherent as well, on the prompts that the direction is from.
 3. The judgement (`graft_judge`), on the other prompts: responses, and text generated with and
    without the direction by the base model with the parts found, by the reasoning model with them
-   put back, and with as many random parts. The rules are in `graft_verdict`.
+   put back, and with as many random parts. The rules are in `verdict`.
 
 **Format.** A hybrid is a base model with some other parts, so it is given problems in the base
 model's format, all of whose tokens the base model knows: in a chat format, its untrained embeddings
