@@ -61,16 +61,17 @@ def load_once(path: Path) -> dict[str, Any]:
 
     jax.block_until_ready(jax.device_put(1.0))
     before = _peak()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     with seconds_by_part() as parts:
         loaded = jaxsteer.load(path)
         jax.block_until_ready(loaded.model.params)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     leaves = jax.tree.leaves(loaded.model.params)
     size = sum(x.nbytes for x in leaves)
     on_host = size if jax.default_backend() == "cpu" else 0  # where weights themselves stay
     return {
         "seconds": round(seconds, 2),
+        "cpu_s": round(cpu, 2),  # of all threads
         "GB": round(size / 1e9, 3),
         "device": jax.devices()[0].device_kind,
         "host_memory_GB": round(_peak() / 1e9, 2),

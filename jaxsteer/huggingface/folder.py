@@ -99,6 +99,17 @@ class Folder:
         """One tensor, in Hugging Face's layout."""
         return self.read_rows(name, 0, (*self.headers[name].shape, 1)[0])
 
+    def read_rows_into(self, out: np.ndarray, name: str, start: int) -> bool:
+        """Read rows from `start` on into a contiguous array; False if it has another dtype."""
+        if out.dtype.name != self.headers[name].dtype:
+            return False
+        entry = self.entries[name]
+        row_bytes = (entry.end - entry.begin) // self.headers[name].shape[0]
+        read_into(
+            out.reshape(-1).view(np.uint8), self.file_of[name], entry.begin + start * row_bytes
+        )
+        return True
+
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of a tensor, along its first axis."""
         header, entry, file = self.headers[name], self.entries[name], self.file_of[name]
@@ -231,16 +242,21 @@ def _read_headers(
 
 
 def read_bytes(file: Path, begin: int, count: int) -> np.ndarray:
-    """So many bytes of a file, as uint8.
+    """So many bytes of a file, as uint8."""
+    data = np.empty(count, np.uint8)
+    read_into(data, file, begin)
+    return data
+
+
+def read_into(data: np.ndarray, file: Path, begin: int) -> None:
+    """Fill an array of bytes from a file.
 
     Read, not mapped: the pages of a mapping would count as memory of this process.
     """
-    data = np.empty(count, np.uint8)
     with open(file, "rb", buffering=0) as opened:
         opened.seek(begin)
         if not _fill(opened, memoryview(data.data)):
             raise ValueError(f"{file}: became shorter while it was read")
-    return data
 
 
 def _fill(file: RawIOBase, buffer: memoryview) -> bool:

@@ -81,6 +81,10 @@ class GgufModel:
         """One tensor as float32, in Hugging Face's layout."""
         return self.read_rows(name, 0, self.entries[name].shape[0])
 
+    def read_rows_into(self, out: np.ndarray, name: str, start: int) -> bool:
+        """Rows of a GGUF file are unpacked first, so they cannot be read into place."""
+        return False
+
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of a tensor, along its first axis, as float32."""
         entry = self.entries[name]

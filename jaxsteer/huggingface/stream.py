@@ -28,16 +28,18 @@ class _Begun:
     """A tensor that threads work on."""
 
     tensor: hf.Tensor
-    out: np.ndarray
+    out: np.ndarray  # in our shape
     strips: list[Future[bool]]  # each fills a part of `out` and says whether it is finite
 
 
 def tensors_as_ours(
-    source: Folder | GgufModel, dtype: str
+    source: Folder | GgufModel, dtype: str, *, contiguous: bool = True
 ) -> Iterator[tuple[hf.Tensor, np.ndarray, bool]]:
     """Every tensor in the files' order: what it is, laid out as ours, and whether it is finite.
 
-    The order of the files lets a disk read on without jumps.
+    The order of the files lets a disk read on without jumps. Arrays that need not be `contiguous`
+    are views of the files' layout: `jax.device_put` turns them on their way (measured 2.6 times as
+    fast as `transpose_into` was, on a CPU).
     """
     begun: deque[_Begun] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -45,7 +47,7 @@ def tensors_as_ours(
             for tensor in source.in_file_order():
                 while begun and _bytes(begun) + _n_bytes(tensor, dtype) > _AHEAD_BYTES:
                     yield _ended(begun.popleft())
-                begun.append(_begin(source, tensor, dtype, pool))
+                begun.append(_begin(source, tensor, dtype, pool, turn=contiguous))
             while begun:
                 yield _ended(begun.popleft())
         except BaseException:
@@ -54,31 +56,41 @@ def tensors_as_ours(
 
 
 def _begin(
-    source: Folder | GgufModel, tensor: hf.Tensor, dtype: str, pool: ThreadPoolExecutor
+    source: Folder | GgufModel,
+    tensor: hf.Tensor,
+    dtype: str,
+    pool: ThreadPoolExecutor,
+    *,
+    turn: bool,
 ) -> _Begun:
     rows = tensor.hf_shape[0]
-    out = np.empty(tensor.hf_shape[::-1] if tensor.transposed else tensor.hf_shape, dtype)
+    turn = turn and tensor.transposed
+    out = np.empty(tensor.hf_shape[::-1] if turn else tensor.hf_shape, dtype)
     strip = max(1, _STRIP_BYTES * rows // max(out.nbytes, 1))
 
     def fill(start: int) -> bool:
         stop = min(start + strip, rows)
+        place = out[start:stop]
         with timed("convert/threads/read"):
-            x = source.read_rows(tensor.name, start, stop)
+            if not turn and source.read_rows_into(place, tensor.name, start):
+                return hf.is_finite(place)
+            x = hf.cast(source.read_rows(tensor.name, start, stop), dtype)
         with timed("convert/threads/turn"):
-            x = hf.cast(x, dtype)
-            if tensor.transposed:
+            if turn:
                 hf.transpose_into(out[:, start:stop], x)
             else:
-                out[start:stop] = x
+                hf.copy_into(place, x)
             return hf.is_finite(x)
 
-    return _Begun(tensor, out, [pool.submit(fill, start) for start in range(0, rows, strip)])
+    strips = [pool.submit(fill, start) for start in range(0, rows, strip)]
+    ours = out.reshape(tensor.shape) if turn else tensor.as_ours(out)
+    return _Begun(tensor, ours, strips)
 
 
 def _ended(begun: _Begun) -> tuple[hf.Tensor, np.ndarray, bool]:
     with timed("convert/wait for a tensor"):
         finite = [strip.result() for strip in begun.strips]
-    return begun.tensor, begun.out.reshape(begun.tensor.shape), all(finite)
+    return begun.tensor, begun.out, all(finite)
 
 
 def _bytes(begun: deque[_Begun]) -> int:

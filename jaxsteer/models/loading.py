@@ -39,6 +39,7 @@ from jaxsteer.runtime import hosts
 from jaxsteer.tokenizers import difference, prompt_facts
 
 _UNDER_WAY_BYTES = 1 << 29  # that may be on their way to devices, and are in memory until then
+_PLACERS = 4  # threads that turn arrays and send them to devices, a core each
 
 
 def load(
@@ -162,7 +163,7 @@ def _leaves(
     """All tensors in our layout; a tokenizer that cannot be trusted ends it at once."""
     opened.check_tied()
     infinite = []
-    for tensor, x, finite in tensors_as_ours(opened, dtype):
+    for tensor, x, finite in tensors_as_ours(opened, dtype, contiguous=False):
         if tokenizer.done():
             tokenizer.result()
         if not finite:
@@ -181,12 +182,17 @@ def _place(leaves: Iterable[tuple[ParamPath, np.ndarray]], sharding: Any) -> dic
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     one_for_all = isinstance(sharding, jax.sharding.Sharding)
     places = {} if one_for_all else dict(flatten(sharding))
-    placed: dict[ParamPath, Any] = {}
-    under_way: deque[jax.Array] = deque()
-    for path, x in leaves:
-        placed[path] = hosts.place(x, sharding if one_for_all else places[path])
-        under_way.append(placed[path])
-        del x
-        while sum(y.nbytes for y in under_way) > _UNDER_WAY_BYTES:
-            under_way.popleft().block_until_ready()
-    return placed
+    placed: dict[ParamPath, Future[jax.Array]] = {}
+    under_way: deque[tuple[int, Future[jax.Array]]] = deque()
+
+    def place(x: np.ndarray, where: Any) -> jax.Array:
+        return jax.block_until_ready(hosts.place(x, where))
+
+    with ThreadPoolExecutor(_PLACERS) as pool:
+        for path, x in leaves:
+            placed[path] = pool.submit(place, x, sharding if one_for_all else places[path])
+            under_way.append((x.nbytes, placed[path]))
+            del x
+            while sum(size for size, _ in under_way) > _UNDER_WAY_BYTES:
+                under_way.popleft()[1].result()
+    return {path: future.result() for path, future in placed.items()}

@@ -151,3 +151,13 @@ def test_params_that_do_not_fit_are_named(config):
         "  final_norm.scale (model.norm.weight): got [31], expected [32]",
         "  missing: layers.1.mlp.gate_proj (model.layers.1.mlp.gate_proj.weight) [32, 48]",
     ]
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_a_view_in_our_layout_is_the_copy(n_kv_heads):
+    config = replace(LlamaConfig.tiny(), n_kv_heads=n_kv_heads, qkv_bias=True)
+    for tensor in hf.tensors(config).values():
+        x = np.arange(np.prod(tensor.hf_shape), dtype=np.float32).reshape(tensor.hf_shape)
+        view = tensor.as_ours(x)
+        assert np.shares_memory(view, x)
+        assert np.array_equal(view, tensor.to_ours(x)), tensor.name

@@ -191,8 +191,8 @@ def test_tensors_ahead_are_bounded_in_bytes(folders, monkeypatch):
     monkeypatch.setattr(stream, "_STRIP_BYTES", 1000)
     begin, alive = stream._begin, []
 
-    def watched(*args):
-        begun = begin(*args)
+    def watched(*args, **options):
+        begun = begin(*args, **options)
         alive.append(weakref.ref(begun.out))
         return begun
 
