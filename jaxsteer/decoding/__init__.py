@@ -39,7 +39,7 @@ from jaxsteer.decoding.memory import (
     sweep_bytes,
     usable_bytes,
 )
-from jaxsteer.decoding.refill import FinishedRow, Occupancy, generate_queue, pool_sizes
+from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import (
     Asked,
     Request,
@@ -58,6 +58,7 @@ from jaxsteer.decoding.samplers import (
     sampling,
 )
 from jaxsteer.decoding.shared_prompts import reaches_prefix
+from jaxsteer.decoding.slots import FinishedRow, Occupancy, pool_sizes
 from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.thinking import think_tokens
 from jaxsteer.decoding.token_text import byte_alphabet, token_bytes

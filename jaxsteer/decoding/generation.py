@@ -197,7 +197,7 @@ def prefill(
         kept = keep_prompt(kept, keeping, chosen, out.captured)
     assert out.cache is not None
     first = batch.tokens[:, -1], thinking[:, -1]
-    state = _state(*first, request, out.cache, kept, max_new_tokens=G)
+    state = new_state(*first, request, out.cache, kept, max_new_tokens=G)
     return append(state, out.logits, request, sampler)
 
 
@@ -224,10 +224,10 @@ def begin_shared(
     thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
     kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
     first = every.tokens[:, -1], thinking[:, -1]
-    return _state(*first, request, cache, kept, max_new_tokens=G)
+    return new_state(*first, request, cache, kept, max_new_tokens=G)
 
 
-def _state(
+def new_state(
     token: jax.Array,
     thinking: jax.Array,
     request: Request,

@@ -24,8 +24,8 @@ a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Unpack
+from dataclasses import replace
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -34,62 +34,28 @@ import numpy as np
 from jaxsteer.decoding.generation import (
     DecodeState,
     Step,
-    check_read,
     decode_step,
-    outcome,
     prefill,
     tell_not_finite,
 )
-from jaxsteer.decoding.kept import Captured, captured_of, row_bytes_kept
+from jaxsteer.decoding.kept import row_bytes_kept
 from jaxsteer.decoding.memory import check_room_for_kept
 from jaxsteer.decoding.request import Asked, Request, as_request, map_rows
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
-from jaxsteer.decoding.shared_prompts import repeat_prompts
-from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
+from jaxsteer.decoding.shared_prompts import shared_or_repeated
+from jaxsteer.decoding.shared_queue import count_groups, run_shared_queue
+from jaxsteer.decoding.slots import (
+    REFILL_SHARE,
+    FinishedRow,
+    Occupancy,
+    count,
+    decode_until,
+    keep_slots,
+    pool_sizes,
+    read_rows,
+)
+from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
-
-Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
-
-_FEWEST_SLOTS = 8  # smaller pools do not shrink
-_REFILL_SHARE = 16  # a refill waits until one slot in so many is free
-
-
-@dataclass(frozen=True)
-class FinishedRow:
-    """What was generated from one prompt."""
-
-    index: int  # the prompt's row in the batch
-    tokens: list[int]  # a stop token included
-    logprobs: list[float]  # of these tokens, under the steered model at temperature 1
-    finite: bool = True  # False: the row ended because its log-probabilities were not finite
-    captured: Captured | None = None  # of this row, if `capture` asked for it
-
-
-@dataclass
-class Occupancy:
-    """What the slots were spent on; counted while the rows come."""
-
-    steps: int = 0
-    row_steps: int = 0  # slots there were, summed over the steps
-    live_row_steps: int = 0  # those that held a row which was not done
-    refills: int = 0
-    not_finite: int = 0  # rows that ended because their log-probabilities were not finite
-
-    @property
-    def live_share(self) -> float:
-        """Share of the row-steps spent on rows that were not done; 1 before the first step."""
-        return self.live_row_steps / self.row_steps if self.row_steps else 1.0
-
-
-def pool_sizes(slots: int) -> list[int]:
-    """Numbers of slots that a pool has one after the other; each compiles a program of its own.
-
-    Half and a quarter, but nothing below 8 slots, where a program costs more than it saves.
-
-    >>> pool_sizes(64), pool_sizes(20), pool_sizes(6)
-    ([64, 32, 16], [20, 10], [6])
-    """
-    return [slots, *(slots // share for share in (2, 4) if slots // share >= _FEWEST_SLOTS)]
 
 
 def start(model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler) -> DecodeState:
@@ -121,42 +87,8 @@ def admit(
     return jax.tree.map(put, state, fresh), map_rows(put, request, new)
 
 
-def advance(
-    model: Model,
-    state: DecodeState,
-    request: Request,
-    floor: jax.Array,
-    *,
-    sampler: Sampler,
-    step: Step = decode_step,
-) -> DecodeState:
-    """Decode until no more than `floor` rows are live; pure."""
-
-    def going(state: DecodeState) -> jax.Array:
-        return jnp.sum(~state.settled) > floor
-
-    def body(state: DecodeState) -> DecodeState:
-        state = step(model, state, request, sampler=sampler)
-        # A row that has ended writes to its first slot, and has no more of its cache read.
-        cursor = jnp.where(state.settled, 0, state.cache.cursor)
-        return replace(state, cache=replace(state.cache, cursor=cursor))
-
-    return jax.lax.while_loop(going, body, state)
-
-
-def keep(state: DecodeState, request: Request, slots: jax.Array) -> tuple[DecodeState, Request]:
-    """The pool with only `slots` `[R]` left; pure."""
-
-    def take(x: jax.Array) -> jax.Array:
-        return x if x.ndim == 0 else x[slots]
-
-    return jax.tree.map(take, state), map_rows(take, request)
-
-
 _start = jax.jit(start, static_argnames="sampler")
 _admit = jax.jit(admit, static_argnames="sampler", donate_argnames=("state", "request"))
-_advance = jax.jit(advance, static_argnames=("sampler", "step"), donate_argnames="state")
-_keep = jax.jit(keep)
 
 
 def generate_queue(
@@ -186,7 +118,7 @@ def generate_queue(
         step: what is repeated; it must eventually finish every row.
         occupancy: counts what the slots are spent on, if given.
         **asked: in place of a request, the keywords of `make_request`; `max_tokens` may differ
-            from row to row.
+            from row to row. With `samples` rows share their prompts (`shared_queue`).
 
     Raises:
         ValueError: for input that does not fit the model, before any work starts.
@@ -194,25 +126,28 @@ def generate_queue(
     batch, request = as_request(model, batch, request, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    if (rows := request.max_tokens.shape[0]) != batch.tokens.shape[0]:
-        batch = repeat_prompts(batch, rows)
-    prompts, length = batch.tokens.shape
-    slots = min(slots, prompts)
+    batch = shared_or_repeated(model, batch, request)
+    (prompts, length), rows = batch.tokens.shape, request.max_tokens.shape[0]
+    slots, (data, _) = min(slots, rows), mesh_sizes(model)
+    groups = count_groups(slots, prompts, rows // prompts, data)
     check_room_for_kept(
         model,
         rows=slots,
+        prompts=None if prompts == rows else groups,
         prompt_length=length,
         new_tokens=request.max_new_tokens,
         kept=row_bytes_kept(request.keeping, model),
     )
-    return _run_queue(
-        model,
-        *_on_host(batch, request, prompts),
-        slots=slots,
-        sampler=sampler or choose_sampler(request.sampling),
-        step=step,
-        occupancy=Occupancy() if occupancy is None else occupancy,
-    )
+    options: dict[str, Any] = {
+        "slots": slots,
+        "sampler": sampler or choose_sampler(request.sampling),
+        "step": step,
+        "occupancy": Occupancy() if occupancy is None else occupancy,
+    }
+    on_host = _on_host(batch, request, rows)
+    if prompts != rows:
+        return run_shared_queue(model, *on_host, groups=groups, **options)
+    return _run_queue(model, *on_host, **options)
 
 
 def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch, Request]:
@@ -235,7 +170,7 @@ def _run_queue(
     occupancy: Occupancy,
 ) -> Iterator[FinishedRow]:
     prompts = batch.tokens.shape[0]
-    refill = max(1, slots // _REFILL_SHARE)
+    refill = max(1, slots // REFILL_SHARE)
     holds = np.arange(slots)  # which prompt each slot holds
     live = np.ones(slots, bool)  # slots whose row has not been yielded
     waiting = slots  # the first prompt that has had no slot yet
@@ -246,10 +181,10 @@ def _run_queue(
         smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
         floor = len(holds) - refill if waiting < prompts else smaller
         before = hosts.gather((state.step, state.length))
-        state = _advance(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        _count(occupancy, before, hosts.gather((state.step, state.length)))
+        state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
+        count(occupancy, before, hosts.gather((state.step, state.length)))
         ended = live & hosts.gather(state.settled)
-        finished = _read(state, request, holds, ended)
+        finished = read_rows(state, request, holds, ended)
         occupancy.not_finite += sum(not row.finite for row in finished)
         live = live & ~ended
         if waiting < prompts:
@@ -266,7 +201,7 @@ def _run_queue(
         elif live.any():
             size = min(size for size in pool_sizes(slots) if size >= live.sum())
             left = np.argsort(~live, kind="stable")[:size]  # the live ones first
-            state, asks = _keep(state, asks, left)
+            state, asks = keep_slots(state, asks, left)
             holds, live = holds[left], live[left]
         yield from finished
     tell_not_finite(occupancy.not_finite, prompts)
@@ -274,33 +209,3 @@ def _run_queue(
 
 def _rows(batch: TokenBatch, rows: np.ndarray) -> TokenBatch:
     return jax.tree.map(lambda x: x[rows], batch)
-
-
-def _count(occupancy: Occupancy, before: Counts, after: Counts) -> None:
-    steps = int(after[0] - before[0])
-    occupancy.steps += steps
-    occupancy.row_steps += steps * len(after[1])
-    occupancy.live_row_steps += int(np.sum(after[1] - before[1]))  # a live row gains one a step
-
-
-def _read(
-    state: DecodeState, request: Request, holds: np.ndarray, ended: np.ndarray
-) -> list[FinishedRow]:
-    """The rows in the `ended` slots, whole buffers at a time: a slice of every size compiles."""
-    if not ended.any():
-        return []
-    made = hosts.gather(outcome(state))
-    rows = []
-    for slot in np.flatnonzero(ended):
-        row = jax.tree.map(lambda x, slot=slot: x[slot], made)
-        check_read(row)
-        rows.append(
-            FinishedRow(
-                int(holds[slot]),
-                row.tokens[: row.length].tolist(),
-                row.logprobs[: row.length].tolist(),
-                bool(row.finite),
-                None if request.keeping is None else captured_of(row.kept, request.keeping),
-            )
-        )
-    return rows

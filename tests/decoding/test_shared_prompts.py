@@ -9,9 +9,12 @@ from oracle import SHALLOW, last_logits, random_rows
 
 from jaxsteer.decoding.generation import begin_shared, generate, run, stream
 from jaxsteer.decoding.memory import program_bytes, rows_that_fit
+from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
+from jaxsteer.decoding.shared_queue import count_groups
+from jaxsteer.decoding.slots import Occupancy
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
@@ -171,3 +174,37 @@ def test_more_rows_fit_on_a_shared_prompt_as_planned(shallow):
     planned = partial(program_bytes, shallow, prompt_rows=2, shared=True, **sizes)
     usable = rows_that_fit.__globals__["usable_bytes"](shallow)
     assert planned(rows=rows) <= usable < planned(rows=rows + 1)
+
+
+@pytest.mark.parametrize(("slots", "prompts"), [(4, 1), (8, 2), (6, 6)])
+def test_a_queue_of_rows_that_share_prompts_gives_the_rows_of_generate(shallow, slots, prompts):
+    """A group of slots for each prompt, or several prompts one after another; slots that idle."""
+    random = np.random.default_rng(4)
+    few = random_rows((7, 1, 4, 3, 5, 2)[:prompts], SHALLOW.vocab_size)
+    rows = prompts * 10
+    options = {
+        "samples": 10,
+        "max_new_tokens": G,
+        "max_tokens": random.integers(0, G + 1, rows),
+        "steering": add(np.ones(SHALLOW.d_model), layer=1, coeff=np.linspace(-1, 1, rows)),
+        "sampling_params": sampling(rows, temperature=1.0, top_p=0.9),
+    }
+    occupancy = Occupancy()
+    queue = generate_queue(shallow, few, slots=slots, occupancy=occupancy, **options)
+    expected = generate(shallow, few, **options).rows()
+    found = {row.index: row.tokens for row in queue}
+    assert found == dict(enumerate(expected))
+    assert occupancy.live_share > 0.5
+
+
+@pytest.mark.parametrize(
+    ("slots", "prompts", "samples", "data", "expected"),
+    [
+        (64, 10, 100, 1, 4),
+        (64, 100, 8, 1, 32),
+        (64, 1, 500, 1, 1),
+        (64, 3, 2, 2, 2),
+    ],
+)
+def test_groups_of_slots(slots, prompts, samples, data, expected):
+    assert count_groups(slots, prompts, samples, data) == expected
