@@ -9,6 +9,7 @@ time and reduced to one number each.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from jaxsteer.decoding import prompt_token_bytes, usable_bytes
 from jaxsteer.llama import (
     BLOCK_TOKENS,
+    KVCache,
     Model,
+    Prefix,
     TokenBatch,
     bind,
     bucket,
@@ -27,10 +30,19 @@ from jaxsteer.llama import (
     forward,
     left_pad,
     mesh_sizes,
+    rows_behind,
+    share_prompts,
     spread_rows,
 )
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Capture, Steering, as_tuple, check_steering, int32s
+from jaxsteer.steering import (
+    Capture,
+    Steering,
+    as_tuple,
+    broadcast_rows,
+    check_steering,
+    int32s,
+)
 
 # Logits that are made at once, of float32: 1 GiB. Products are at their full rate far below it.
 BLOCK_LOGITS = 2**28
@@ -44,19 +56,22 @@ def token_logprobs(
     prompt_length: jax.Array | None = None,
     thinking: jax.Array | None = None,
     row: jax.Array | None = None,
+    cache: KVCache | None = None,
     block_logits: int = BLOCK_LOGITS,
 ) -> jax.Array:
     """Log-probability of each token given those before it, float32 `[B, T]`; pure.
 
     0 on padding and on each row's first token, which nothing comes before. The arguments are those
     of `forward`; as there, `prompt_length` anchors the scopes of `steering`. At most `block_logits`
-    logits of each device's rows are held at a time, or those of one token a row.
+    logits of each device's rows are held at a time, or those of one token a row. Behind a `cache`
+    padding comes last.
     """
     B, T = batch.tokens.shape
     out = forward(
         model,
         batch.tokens,
-        mask=batch.mask,
+        mask=batch.mask if cache is None else None,  # nobody sees what comes behind a text
+        cache=cache,
         steering=steering,
         prompt_length=prompt_length,
         thinking=thinking,
@@ -85,13 +100,22 @@ def token_logprobs(
     return jnp.where(known, own, 0.0)
 
 
+def _behind_prefix(model: Model, prefix: Prefix, batch: TokenBatch, **asked: Any) -> jax.Array:
+    B, T = batch.tokens.shape
+    cache = rows_behind(model, prefix, rows=B, capacity=T)
+    return token_logprobs(model, batch, cache=cache, **asked)
+
+
 _token_logprobs = jax.jit(token_logprobs, static_argnames="block_logits")
+_behind = jax.jit(_behind_prefix)
+_share = jax.jit(share_prompts)
 
 
 def score(
     model: Model,
     texts: Sequence[Sequence[int]],
     *,
+    prefix: Sequence[int] | None = None,
     steering: Steering | Sequence[Steering] | None = None,
     prompt_lengths: Sequence[int] | None = None,
     length: int | None = None,
@@ -103,6 +127,9 @@ def score(
     Args:
         model: the weights.
         texts: token ids, a prompt and what follows it, say.
+        prefix: token ids before every text, which are run once and kept once; the texts' first
+            tokens have their log-probabilities then, too. Tokens of it are no tokens of a text,
+            and all of it is prompt. It is not steered, but for its last token.
         steering: one intervention or several for every text, of one row each; none if not given.
         prompt_lengths: how many tokens of each text are prompt, which the scopes of `steering` ask
             for: what is steered by default is what comes behind.
@@ -113,18 +140,27 @@ def score(
         progress: what a progress bar says; none if not given.
 
     Raises:
-        ValueError: before anything runs, for texts or steering that do not fit the model, or a
-            steering without `prompt_lengths`.
+        ValueError: before anything runs, for texts or steering that do not fit the model, a
+            steering without `prompt_lengths` or one that reaches into the prefix.
     """
     steerings = as_tuple(steering)
     prompts = _prompt_lengths(prompt_lengths, steerings, texts, model)
+    if prefix is not None:
+        first = left_pad([prefix])
+        check_batch(first, model.config, new_tokens=max(map(len, texts), default=0))
+        prompts = prompts + len(prefix)
+        _check_reach(steerings, len(prefix), prompts)
+        texts = [[prefix[-1], *text] for text in texts]
+        shared = _share(model, first)
+        length = None if length is None else length + 1
     if rows_per_batch is not None and rows_per_batch < 1:
         raise ValueError(f"rows_per_batch: got {rows_per_batch}, expected at least 1")
     longest = max(map(len, texts), default=0)
     length = bucket(longest, step=16) if length is None else length
     whole = left_pad(texts, length=length)
     check_batch(whole, model.config)
-    rows = min(len(texts), rows_per_batch or rows_that_score(model, length=length))
+    reads = length + (0 if prefix is None else len(prefix))  # tokens that the last one sees
+    rows = min(len(texts), rows_per_batch or rows_that_score(model, length=length, reads=reads))
     order = np.argsort([len(text) for text in texts], kind="stable")
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
     for first in tqdm(
@@ -133,12 +169,40 @@ def score(
         # The last batch repeats its last text up to the common shape.
         index = order[np.minimum(np.arange(first, first + rows), len(texts) - 1)]
         batch = _columns(whole, index, _width(len(texts[index[-1]]), length))
+        batch = batch if prefix is None else _padding_last(batch)
         rows_of = (batch, jnp.asarray(prompts[index]), jnp.asarray(index))
         batch, prompt, who = spread_rows(rows_of, model)
-        scored = _token_logprobs(model, batch, steering=steerings, prompt_length=prompt, row=who)
+        asked: dict[str, Any] = {"steering": steerings, "prompt_length": prompt, "row": who}
+        if prefix is None:
+            scored = _token_logprobs(model, batch, **asked)
+        else:
+            scored = _behind(model, shared, batch, **asked)
         for i, row in zip(index, hosts.gather(scored), strict=True):
-            found[i] = row[len(row) - len(texts[i]) :]
+            n = len(texts[i])
+            found[i] = row[len(row) - n :] if prefix is None else row[1:n]
     return found
+
+
+def _check_reach(steerings: Sequence[Steering], prefix: int, prompts: np.ndarray) -> None:
+    """Raise `ValueError` for steering that would have to act on a prefix that all texts share."""
+    lengths = jnp.asarray(prompts)
+    position = jnp.broadcast_to(jnp.arange(prefix - 1), (len(prompts), prefix - 1))
+    for one in steerings:
+        scope = broadcast_rows(one.scope, len(prompts), "scope")
+        if bool(jnp.any(scope.may_cover(position, lengths))):
+            raise ValueError(
+                f"steering: got one that reaches into the prefix of {prefix} tokens, before its "
+                "last; expected a scope behind it, or the prefix in each text"
+            )
+
+
+def _padding_last(batch: TokenBatch) -> TokenBatch:
+    """The same rows with their padding behind."""
+    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+    width = tokens.shape[1]
+    column = (np.arange(width) + (width - mask.sum(axis=1))[:, None]) % width
+    rows = np.arange(len(tokens))[:, None]
+    return TokenBatch(jnp.asarray(tokens[rows, column]), jnp.asarray(mask[rows, column]))
 
 
 def _prompt_lengths(
@@ -173,14 +237,16 @@ def _columns(batch: TokenBatch, index: np.ndarray, width: int) -> TokenBatch:
     return TokenBatch(jnp.asarray(tokens[index, -width:]), jnp.asarray(mask[index, -width:]))
 
 
-def rows_that_score(model: Model, *, length: int) -> int:
+def rows_that_score(model: Model, *, length: int, reads: int | None = None) -> int:
     """Texts of `length` tokens that `score` runs at once: what fits, and no more than pays.
+
+    `reads` are the tokens that the last one attends to, `length` if not given.
 
     At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that).
     """
     data, tensor = mesh_sizes(model)
     config = model.config
     logits = 3 * 4 * min(BLOCK_LOGITS, length * config.vocab_size) // tensor
-    token = prompt_token_bytes(model, prompt_length=length)
+    token = prompt_token_bytes(model, prompt_length=reads or length)
     fitting = (usable_bytes(model) - logits) // (length * token)
     return data * max(1, min(fitting, BLOCK_TOKENS // length))

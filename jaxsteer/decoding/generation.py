@@ -49,6 +49,7 @@ from jaxsteer.llama import (
     TokenBatch,
     TokenRows,
     forward,
+    rows_behind,
     run_prompts,
     share_prompts,
     spread_rows,
@@ -219,7 +220,8 @@ def begin_shared(
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, keeping = request.max_tokens.shape[0], request.keeping
     capacity = 1 + (G if room is None else room)
-    cache = share_prompts(model, batch, rows=B, capacity=capacity, block_tokens=block_tokens)
+    prefix = share_prompts(model, batch, block_tokens=block_tokens)
+    cache = rows_behind(model, prefix, rows=B, capacity=capacity)
     every = repeat_prompts(batch, B)
     thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
     kept = None if keeping is None else nothing_kept(keeping, model, rows=B)

@@ -13,7 +13,7 @@ from jaxsteer.llama.attention import (
     xla_attention,
 )
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
-from jaxsteer.llama.cache import KVCache, Shared, write
+from jaxsteer.llama.cache import KVCache, Prefix, Shared, write
 from jaxsteer.llama.model import (
     Model,
     abstract_params,
@@ -38,6 +38,7 @@ from jaxsteer.llama.prompt_blocks import (
     BLOCK_TOKENS,
     count_blocks,
     in_order,
+    rows_behind,
     run_prompts,
     share_prompts,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "KVCache",
     "Model",
     "ParamPath",
+    "Prefix",
     "Row",
     "Shared",
     "TokenBatch",
@@ -103,6 +105,7 @@ __all__ = [
     "pad_vocabulary",
     "params_sharding",
     "rope_frequencies",
+    "rows_behind",
     "rows_sharding",
     "run_prompts",
     "shape_of",

@@ -102,21 +102,13 @@ def _rows_first(
     return {site: jnp.moveaxis(x, *moved) for site, x in captured.items()}
 
 
-def share_prompts(
-    model: Model,
-    batch: TokenBatch,
-    *,
-    rows: int,
-    capacity: int,
-    block_tokens: int = BLOCK_TOKENS,
-) -> KVCache:
-    """An empty cache of `rows` rows that go on from P prompts, which are run once and kept once.
+def share_prompts(model: Model, batch: TokenBatch, *, block_tokens: int = BLOCK_TOKENS) -> Prefix:
+    """What rows share that go on from the P prompts of a batch, each run once; pure.
 
-    Each row has `capacity` slots of its own. All tokens of a prompt but its last are shared: that
-    one is the first of each row's own, which gives it its logits, and steering that begins there.
+    That is all tokens of a prompt but its last: that one is the first of each row's own, which
+    gives it its logits, and steering that begins there.
     """
-    T = batch.tokens.shape[1]
-    length = batch.lengths - 1
+    T, length = batch.tokens.shape[1], batch.lengths - 1
     # Real tokens first, so that a length says which are real: kernels need no mask then.
     column = (jnp.arange(T) - batch.lengths[:, None]) % T
     tokens = jnp.take_along_axis(batch.tokens, column, axis=1)
@@ -125,8 +117,13 @@ def share_prompts(
         model, shared, capacity=T, steering=(), block_tokens=block_tokens, prompt_length=length
     ).cache
     assert cache is not None
+    return Prefix(cache.k, cache.v, length)
+
+
+def rows_behind(model: Model, prefix: Prefix, *, rows: int, capacity: int) -> KVCache:
+    """An empty cache of `rows` rows behind shared prompts, with `capacity` slots of their own."""
     own = in_order(make_cache(model, rows=rows, capacity=capacity), model)
-    return replace(own, prefix=Prefix(cache.k, cache.v, length))
+    return replace(own, prefix=prefix)
 
 
 def make_cache(model: Model, *, rows: int, capacity: int) -> KVCache:

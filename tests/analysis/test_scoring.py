@@ -10,6 +10,7 @@ from oracle import SHALLOW, SMALL, random_rows, run
 from jaxsteer.analysis.scoring import score, token_logprobs
 from jaxsteer.decoding.generation import generate
 from jaxsteer.llama.tokens import left_pad
+from jaxsteer.steering import scope
 from jaxsteer.steering.interventions import add, noise
 
 LENGTHS = (3, 8, 5, 1)
@@ -45,6 +46,33 @@ def test_a_text_is_scored_as_it_was_generated(shallow, batch, prompts):
         np.testing.assert_allclose(row[n:], expected, atol=LOGPROB)
     plain = score(shallow, whole, rows_per_batch=3)
     assert max(np.abs(a - b).max() for a, b in zip(plain, found, strict=True)) > 0.1
+
+
+@pytest.mark.parametrize("before", [8, 1])
+def test_texts_behind_a_prefix_are_those_with_it_in_front(shallow, before):
+    prefix, *given = random_rows((before, 3, 7, 1, 5), SMALL.vocab_size)
+    prompts = [0, 2, 1, 0]  # tokens of a text that are prompt, too
+    steered = add(V, layer=0, coeff=1.5, schedule=[1, 0, 2])
+    behind = score(
+        shallow, given, prefix=prefix, steering=steered, prompt_lengths=prompts, rows_per_batch=3
+    )
+    whole = score(
+        shallow,
+        [prefix + text for text in given],
+        steering=steered,
+        prompt_lengths=[before + n for n in prompts],
+    )
+    for found, expected in zip(behind, whole, strict=True):
+        np.testing.assert_allclose(found, expected[before:], atol=LOGPROB)
+
+
+def test_steering_that_reaches_into_a_prefix_is_refused(shallow):
+    everywhere = add(V, layer=0, coeff=1.0, scope=scope.everywhere())
+    options = {"prefix": [1, 2, 3], "prompt_lengths": [0]}
+    with pytest.raises(ValueError, match="reaches into the prefix of 3 tokens, before its last"):
+        score(shallow, [[4, 5]], steering=everywhere, **options)
+    last = add(V, layer=0, coeff=1.0, scope=scope.from_last_prompt_token())
+    assert len(score(shallow, [[4, 5]], steering=last, **options)[0]) == 2
 
 
 def test_batches_change_nothing(shallow):
