@@ -146,12 +146,11 @@ def score(
     steerings = as_tuple(steering)
     prompts = _prompt_lengths(prompt_lengths, steerings, texts, model)
     if prefix is not None:
-        first = left_pad([prefix])
-        check_batch(first, model.config, new_tokens=max(map(len, texts), default=0))
+        front = left_pad([prefix])
+        check_batch(front, model.config, new_tokens=max(map(len, texts), default=0))
         prompts = prompts + len(prefix)
         _check_reach(steerings, len(prefix), prompts)
         texts = [[prefix[-1], *text] for text in texts]
-        shared = _share(model, first)
         length = None if length is None else length + 1
     if rows_per_batch is not None and rows_per_batch < 1:
         raise ValueError(f"rows_per_batch: got {rows_per_batch}, expected at least 1")
@@ -161,6 +160,7 @@ def score(
     check_batch(whole, model.config)
     reads = length + (0 if prefix is None else len(prefix))  # tokens that the last one sees
     rows = min(len(texts), rows_per_batch or rows_that_score(model, length=length, reads=reads))
+    shared = None if prefix is None else _share(model, front)
     order = np.argsort([len(text) for text in texts], kind="stable")
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
     for first in tqdm(
@@ -173,7 +173,7 @@ def score(
         rows_of = (batch, jnp.asarray(prompts[index]), jnp.asarray(index))
         batch, prompt, who = spread_rows(rows_of, model)
         asked: dict[str, Any] = {"steering": steerings, "prompt_length": prompt, "row": who}
-        if prefix is None:
+        if shared is None:
             scored = _token_logprobs(model, batch, **asked)
         else:
             scored = _behind(model, shared, batch, **asked)

@@ -150,7 +150,7 @@ def _run_groups(
             holds[slot], live[slot] = asked[g].pop(0), True
     # Slots without a row stand still: they ask for no tokens.
     asks = map_rows(lambda x: x[holds], request)
-    asks = replace(asks, max_tokens=np.where(live, asks.max_tokens, 0))
+    asks = replace(asks, max_tokens=jnp.where(live, asks.max_tokens, 0))
     prompts, asks = spread_rows((batch, jax.tree.map(jnp.asarray, asks)), model)
     state = _begin(model, prompts, asks)
     while live.any():
@@ -164,7 +164,7 @@ def _run_groups(
         finished = read_rows(state, request, holds, ended)
         occupancy.not_finite += sum(not row.finite for row in finished)
         live &= ~ended
-        into = [slot for slot in np.flatnonzero(~live) if asked[group[slot]]][:refill]
+        into = _free(live, group, [len(rows) for rows in asked])[:refill]
         if into:
             new = [asked[group[slot]].pop(0) for slot in into]
             state, asks = _put_rows(model, state, asks, batch, request, new, into, group, refill)
@@ -178,6 +178,16 @@ def _run_groups(
                 state, asks = keep_slots(state, asks, left)
                 holds, live, group = holds[left], live[left], group[left]
         yield from finished
+
+
+def _free(live: np.ndarray, group: np.ndarray, waiting: list[int]) -> list[int]:
+    """Slots that are free and have rows waiting for them, as many in each group at most."""
+    left, free = list(waiting), []
+    for slot in np.flatnonzero(~live).tolist():
+        if left[group[slot]] > 0:
+            left[group[slot]] -= 1
+            free.append(slot)
+    return free
 
 
 def _put_rows(
