@@ -14,6 +14,7 @@ the state but `cache` and `extra`; what it wants to remember goes into `extra`. 
 another function, be it the same lambda made anew, is another program to compile.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,9 @@ from jaxsteer.llama import (
     Model,
     TokenBatch,
     TokenRows,
+    cached_by_head,
     forward,
+    lengthen,
     rows_behind,
     run_prompts,
     share_prompts,
@@ -57,6 +60,9 @@ from jaxsteer.llama import (
 from jaxsteer.runtime import hosts
 
 _LOGITS = 64  # so many tell zeros from logits
+
+_ROOM = 512  # new tokens by which a cache grows at least
+_MOST_ROOMS = 4
 
 Step = Callable[..., "DecodeState"]
 Loop = Callable[..., "DecodeState"]
@@ -343,9 +349,40 @@ def run(
     There is room for `max_new_tokens` tokens, the request's if not given. `extra` is what
     `state.extra` is before the first step, for a `step` that carries something.
     """
-    state = prefill(model, batch, request, sampler=sampler, max_new_tokens=max_new_tokens)
+    G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
+    rooms = growing_rooms(model, G, step)
+    capacity = batch.tokens.shape[1] + rooms[0]
+    state = prefill(model, batch, request, sampler=sampler, max_new_tokens=G, capacity=capacity)
     state = replace(state, extra=extra)
-    return loop(unfinished, lambda s: step(model, s, request, sampler=sampler), state)
+    return loop_in_rooms(loop, lambda s: step(model, s, request, sampler=sampler), state, rooms)
+
+
+def growing_rooms(model: Model, new_tokens: int, step: Step) -> list[int]:
+    """Room for new tokens that a cache has in one loop after another; each compiles the step anew.
+
+    On CPUs, where a step attends over all slots, used or not. One loop for fewer than 1,024 tokens,
+    and where a step of one's own may write more than a token.
+    """
+    grows = cached_by_head(model.attention) and step is decode_step
+    count = min(_MOST_ROOMS, max(1, new_tokens // _ROOM)) if grows else 1
+    return [-(-new_tokens * i // count) for i in range(1, count + 1)]
+
+
+def loop_in_rooms(
+    loop: Loop, body: Callable[[DecodeState], DecodeState], state: DecodeState, rooms: list[int]
+) -> DecodeState:
+    """`loop` until all rows are done, in a cache that grows from the first of `rooms` to the last.
+
+    `state` has the first of them.
+    """
+
+    def going(state: DecodeState) -> jax.Array:
+        return unfinished(state) & (state.cache.cursor < state.cache.capacity)
+
+    for now, then in itertools.pairwise(rooms):
+        state = loop(going, body, state)
+        state = replace(state, cache=lengthen(state.cache, state.cache.capacity + then - now))
+    return loop(unfinished, body, state)
 
 
 def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:

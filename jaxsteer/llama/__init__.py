@@ -13,7 +13,7 @@ from jaxsteer.llama.attention import (
     xla_attention,
 )
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
-from jaxsteer.llama.cache import KVCache, Prefix, Shared, write
+from jaxsteer.llama.cache import KVCache, Prefix, Shared, lengthen, write
 from jaxsteer.llama.model import (
     Model,
     abstract_params,
@@ -97,6 +97,7 @@ __all__ = [
     "init",
     "is_packed",
     "left_pad",
+    "lengthen",
     "make_mesh",
     "mesh_of",
     "mesh_sizes",

@@ -8,6 +8,7 @@ and so do all grids of that shape, whatever their vectors, layers, coefficients,
 reaches into the prompt before its last token.)
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +35,10 @@ from jaxsteer.decoding import (
     check_think_tokens,
     choose_sampler,
     decode_step,
+    growing_rooms,
     has_room,
     is_out_of_memory,
+    loop_in_rooms,
     map_rows,
     outcome,
     prefill,
@@ -43,7 +46,6 @@ from jaxsteer.decoding import (
     row_bytes_kept,
     sweep_bytes,
     tell_not_finite,
-    unfinished,
     usable_bytes,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, in_order, mesh_sizes, spread_rows
@@ -77,6 +79,7 @@ def prefill_cells(
     *,
     steer_prompt: bool,
     sampler: Sampler,
+    room: int | None = None,
 ) -> DecodeState:
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
@@ -96,7 +99,7 @@ def prefill_cells(
         return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
 
     if C > 1 and not steer_prompt:
-        state = begin_shared(model, batch, request)
+        state = begin_shared(model, batch, request, room=room)
         prefix = state.cache.prefix
         state = jax.tree.map(copies, replace(state, cache=replace(state.cache, prefix=None)))
         cache = replace(in_order(state.cache, model), prefix=prefix)
@@ -108,7 +111,8 @@ def prefill_cells(
         table = flat(table[None])
     steering = jax.tree.map(flat, request.steering)
     once = replace(once, steering=steering, stop_table=table, keeping=keeping)
-    state = prefill(model, batch, once, sampler=sampler)
+    capacity = None if room is None else batch.tokens.shape[1] + room
+    state = prefill(model, batch, once, sampler=sampler, capacity=capacity)
     return jax.tree.map(cells, state)
 
 
@@ -123,8 +127,11 @@ def run_cells(
     loop: Loop = jax.lax.while_loop,
 ) -> DecodeState:
     """Like `decoding.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
-    state = prefill_cells(model, batch, request, steer_prompt=steer_prompt, sampler=sampler)
-    return loop(unfinished, lambda s: _over_cells(step, model, s, request, sampler), state)
+    rooms = growing_rooms(model, request.max_new_tokens, step)
+    options: dict[str, Any] = {"steer_prompt": steer_prompt, "sampler": sampler}
+    state = prefill_cells(model, batch, request, room=rooms[0], **options)
+    over_cells = functools.partial(_over_cells, step, model, request=request, sampler=sampler)
+    return loop_in_rooms(loop, over_cells, state, rooms)
 
 
 def _over_cells(

@@ -16,7 +16,14 @@ import pytest
 import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 
-from jaxsteer.decoding.generation import append, decode_step, generate, run, stream
+from jaxsteer.decoding.generation import (
+    append,
+    decode_step,
+    generate,
+    growing_rooms,
+    run,
+    stream,
+)
 from jaxsteer.decoding.refill import Occupancy, generate_queue
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
@@ -444,3 +451,24 @@ def test_settings_of_jax_change_nothing(variable):
     )
     assert found.returncode == 0, found.stderr[-2000:]
     assert json.loads(found.stdout) == settings_worker.everything()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_cache_that_grows_on_a_cpu_changes_nothing(shallow, batch, monkeypatch, samples):
+    """Four loops, each in a cache with room for four tokens more."""
+    request = make_request(shallow, batch, max_new_tokens=16, samples=samples)
+    capacities = []
+
+    def loop(cond, body, state):
+        capacities.append(state.cache.capacity)
+        return jax.lax.while_loop(cond, body, state)
+
+    def tokens() -> np.ndarray:
+        return jax.jit(partial(run, sampler=greedy, loop=loop))(shallow, batch, request).tokens
+
+    expected = tokens()
+    monkeypatch.setattr("jaxsteer.decoding.generation._ROOM", 4)
+    np.testing.assert_array_equal(tokens(), expected)
+    before = 9 if samples == 1 else 1  # what of the prompts is in a row's own cache
+    assert capacities == [before + 16, before + 4, before + 8, before + 12, before + 16]
+    assert growing_rooms(shallow, 16, lambda *args: None) == [16]  # a step that may write more
