@@ -24,9 +24,10 @@ from jaxsteer.decoding.generation import (
     run,
     stream,
 )
-from jaxsteer.decoding.refill import Occupancy, generate_queue
+from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
+from jaxsteer.decoding.slots import Occupancy
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import TokenBatch, left_pad

@@ -13,11 +13,12 @@ from oracle import SHALLOW, random_model, random_rows
 
 from experiments.benchmarks import refill as benchmark
 from experiments.benchmarks.refill_simulation import cost_of_refill
-from jaxsteer.decoding import refill
+from jaxsteer.decoding import refill, slots
 from jaxsteer.decoding.generation import DecodeState, decode_step, run
-from jaxsteer.decoding.refill import FinishedRow, Occupancy, generate_queue, pool_sizes
+from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import Request, make_request
 from jaxsteer.decoding.samplers import Sampling, sample, sampling
+from jaxsteer.decoding.slots import FinishedRow, Occupancy, pool_sizes
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.tokens import TokenBatch, left_pad
 from jaxsteer.steering import scope
@@ -137,7 +138,7 @@ def test_rows_end_at_their_stop_token_or_maximum_and_one_steering_may_serve_all(
 
 def test_other_data_of_one_shape_compiles_nothing(model, batch):
     """Another model, other prompts, maxima and settings: the programs of the tests above."""
-    programs = (refill._start, refill._admit, refill._keep)
+    programs = (refill._start, refill._admit, slots.keep_slots)
 
     def first_rows(seed: int) -> list[FinishedRow]:
         settings = sampling(N, temperature=0.5 + seed, seed=seed)
