@@ -5,8 +5,9 @@
 Greedy decoding of the small pair's reasoning model in float32, both steered at one layer by the
 same vector from the first generated token on. Both engines take turns, the best of several runs
 counts, compilation is not timed; the tokens must be the same. Prints one JSON line a batch size
-(`floor_ms` is what the multiplications alone take at the machine's rate, which no engine can beat);
-exits with 1 if a token differs. Needs PyTorch.
+(`floor_ms` is what the multiplications alone take at the machine's rate, which no engine can beat),
+and one that compares sampling with top-p to greedy decoding at a vocabulary of 49,152, random
+weights otherwise of the same shape. Exits with 1 if a token differs. Needs PyTorch.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import math
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ import torch
 import transformers
 
 from jaxsteer.checkpoints import checkpoint
-from jaxsteer.decoding import generate
+from jaxsteer.config import LlamaConfig
+from jaxsteer.decoding import generate, sampling
 from jaxsteer.files import as_path
-from jaxsteer.llama import Model, left_pad
+from jaxsteer.llama import Model, init, left_pad
 from jaxsteer.models import convert
 from jaxsteer.planning import Machine, decode_seconds, prefill_operations
 from jaxsteer.runtime import matrix_rate
@@ -108,6 +111,32 @@ def compare(
     }
 
 
+def compare_sampling(
+    config: LlamaConfig, *, rows: int, prompt: int, steps: int, repeats: int
+) -> dict[str, Any]:
+    """Milliseconds a step of greedy decoding and of top-p sampling, which take turns."""
+    model = init(config)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (rows, prompt))
+    batch = left_pad(tokens.tolist(), length=prompt)
+    top_p = sampling(rows, temperature=0.6, top_p=0.95)
+    times: dict[str, list[float]] = {"greedy": [], "top_p": []}
+    for turn in range(1 + repeats):
+        for name, params in (("greedy", None), ("top_p", top_p)):
+            started = time.perf_counter()
+            generate(model, batch, max_new_tokens=steps, sampling_params=params)
+            if turn:  # the first compiles
+                times[name].append(time.perf_counter() - started)
+    best = {f"{name}_ms": min(spent) / steps * 1e3 for name, spent in times.items()}
+    return {
+        "vocabulary": config.vocab_size,
+        "rows": rows,
+        "prompt": prompt,
+        "steps": steps,
+        **best,
+        "times_greedy": best["top_p_ms"] / best["greedy_ms"],
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.cpu")
@@ -116,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vocabulary", type=int, default=49_152, help="of sampling against greedy")
     args = parser.parse_args(argv)
     jax.config.update("jax_default_matmul_precision", "highest")
     # A model this small may lie in the processor's caches: reading counts as nothing.
@@ -130,6 +160,10 @@ def main(argv: list[str] | None = None) -> int:
         found |= {"floor_ms": floor, "at_most": found["transformers_ms"] / floor}
         print(json.dumps(found), flush=True)
         same &= found["same_tokens"]
+    large = replace(model.config, vocab_size=args.vocabulary)
+    steps = max(1, args.steps // 4)
+    sizes = {"rows": max(args.rows), "prompt": args.prompt, "steps": steps}
+    print(json.dumps(compare_sampling(large, repeats=args.repeats, **sizes)), flush=True)
     return 0 if same else 1
 
 

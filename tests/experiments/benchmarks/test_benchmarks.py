@@ -173,6 +173,12 @@ def test_cpu_benchmark_notices_unsteered_tokens(both_engines, monkeypatch):
     assert not found["same_tokens"]
 
 
+def test_cpu_benchmark_compares_sampling_to_greedy():
+    found = cpu.compare_sampling(LlamaConfig.tiny(), rows=2, prompt=8, steps=3, repeats=1)
+    assert found["vocabulary"] == LlamaConfig.tiny().vocab_size
+    assert found["times_greedy"] == pytest.approx(found["top_p_ms"] / found["greedy_ms"])
+
+
 def test_profile_says_that_it_needs_a_gpu(capsys):
     assert profile.main(["--preset", "tiny"]) == 2
     assert "NVIDIA GPUs only" in capsys.readouterr().err
