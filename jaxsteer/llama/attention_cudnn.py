@@ -13,6 +13,10 @@ from jaxsteer.llama.attention_prefix import Part, by_prefix, by_row, merge
 from jaxsteer.llama.attention_reference import NEGATIVE, attend, visible
 from jaxsteer.llama.cache import Shared
 
+_QUERIES = 128  # of one block of cuDNN's kernel
+_BLOCKS = 132  # that run at once on an H100 or H200
+_FEWEST_KEYS = 256  # of a piece: fewer are not worth a block
+
 
 @jax.custom_batching.custom_vmap
 def _cudnn(
@@ -101,15 +105,39 @@ def _after_prefix(
     else:
         slots = jnp.ones((rows, S), bool)
         own = attend(own_q, own_k, own_v, visible(slots, starts, T))
-    wide = by_prefix(q, prefix.length.shape[0])
-    out, log_sum = flash(
-        wide, prefix.k, prefix.v, lengths=jnp.maximum(prefix.length, 1), causal=False
-    )
-    # Nothing of a prefix without tokens, of which the kernel has read one all the same.
-    log_sum = jnp.where(prefix.length[:, None, None] > 0, log_sum, NEGATIVE)
-    out, log_sum = by_row(out, q.shape), by_row(log_sum, q.shape)
-    shared = out.reshape(own[0].shape), log_sum.reshape(own[1].shape)
-    return merge(own, shared).reshape(q.shape)
+    shared = [
+        tuple(by_row(x, q.shape).reshape(y.shape) for x, y in zip(part, own, strict=True))
+        for part in _over_prefix(by_prefix(q, prefix.length.shape[0]), prefix)
+    ]
+    return merge([own, *shared]).reshape(q.shape)
+
+
+def _over_prefix(q: jax.Array, prefix: Shared) -> list[Part]:
+    """Attention of all queries of a prefix's rows, `[P, X, N, H]`, over pieces of the prefix.
+
+    The kernel goes through the keys of 128 queries of a head in order. A hundred rows on one prefix
+    would keep a quarter of the GPU busy, so long prefixes are cut, and their pieces read at once.
+    """
+    (P, X, N, _), S = q.shape, prefix.k.shape[1]
+    pieces = count_pieces(S, blocks=P * N * -(-X // _QUERIES))
+    width = S // pieces
+    lengths = jnp.clip(prefix.length[:, None] - jnp.arange(pieces) * width, 0, width).reshape(-1)
+    k, v = (x.reshape(P * pieces, width, *x.shape[2:]) for x in (prefix.k, prefix.v))
+    every = jnp.repeat(q, pieces, axis=0)
+    out, log_sum = flash(every, k, v, lengths=jnp.maximum(lengths, 1), causal=False)
+    # Nothing of a piece without tokens, of which the kernel has read one all the same.
+    log_sum = jnp.where(lengths[:, None, None] > 0, log_sum, NEGATIVE)
+    return [(out[i::pieces], log_sum[i::pieces]) for i in range(pieces)]
+
+
+def count_pieces(slots: int, *, blocks: int) -> int:
+    """Into how many equal pieces a prefix is cut whose queries make `blocks` blocks.
+
+    >>> count_pieces(8192, blocks=32), count_pieces(192, blocks=32), count_pieces(8192, blocks=256)
+    (4, 1, 1)
+    """
+    wanted = min(_BLOCKS // blocks, slots // _FEWEST_KEYS)
+    return next((n for n in range(wanted, 1, -1) if slots % n == 0), 1)
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, lengths: jax.Array, causal: bool) -> Part:

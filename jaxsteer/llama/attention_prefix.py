@@ -5,22 +5,25 @@ exponentials lies in each part. So a part hands on the logarithm of that sum bes
 All queries of a prefix's rows are one matrix against it, which is read once for all of them.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 Part = tuple[jax.Array, jax.Array]  # out [B, T, N, H]; log of the sum of exponentials [B, T, N]
 
 
-def merge(own: Part, shared: Part) -> jax.Array:
-    """The attention over both parts, `[B, T, N, H]`, merged in float32."""
-    largest = jnp.maximum(own[1], shared[1])
-    weights = [jnp.exp(lse - largest) for _, lse in (own, shared)]
-    total = weights[0] + weights[1]
-    merged = sum(
+def merge(parts: Sequence[Part]) -> jax.Array:
+    """The attention over all parts, `[B, T, N, H]`, merged in float32."""
+    largest = functools.reduce(jnp.maximum, [log_sum for _, log_sum in parts])
+    weights = [jnp.exp(log_sum - largest) for _, log_sum in parts]
+    total = functools.reduce(jnp.add, weights)
+    merged = [
         (weight / total)[..., None] * out.astype(jnp.float32)
-        for weight, (out, _) in zip(weights, (own, shared), strict=True)
-    )
-    return jnp.asarray(merged).astype(own[0].dtype)
+        for weight, (out, _) in zip(weights, parts, strict=True)
+    ]
+    return functools.reduce(jnp.add, merged).astype(parts[0][0].dtype)
 
 
 def by_prefix(x: jax.Array, prefixes: int) -> jax.Array:

@@ -99,4 +99,4 @@ def xla_attention(
     real = jnp.arange(prefix.k.shape[1]) < prefix.length[:, None]  # [P, S']
     wide = by_prefix(q, len(prefix.length))
     out, log_sum = attend(wide, prefix.k, prefix.v, real[:, None])
-    return merge(own, (by_row(out, q.shape), by_row(log_sum, q.shape)))
+    return merge([own, (by_row(out, q.shape), by_row(log_sum, q.shape))])

@@ -74,6 +74,18 @@ def test_a_prefix_of_no_tokens_is_none(attention, kernel):
     check(attention(q[0], k[0], v[0], **options), q[0], k[0], v[0], 2, prefix)
 
 
+def test_a_long_prefix_is_read_in_pieces(kernel, monkeypatch):
+    """Of the second prefix the last pieces hold nothing."""
+    monkeypatch.setattr(attention_cudnn, "_FEWEST_KEYS", 1)
+    monkeypatch.setattr(attention_cudnn, "_BLOCKS", 5 * P * N)
+    assert attention_cudnn.count_pieces(PREFIX, blocks=P * N) == 5
+    q, k, v, prefix = case(1, cells=3)
+    options = {"valid": jnp.ones((B, S), bool), "start": jnp.int32(2), "prefix": prefix}
+    found = jax.jit(jax.vmap(lambda *rows: cudnn_attention(*rows, **options)))(q, k, v)
+    for c in range(3):
+        check(found[c], q[c], k[c], v[c], 2, prefix)
+
+
 @pytest.mark.parametrize("attention", [xla_attention, cudnn_attention])
 def test_cells_share_it_too(attention, kernel):
     q, k, v, prefix = case(1, cells=3)
