@@ -106,8 +106,8 @@ def _after_prefix(
         slots = jnp.ones((rows, S), bool)
         own = attend(own_q, own_k, own_v, visible(slots, starts, T))
     shared = [
-        tuple(by_row(x, q.shape).reshape(y.shape) for x, y in zip(part, own, strict=True))
-        for part in _over_prefix(by_prefix(q, prefix.length.shape[0]), prefix)
+        (by_row(out, q.shape).reshape(own[0].shape), by_row(log_sum, q.shape).reshape(own[1].shape))
+        for out, log_sum in _over_prefix(by_prefix(q, prefix.length.shape[0]), prefix)
     ]
     return merge([own, *shared]).reshape(q.shape)
 
