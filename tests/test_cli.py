@@ -49,6 +49,22 @@ def directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero"])
+def test_what_is_no_file_is_not_waited_for(jaxsteer: Command, tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = jaxsteer("show", tmp_path / place)
+    assert (code, err) == (1, f"show: {tmp_path / place}: is no regular file\n")
+
+
+def test_names_of_strangers_are_on_one_line(jaxsteer: Command, tmp_path: Path) -> None:
+    name = "\x1b[2J\nPASS\r"
+    one = js.Direction(vector=[1.0], layer=1, site="resid_post", name=name, provenance={})
+    js.save_directions(tmp_path / "v.safetensors", [one])
+    code, out, _ = jaxsteer("show", tmp_path / "v.safetensors")
+    assert code == 0
+    assert out.endswith("  name \\x1b[2J\\nPASS\\r, layer 1, site resid_post, norm 1\n")
+
+
 def test_directions_are_those_of_the_library(directions: Path) -> None:
     lm = js.load(MODEL, dtype="float32")
     texts = ["maybe 3 .", "perhaps 4 .", "maybe 5 cups ."]

@@ -14,7 +14,6 @@ The table also goes to a file: `experiments/results/calibration.md` if not said 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from experiments.pipeline.settings import load_settings
 from experiments.stages import presence
 from jaxsteer.analysis import wilson_interval
 from jaxsteer.files import write_atomic
+from jaxsteer.runtime import guarded, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OUT = Path(__file__).parents[1] / "results" / "calibration.md"
@@ -436,6 +436,7 @@ def table(
         yield row(world, rates_of(world, design, count=count, seed=seed))
 
 
+@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     summary = "How often each rule gives which answer in worlds whose truth is known."
@@ -480,4 +481,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -143,6 +143,8 @@ def _resampled(tables: Counts, n_resamples: int, seed: int) -> Counts:
     """Sums `[n_resamples, N, N]` of tables `[K, N, N]` drawn with replacement."""
     if n_resamples < 1:
         raise ValueError(f"n_resamples: expected at least 1, found {n_resamples}")
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, found {seed}")
     random, k = np.random.default_rng(seed), len(tables)
     parts = []
     for start in range(0, n_resamples, 1000):

@@ -14,7 +14,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.directions import load_directions
 from jaxsteer.files import as_path, is_gguf, is_remote, read_gguf_header
 from jaxsteer.huggingface import n_bytes, open_source
-from jaxsteer.runtime import guarded
+from jaxsteer.runtime import escaped_line, guarded
 from jaxsteer.texts import Texts
 
 _KNOWN = "a file of directions, texts.jsonl, a .gguf file, or the folder of a model"
@@ -41,7 +41,9 @@ def show_command(path: str, as_json: bool) -> int:
     lines = facts.pop("lines", [])
     print_fields(facts)
     for line in lines:
-        print("  " + ", ".join(f"{key} {_plain(value)}" for key, value in line.items()))
+        print(
+            "  " + escaped_line(", ".join(f"{key} {_plain(value)}" for key, value in line.items()))
+        )
     return 0
 
 
@@ -119,7 +121,7 @@ def _texts(path: Path) -> dict[str, Any]:
         "texts": len(texts),
         "cells": len(texts.cells()),
         "prompts": len({row.prompt for row in texts}),
-        "model": texts.about.get("model", {}).get("path"),
+        "model": (texts.about.get("model") or {}).get("path"),
         "lines": lines,
     }
 

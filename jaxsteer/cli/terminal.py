@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from jaxsteer.runtime import escaped_line
 from jaxsteer.texts import Text, Texts
 
 _NARROWEST = 28  # letters of a column that can be read
@@ -25,7 +26,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     """Print a line a field, their values below each other."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {escaped_line(str(value))}")
 
 
 def print_heading(text: str) -> None:
@@ -70,7 +71,7 @@ def heading(row: Text) -> str:
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.labels.items()
     )
-    return f"{labels}: {len(row.tokens)} tokens, {row.end}"
+    return escaped_line(f"{labels}: {len(row.tokens)} tokens, {row.end}")
 
 
 def wrapped(text: str, width: int) -> list[str]:

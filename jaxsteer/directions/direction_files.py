@@ -14,9 +14,9 @@ from typing import Any
 from jaxsteer.directions.direction import Direction, as_list, check_width, make_direction
 from jaxsteer.directions.gguf import load_gguf
 from jaxsteer.files import (
-    as_path,
-    check_regular,
+    is_gguf,
     load_json,
+    open_regular,
     read_header,
     read_tensors,
     tensor_bytes,
@@ -57,7 +57,7 @@ def load_directions(
 
     Raises FileNotFoundError, or ValueError naming the file and the direction.
     """
-    directions = load_gguf(path) if _starts_with(path, b"GGUF") else _read(path)
+    directions = load_gguf(path) if is_gguf(path) else _read(path)
     for direction in directions.values():
         try:
             check_width(direction, width)
@@ -71,15 +71,10 @@ def load_directions(
     return directions
 
 
-def _starts_with(path: str | os.PathLike[str], magic: bytes) -> bool:
-    check_regular(path)
-    with open(as_path(path), "rb") as file:
-        return file.read(len(magic)) == magic
-
-
 def _read(path: str | os.PathLike[str]) -> dict[str, Direction]:
-    if _starts_with(path, b"PK"):
-        raise ValueError(f"{path}: a PyTorch file, expected safetensors or GGUF: use load_pt")
+    with open_regular(path) as file:
+        if file.read(2) == b"PK":
+            raise ValueError(f"{path}: a PyTorch file, expected safetensors or GGUF: use load_pt")
     metadata = read_header(path).metadata  # before gigabytes of somebody's weights are read
     if metadata.get("format") != FORMAT:
         raise ValueError(

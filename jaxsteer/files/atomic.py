@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -48,6 +48,12 @@ def check_regular(path: str | os.PathLike[str], *, missing_ok: bool = False) -> 
         raise ValueError(f"{path}: is no regular file")
     if not missing_ok:
         raise FileNotFoundError(f"{path}: no such file")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read its bytes, if it is one: see `check_regular`."""
+    check_regular(path)
+    return as_path(path).open("rb")
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -11,10 +11,9 @@ All numbers are little-endian. A length that lies is refused before that much is
 import os
 import struct
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
-from jaxsteer.files.atomic import as_path
+from jaxsteer.files.atomic import open_regular
 
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
@@ -43,7 +42,7 @@ class GgufHeader:
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as GGUF files do."""
-    with open(as_path(path), "rb") as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 
@@ -54,7 +53,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GgufHeader:
         FileNotFoundError: there is no such file.
         ValueError: naming the file and what is wrong with it.
     """
-    with open(as_path(path), "rb") as file:
+    with open_regular(path) as file:
         try:
             return _Reader(file).header()
         except (ValueError, struct.error) as error:  # ValueError: also text that is not UTF-8
@@ -64,7 +63,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GgufHeader:
 class _Reader:
     """Takes one value after the other from a file, and never more than it has."""
 
-    def __init__(self, file: BufferedReader):
+    def __init__(self, file: BinaryIO):
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
         self.at = 0

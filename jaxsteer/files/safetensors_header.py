@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from jaxsteer.files.atomic import as_path
+from jaxsteer.files.atomic import open_regular
 from jaxsteer.files.untrusted import load_json
 
 # Bytes of one number, by safetensors' names. Its formats of 4 and 6 bits are not read here.
@@ -54,8 +54,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         FileNotFoundError: there is no such file.
         ValueError: naming the file and what is wrong with it.
     """
-    size = as_path(path).stat().st_size
-    with open(as_path(path), "rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         # A length that lies must not make us read, or ask for, that much memory.
         text = file.read(length) if length <= min(size - 8, LARGEST) else b""

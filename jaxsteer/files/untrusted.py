@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxsteer.files.atomic import as_path, check_regular
+from jaxsteer.files.atomic import open_regular
 
 MOST_BYTES = 1 << 24  # of a config; parsed it may take some twenty times as much memory
 MOST_DATA = 1 << 28  # of traces, labels, texts
@@ -61,9 +61,8 @@ def read_whole(path: str | os.PathLike[str], *, most: int) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: it is no regular file, has more than `most` bytes, or is no gzip.
     """
-    check_regular(path)
     packed = os.fspath(path).endswith(".gz")
-    with as_path(path).open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
+    with open_regular(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
         try:
             data = (unpacked if packed else file).read(most + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -114,6 +114,11 @@ def escaped(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def escaped_line(text: str) -> str:
+    """`escaped`, with ends of lines and tabs, too: for names of strangers among other words."""
+    return escaped(text).translate({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})
+
+
 def _make_plain(stream: TextIO) -> None:
     """Spell out what the stream's encoding cannot hold, and what would steer a terminal."""
     if hasattr(stream, "reconfigure"):  # a test's own stream has no encoding

@@ -8,6 +8,7 @@ from jaxsteer.llama import TokenBatch, left_pad
 from jaxsteer.tokenizers import EncodedPrompt, encode
 
 Message = Mapping[str, Any]
+_MOST_TEXTS = 1_000_000  # of one call: their tokens are lists of Python
 Prompt = str | Sequence[Message]  # a text to continue, or a conversation to answer
 
 
@@ -62,5 +63,7 @@ def encode_prompts(
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples: got {samples!r}, expected at least 1")
     encoded = tuple(encode(tokenizer, prompt, bos=bos) for prompt in as_list(prompts))
+    if len(encoded) * samples > _MOST_TEXTS:
+        raise ValueError(f"samples: got {samples} of {len(encoded)} prompts, more than a million")
     rows = [prompt.ids for prompt in encoded for _ in range(samples)]
     return Prompts(encoded, samples, left_pad(rows))

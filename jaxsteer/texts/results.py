@@ -12,6 +12,10 @@ from jaxsteer.files import as_path, read_rows, write_atomic
 
 _WIDTH = 96  # of a printed line
 _SHOWN = 12  # texts of a printed table
+_KINDS = {
+    "labels": dict, "prompt": int, "prompt_text": str, "sample": int, "text": str, "tokens": list,
+    "logprobs": list, "end": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,16 @@ class Texts:
         """
         lines = read_rows(as_path(path))
         try:
-            return cls(tuple(Text(**line) for line in lines[1:]), lines[0]["about"])
+            texts = cls(tuple(Text(**line) for line in lines[1:]), lines[0]["about"])
         except (TypeError, KeyError, IndexError) as error:
             raise ValueError(f"{Path(path)}: expected what `Texts.save` writes ({error})") from None
+        if not isinstance(texts.about, dict) or not isinstance(texts.about.get("model", {}), dict):
+            raise ValueError(f"{Path(path)}, line 1: about: expected an object, and a model in it")
+        for number, row in enumerate(texts.rows, start=2):
+            for name, kind in _KINDS.items():
+                if not isinstance(value := getattr(row, name), kind):
+                    raise ValueError(f"{Path(path)}, line {number}: {name}: got {value!r:.80}")
+        return texts
 
     def __repr__(self) -> str:
         lines = []

@@ -12,8 +12,19 @@ from experiments.pipeline.settings import Prompts, load_settings
 from experiments.pipeline.text import load_prompts
 from jaxsteer.analysis import read_labels
 from jaxsteer.directions import load_directions, load_replication
-from jaxsteer.files import append_rows, load_json, read_json, read_rows, recover_rows, write_atomic
+from jaxsteer.files import (
+    append_rows,
+    is_gguf,
+    load_json,
+    read_gguf_header,
+    read_header,
+    read_json,
+    read_rows,
+    recover_rows,
+    write_atomic,
+)
 from jaxsteer.planning.fit import read_config
+from jaxsteer.texts import Texts
 
 
 @pytest.mark.parametrize(
@@ -64,7 +75,7 @@ def _prompts(path: Path) -> object:
 
 READERS = [
     read_traces, read_labels, _prompts, load_settings, load_directions, load_replication,
-    read_rows, recover_rows, read_json,
+    read_rows, recover_rows, read_json, read_header, is_gguf, read_gguf_header, Texts.load,
 ]  # fmt: skip
 
 

@@ -35,6 +35,16 @@ def command(
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.mark.parametrize("floor", ["jaxsteer", "weights", "experiments"])
+def test_every_command_ends_here(floor: str) -> None:
+    """Measurements and a worker that talks JSON apart."""
+    commands = [f for f in (ROOT / floor).rglob("*.py") if "__main__" in f.stem + f.read_text()]
+    commands = [f for f in commands if f.parent.name != "benchmarks" and f.stem != "chat_worker"]
+    ends = ("run(main)", "run_command(main)", "run(command_line)", "command(", "end(")
+    texts = {f: f.read_text().replace("jaxsteer.cli import main", "run(main)") for f in commands}
+    assert not [f for f, text in texts.items() if not any(end in text for end in ends)]
+
+
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:
     name = r"'\x1b]0;title\x07\x9b2J \u202egnp.exe é'"
     code, out, err = command(printed=name, error=name)

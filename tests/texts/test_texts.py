@@ -1,6 +1,7 @@
 """jaxsteer.texts: strings in and texts out are the pure functions, with labels and ends."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -166,6 +167,20 @@ def test_texts_are_written_and_read_back(lm, tmp_path) -> None:
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(ValueError, match=r"expected what `Texts.save` writes"):
         js.Texts.load(tmp_path / "other.jsonl")
+    about, *rows = [json.loads(x) for x in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    for lines, message in (
+        ([about, rows[0] | {"text": 5}], "line 2: text: got 5"),
+        ([about, rows[0] | {"labels": []}], r"line 2: labels: got \[\]"),
+        ([{"about": {"model": 5}}, *rows], "line 1: about: expected an object"),
+    ):
+        (tmp_path / "other.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        with pytest.raises(ValueError, match=rf"other\.jsonl, {message}"):
+            js.Texts.load(tmp_path / "other.jsonl")
+
+
+def test_texts_without_end_are_refused_before_memory_is_asked_for(lm) -> None:
+    with pytest.raises(ValueError, match=r"samples: got 1000000000 of 2 prompts, more than a"):
+        lm.generate(PROMPTS[:2], samples=10**9, temperature=1.0)
 
 
 def text(coeff: float, prompt: int, sample: int, words: str) -> js.texts.Text:

@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from jaxsteer.files import write_atomic
+from jaxsteer.runtime import guarded
 from weights.small_language.grammar import NAMES, OBJECTS, PLACES, pick
 
 Split = Literal["train", "dom", "select", "eval"]
@@ -156,6 +157,7 @@ def prompts_file(counts: Mapping[Split, int], seed: int = 0) -> str:
     return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
 
 
+@guarded("small_problems")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the small pair's prompts (the default counts are those of weights/small)."""
     parser = argparse.ArgumentParser(
