@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,16 @@ def test_projections_go_into_the_file_and_other_captures_need_a_row(shallow, bat
     other = Capture(layers=(0,), directions=np.stack([V, -V]))
     with pytest.raises(ValueError, match=r"capture\.layers\[0\]: 1 there, 0 now"):
         sweep_to_file(path, shallow, batch, CELLS[:2], **options, capture=other)
+
+
+@pytest.mark.parametrize("coeff", ["1e999", "NaN", "[" * 5_000 + "]" * 5_000])
+def test_rows_of_a_stranger_are_named(shallow, batch, begun, coeff):
+    before = begun.read_bytes()
+    row = f'{{"vector": "v", "layer": 0, "coeff": {coeff}, "prompt": "a"}}\n'
+    begun.write_bytes(before[: before.rfind(b"\n") + 1] + row.encode())
+    with pytest.raises(ValueError, match=re.escape(str(begun))):
+        sweep_to_file(begun, shallow, batch, CELLS, **OPTIONS)
+    assert begun.read_bytes().endswith(row.encode())
 
 
 def test_whole_numbers_are_one_cell_however_they_are_written(shallow, batch, begun):
