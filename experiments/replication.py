@@ -33,7 +33,7 @@ from jaxsteer.analysis import (
 )
 from jaxsteer.directions import cosine, load_replication
 from jaxsteer.files import MOST_DATA, as_path, read_json
-from jaxsteer.runtime import guarded, run
+from jaxsteer.runtime import guarded, run, wrong
 from jaxsteer.tokenizers import R1_NAMED, load_tokenizer, meta_tokenizer
 
 FILES = ("prompts.json", "traces.json.gz", "steering_results.json.gz", "dom_layer10.safetensors")
@@ -237,7 +237,7 @@ def check(
 def records(content: Any, keys: Sequence[str], name: str) -> list[Row]:
     """Return `content` if it is a list of objects with these keys; ValueError otherwise."""
     if not isinstance(content, list):
-        raise ValueError(f"{name}: expected a list, found {type(content).__name__}")
+        raise wrong(name, type(content).__name__, "a list")
     for i, row in enumerate(content):
         if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
             raise ValueError(f"{name}: record {i} has no {missing[0]!r}")

@@ -422,7 +422,7 @@ def test_vectors_of_another_model(tmp_path: Path) -> None:
         [Direction(vector=vector, layer=1, site="resid_post", name="v", provenance=about)],
     )
     assert load_directions(file, width=4, model="bbb").keys() == {"v"}
-    with pytest.raises(ValueError, match="direction 'v': expected width 5, found 4"):
+    with pytest.raises(ValueError, match="direction 'v': got 4, expected width 5"):
         load_directions(file, width=5)
     with pytest.raises(ValueError, match=r"v\.safetensors: direction 'v': from .*'aaa'.*'ccc'"):
         load_directions(file, model="ccc")

@@ -74,10 +74,10 @@ class Settings:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(
-                    f"{field.name}: found {getattr(self, field.name)}, expected more than 0"
+                    f"{field.name}: got {getattr(self, field.name)}, expected more than 0"
                 )
         if self.width % self.heads:
-            raise ValueError(f"width: found {self.width}, expected a multiple of {self.heads=}")
+            raise ValueError(f"width: got {self.width}, expected a multiple of {self.heads=}")
 
     @property
     def config(self) -> LlamaConfig:
@@ -223,14 +223,14 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     if path.exists():
         found = json.loads(path.read_text())
         other = [
-            f"{name}: found {found.get(name)}, expected {wanted.get(name)}"
+            f"{name}: got {found.get(name)}, expected {wanted.get(name)}"
             for name in sorted(found.keys() | wanted.keys())
             if found.get(name) != wanted.get(name)
         ]
         if other:
             raise ValueError(f"{out} holds a run with other settings: " + "; ".join(other))
     elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: found a folder with other things in it, expected an empty one")
+        raise ValueError(f"{out}: got a folder with other things in it, expected an empty one")
     write_json(path, wanted)
 
 
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     out, seeds, preset = given.pop("out"), given.pop("seeds"), given.pop("preset")
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: found {seeds}, expected distinct numbers")
+        raise ValueError(f"seeds: got {seeds}, expected distinct numbers")
     run(out, seeds, replace(PRESETS[preset], **given))
 
 

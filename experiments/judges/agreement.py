@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from jaxsteer.analysis import LABELS, OTHER, SentenceLabel, percentile_interval, read_labels
 from jaxsteer.files import as_path, sha256, write_atomic
-from jaxsteer.runtime import guarded, run
+from jaxsteer.runtime import guarded, run, wrong
 
 ALL = "all labels"
 MEASURES = ("precision", "recall", "f1", "kappa")
@@ -142,9 +142,9 @@ def _by_span(labels: Sequence[SentenceLabel], name: str) -> dict[tuple[str, int,
 def _resampled(tables: Counts, n_resamples: int, seed: int) -> Counts:
     """Sums `[n_resamples, N, N]` of tables `[K, N, N]` drawn with replacement."""
     if n_resamples < 1:
-        raise ValueError(f"n_resamples: expected at least 1, found {n_resamples}")
+        raise wrong("n_resamples", n_resamples, "at least 1")
     if seed < 0:
-        raise ValueError(f"seed: expected at least 0, found {seed}")
+        raise wrong("seed", seed, "at least 0")
     random, k = np.random.default_rng(seed), len(tables)
     parts = []
     for start in range(0, n_resamples, 1000):

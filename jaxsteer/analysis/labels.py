@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxsteer.analysis.sentences import Sentence
 from jaxsteer.files import as_path, load_json, read_whole, write_atomic
+from jaxsteer.runtime import wrong
 
 TAXONOMY = (
     "initializing",
@@ -114,13 +115,11 @@ def _checked_label(record: Any, where: str) -> SentenceLabel:
     fields = {"trace": str, "start": int, "stop": int, "label": str}
     if not isinstance(record, dict) or set(record) != set(fields):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{where}: expected the fields {sorted(fields)}, found {found}")
+        raise wrong(where, found, f"the fields {sorted(fields)}")
     for name, kind in fields.items():
         if type(record[name]) is not kind:
             found = f"{record[name]!r:.80}"
-            raise ValueError(f"{where}: {name}: expected {kind.__name__}, found {found}")
+            raise wrong(f"{where}: {name}", found, kind.__name__)
     if record["label"] not in LABELS:
-        raise ValueError(
-            f"{where}: label: expected one of {', '.join(LABELS)}, found {record['label']!r:.80}"
-        )
+        raise wrong(f"{where}: label", f"{record['label']!r:.80}", f"one of {', '.join(LABELS)}")
     return SentenceLabel(**record)

@@ -16,6 +16,7 @@ import scipy  # which loads `scipy.stats`, a second of it, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 from jaxsteer.analysis.sentences import KEYWORDS, keyword_pattern
+from jaxsteer.runtime import wrong
 
 Floats = NDArray[np.float64]
 
@@ -96,7 +97,7 @@ def distinct_n(text: str, n: int = 4) -> float:
     0.4
     """
     if n < 1:
-        raise ValueError(f"n: expected at least 1, found {n}")
+        raise wrong("n", n, "at least 1")
     words = text.split()
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else float("nan")
@@ -199,7 +200,7 @@ def bootstrap_interval(
     """
     _check_level(level)
     if n_resamples < 1:
-        raise ValueError(f"n_resamples: expected at least 1, found {n_resamples}")
+        raise wrong("n_resamples", n_resamples, "at least 1")
     if denominators is None:
         values, denominators = _as_ratio(values)
     tops, bottoms, _ = _units(values, denominators, groups)
@@ -261,7 +262,7 @@ def paired_difference(
     PairedDifference(diff=2.0, se=0.5773502691896257, p_value=0.25, n=3, n_empty=0)
     """
     if n_permutations < 1:
-        raise ValueError(f"n_permutations: expected at least 1, found {n_permutations}")
+        raise wrong("n_permutations", n_permutations, "at least 1")
     left, right = _rows(values, "values"), _rows(reference, "reference")
     _same_length(left, right, "reference")
     differences = left - right
@@ -296,7 +297,7 @@ def holm(p_values: ArrayLike) -> Floats:
     values = _rows(p_values, "p_values")
     tested = np.flatnonzero(~np.isnan(values))
     if np.any(values[tested] < 0) or np.any(values[tested] > 1):
-        raise ValueError(f"p_values: expected 0 to 1, found {values[tested].tolist()}")
+        raise wrong("p_values", values[tested].tolist(), "0 to 1")
     order = tested[np.argsort(values[tested], kind="stable")]
     steps = values[order] * np.arange(len(order), 0, -1)
     corrected = np.full(len(values), np.nan)
@@ -325,7 +326,7 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[flo
 def _rows(values: ArrayLike, name: str) -> Floats:
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1:
-        raise ValueError(f"{name}: expected one dimension, found shape {rows.shape}")
+        raise wrong(name, f"shape {rows.shape}", "one dimension")
     if np.isinf(rows).any():
         raise ValueError(f"{name}: infinite at row {int(np.flatnonzero(np.isinf(rows))[0])}")
     return rows
@@ -333,7 +334,7 @@ def _rows(values: ArrayLike, name: str) -> Floats:
 
 def _same_length(first: NDArray, other: NDArray, name: str) -> None:
     if first.shape != other.shape:
-        raise ValueError(f"{name}: expected {len(first)} rows, found shape {other.shape}")
+        raise wrong(name, f"shape {other.shape}", f"{len(first)} rows")
 
 
 def _as_ratio(values: ArrayLike) -> tuple[Floats, Floats]:
@@ -364,7 +365,7 @@ def _units(
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"level: expected a share between 0 and 1, found {level}")
+        raise wrong("level", level, "a share between 0 and 1")
 
 
 def _resamples(n: int, n_resamples: int, seed: int) -> Iterable[Floats]:

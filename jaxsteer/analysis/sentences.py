@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from jaxsteer.runtime import wrong
+
 KEYWORDS = ("wait", "hmm")
 """The paper's B (Eq. 1): the words whose rate stands for backtracking."""
 
@@ -133,7 +135,7 @@ def keyword_pattern(keywords: tuple[str, ...] = KEYWORDS) -> re.Pattern[str]:
     ['_Wait_', '__hmm__']
     """
     if not (keywords and all(word.strip() for word in keywords)):
-        raise ValueError(f"keywords: expected at least one word, none empty, found {keywords!r}")
+        raise wrong("keywords", repr(keywords), "at least one word, none empty")
     words = "|".join(re.escape(word) for word in keywords)
     return re.compile(rf"(?<!\w)_*(?:{words})_*(?!\w)", re.IGNORECASE)
 

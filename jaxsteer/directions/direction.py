@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxsteer.files import LONGEST_NAME, load_json
+from jaxsteer.runtime import wrong
 from jaxsteer.steering import SITES, site_index
 
 
@@ -33,11 +34,11 @@ class Direction:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or self.name == "__metadata__":
-            raise ValueError(f"name: expected a non-empty text, found {self.name!r}")
+            raise wrong("name", repr(self.name), "a non-empty text")
         if len(self.name) > LONGEST_NAME:
-            raise ValueError(f"name: got {self.name:.80}…, expected at most {LONGEST_NAME} letters")
+            raise wrong("name", f"{self.name:.80}…", f"at most {LONGEST_NAME} letters")
         if any("\ud800" <= letter <= "\udfff" for letter in self.name):
-            raise ValueError(f"name: expected text that UTF-8 can hold, found {self.name!r}")
+            raise wrong("name", repr(self.name), "text that UTF-8 can hold")
         # The copy is float32 from here on, so a value too large for it shows up as infinite.
         try:
             if np.iscomplexobj(self.vector):
@@ -45,11 +46,11 @@ class Direction:
             with np.errstate(over="ignore"):
                 vector = np.array(self.vector, dtype=np.float32)
         except (TypeError, ValueError):
-            raise ValueError(
-                f"direction {self.name!r}: expected real numbers, found {self.vector!r:.80}"
+            raise wrong(
+                f"direction {self.name!r}", f"{self.vector!r:.80}", "real numbers"
             ) from None
         if vector.ndim != 1 or not vector.size:
-            raise ValueError(f"direction {self.name!r}: expected shape [D], found {vector.shape}")
+            raise wrong(f"direction {self.name!r}", vector.shape, "shape [D]")
         if not np.isfinite(vector).all():
             count = int(np.sum(~np.isfinite(vector)))
             raise ValueError(
@@ -94,7 +95,7 @@ def cosine(a: Direction | ArrayLike, b: Direction | ArrayLike) -> float:
         np.asarray(x.vector if isinstance(x, Direction) else x, dtype=np.float64) for x in (a, b)
     )
     if left.ndim != 1 or left.shape != right.shape:
-        raise ValueError(f"cosine: expected two [D], found shapes {left.shape} and {right.shape}")
+        raise wrong("cosine", f"shapes {left.shape} and {right.shape}", "two [D]")
     norms = [np.linalg.norm(left), np.linalg.norm(right)]
     for which, norm, x in zip(("first", "second"), norms, (a, b), strict=True):
         if not norm > 0:
@@ -132,9 +133,7 @@ def as_list(directions: Mapping[str, Direction] | Iterable[Direction]) -> list[D
 def check_width(direction: Direction, width: int | None) -> None:
     """Raise ValueError when the direction's width is not `width` (None: any will do)."""
     if width is not None and direction.width != width:
-        raise ValueError(
-            f"direction {direction.name!r}: expected width {width}, found {direction.width}"
-        )
+        raise wrong(f"direction {direction.name!r}", direction.width, f"width {width}")
 
 
 def make_direction(path: str | os.PathLike[str], **fields: Any) -> Direction:
@@ -151,5 +150,5 @@ def _as_layer(layer: Any, name: str) -> int:
     except TypeError:
         index = -1
     if index < 0:
-        raise ValueError(f"direction {name!r}: layer: expected 0 or more, found {layer!r:.80}")
+        raise wrong(f"direction {name!r}: layer", f"{layer!r:.80}", "0 or more")
     return index

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from jaxsteer.files import as_path, load_json, read_header, read_tensors, tensor_bytes, write_atomic
 from jaxsteer.llama import Model, TokenBatch, bucket, check_batch, forward, left_pad, spread_rows
-from jaxsteer.runtime import hosts
+from jaxsteer.runtime import hosts, wrong
 from jaxsteer.steering import SITES, Capture, check_capture, site_index
 from jaxsteer.sweeps import tree_print, weights_print
 
@@ -174,7 +174,7 @@ def _check(
         raise ValueError(f"got {len(texts)} texts, {rows_per_shard} a shard: expected at least one")
     if set(texts) != set(positions):
         odd = sorted(set(texts) ^ set(positions))
-        raise ValueError(f"{odd[0]!r}: expected a text and its positions, found one of the two")
+        raise wrong(repr(odd[0]), "one of the two", "a text and its positions")
     for name, at in positions.items():
         if not len(at) or min(at) < 0 or max(at) >= len(texts[name]):
             raise ValueError(

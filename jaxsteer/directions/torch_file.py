@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxsteer.files import MOST_BYTES, as_path, check_regular
+from jaxsteer.runtime import wrong
 
 Keys = tuple[Any, ...]
 
@@ -234,7 +235,7 @@ def _numbers(tensor: _Tensor, storage: bytes, where: str) -> NDArray[Any]:
         kind = tensor.kind.replace(" ", ".")
         raise ValueError(f"{where}: got numbers of {kind:.80}, expected plain real ones")
     if len(tensor.size) != 1:
-        raise ValueError(f"{where}: expected shape [D], found {tensor.size!r:.80}")
+        raise wrong(where, f"{tensor.size!r:.80}", "shape [D]")
     (size,), (stride,), dtype = tensor.size, tensor.stride, np.dtype(_STORAGES[tensor.kind])
     data = np.frombuffer(storage[: len(storage) // dtype.itemsize * dtype.itemsize], dtype)
     numbers = data[tensor.offset :: max(stride, 1)][:size]

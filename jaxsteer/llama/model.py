@@ -29,6 +29,7 @@ from jaxsteer.llama.cache import (
 )
 from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
 from jaxsteer.llama.rope import angles, rotate
+from jaxsteer.llama.tokens import TokenBatch, TokenRows, left_pad
 from jaxsteer.steering import Capture, Steering
 from jaxsteer.steering import capture as capturing
 from jaxsteer.steering import steering as steers
@@ -303,7 +304,7 @@ def bind(model: Model) -> Llama:
 
 def forward(
     model: Model,
-    tokens: jax.Array,
+    tokens: jax.Array | TokenBatch | TokenRows,
     *,
     mask: jax.Array | None = None,
     cache: KVCache | None = None,
@@ -319,7 +320,7 @@ def forward(
 
     Args:
         model: the weights.
-        tokens: int32 `[B, T]`, left-padded.
+        tokens: int32 `[B, T]`, left-padded; or a batch with its mask, or token ids row by row.
         mask: bool `[B, T]`, True on real tokens; all real if not given.
         cache: earlier keys and values; the pass reads them and returns the cache with its own
             tokens written at the cursor. The caller sees to it that they fit.
@@ -339,9 +340,14 @@ def forward(
             steering that is known while tracing and does not fit or could steer nothing. Ids of
             tokens are not checked.
     """
-    if getattr(tokens, "ndim", None) != 2:
+    if isinstance(tokens, list | tuple):
+        tokens = left_pad(tokens, step=1)
+    if isinstance(tokens, TokenBatch):
+        mask = tokens.mask if mask is None else mask
+        tokens = tokens.tokens
+    if isinstance(tokens, Sequence) or getattr(tokens, "ndim", None) != 2:
         got = getattr(tokens, "shape", type(tokens).__name__)
-        raise ValueError(f"tokens: got {got}, expected int32 [B, T] (of a batch: its tokens)")
+        raise ValueError(f"tokens: got {got}, expected int32 [B, T], or token ids row by row")
     B, T = tokens.shape
     config = model.config
     if capture is not None:

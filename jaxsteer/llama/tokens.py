@@ -43,8 +43,8 @@ def bucket(length: int, *, step: int = 64) -> int:
     return -(-length // step) * step
 
 
-def left_pad(rows: TokenRows, *, length: int | None = None) -> TokenBatch:
-    """Pad token rows on the left to `length`, by default the bucket of the longest.
+def left_pad(rows: TokenRows, *, length: int | None = None, step: int = 64) -> TokenBatch:
+    """Pad token rows on the left to `length`, by default the longest's, rounded up to `step`.
 
     >>> left_pad([[5, 8], [7]], length=3).tokens.tolist()
     [[0, 5, 8], [0, 0, 7]]
@@ -59,7 +59,7 @@ def left_pad(rows: TokenRows, *, length: int | None = None) -> TokenBatch:
     for i, row in enumerate(rows):
         _check_ids(row, f"prompts[{i}]")
     lengths = [len(row) for row in rows]
-    length = bucket(max(lengths)) if length is None else length
+    length = bucket(max(lengths), step=step) if length is None else length
     if max(lengths) > length:
         worst = lengths.index(max(lengths))
         raise ValueError(f"prompts[{worst}]: got {max(lengths)} tokens, expected at most {length}")

@@ -18,6 +18,7 @@ from jaxsteer.runtime.command import (
     without_torch,
 )
 from jaxsteer.runtime.foreign_errors import is_panic, one_line, strangers
+from jaxsteer.runtime.messages import wrong
 from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
 from jaxsteer.runtime.timing import seconds_by_part, timed
 from jaxsteer.runtime.version import VERSION
@@ -40,4 +41,5 @@ __all__ = [
     "timed",
     "without_accelerator",
     "without_torch",
+    "wrong",
 ]

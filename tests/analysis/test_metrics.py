@@ -56,7 +56,7 @@ def test_repetition_of_collapsed_and_plain_text():
     assert repetition("wait " * 100) == 1 - 1 / 97
     assert repetition("one two three four five") == 0.0
     assert np.isnan(repetition("one two three"))
-    with pytest.raises(ValueError, match="n: expected at least 1"):
+    with pytest.raises(ValueError, match="n: got 0, expected at least 1"):
         distinct_n("a b", n=0)
 
 
@@ -206,15 +206,18 @@ def test_wilson_interval_holds_the_share_and_solves_the_score_equation(pair):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_se([[1.0]]), r"values: expected one dimension, found shape \(1, 1\)"),
+        (lambda: mean_se([[1.0]]), r"values: got shape \(1, 1\), expected one dimension"),
         (lambda: mean_se([1.0, np.inf]), "values: infinite at row 1"),
-        (lambda: mean_se([1.0], groups=[1, 2]), "groups: expected 1 rows"),
-        (lambda: ratio_se([1.0], [1.0, 2.0]), "denominators: expected 1 rows"),
+        (lambda: mean_se([1.0], groups=[1, 2]), r"groups: got shape \(2,\), expected 1 rows"),
+        (lambda: ratio_se([1.0], [1.0, 2.0]), r"denominators: got shape \(2,\), expected 1 rows"),
         (lambda: ratio_se([1.0], [-1.0]), "denominators at least 0"),
         (lambda: ratio_se([NAN], [1.0]), "numerators must be numbers"),
-        (lambda: paired_difference([1.0], [1.0, 2.0]), "reference: expected 1 rows"),
+        (
+            lambda: paired_difference([1.0], [1.0, 2.0]),
+            r"reference: got shape \(2,\), expec",
+        ),
         (lambda: paired_difference([1.0], [1.0], n_permutations=0), "n_permutations"),
-        (lambda: bootstrap_interval([1.0], level=95), "level: expected a share"),
+        (lambda: bootstrap_interval([1.0], level=95), "level: got 95, expected a share"),
         (lambda: bootstrap_interval([1.0], n_resamples=0), "n_resamples"),
         (lambda: wilson_interval(3, 2), "successes: got 3, expected 0 to n = 2"),
     ],

@@ -171,11 +171,11 @@ def test_a_json_array_reads_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "doubt"}, "label: expected one of initializing, .*, other, found 'doubt'"),
+        ({"label": "doubt"}, "label: got 'doubt', expected one of initializing, .*, other"),
         ({"trace": "c"}, "unknown trace 'c'"),
         ({"start": 7}, "trace 'a' has no sentence 7:15"),
         ({"start": 0, "stop": 5}, "sentence 0:5 is labelled twice"),
-        ({"start": "6"}, "start: expected int, found '6'"),
+        ({"start": "6"}, "start: got '6', expected int"),
         ({"note": "x"}, "expected the fields"),
     ],
 )

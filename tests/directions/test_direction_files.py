@@ -84,19 +84,19 @@ def test_a_direction_is_a_read_only_float32_copy():
     [
         ({"vector": [1.0, np.nan, np.inf]}, "direction 'v': 2 of 3 numbers are NaN or infinite"),
         ({"vector": [1e39]}, "direction 'v': 1 of 1 numbers are NaN or infinite"),
-        ({"vector": [[1.0]]}, r"direction 'v': expected shape \[D\], found \(1, 1\)"),
-        ({"vector": []}, r"direction 'v': expected shape \[D\], found \(0,\)"),
+        ({"vector": [[1.0]]}, r"direction 'v': got \(1, 1\), expected shape \[D\]"),
+        ({"vector": []}, r"direction 'v': got \(0,\), expected shape \[D\]"),
         ({"site": "resid"}, "direction 'v': site: got 'resid', expected one of resid_pre"),
-        ({"layer": -1}, "direction 'v': layer: expected 0 or more, found -1"),
-        ({"layer": 1.5}, "direction 'v': layer: expected 0 or more, found 1.5"),
+        ({"layer": -1}, "direction 'v': layer: got -1, expected 0 or more"),
+        ({"layer": 1.5}, "direction 'v': layer: got 1.5, expected 0 or more"),
         ({"provenance": {"x": {1}}}, "direction 'v': provenance: .*set"),
         ({"provenance": [1]}, r"direction 'v': provenance: got \[1\]"),
         ({"provenance": {"x": np.nan}}, "direction 'v': provenance"),
-        ({"name": ""}, "name: expected a non-empty text"),
-        ({"name": "\ud800"}, "name: expected text that UTF-8 can hold"),
-        ({"layer": True}, "direction 'v': layer: expected 0 or more, found True"),
-        ({"vector": np.array([1j])}, "direction 'v': expected real numbers, found array"),
-        ({"vector": np.array(["a"])}, "direction 'v': expected real numbers, found array"),
+        ({"name": ""}, "name: got .*, expected a non-empty text"),
+        ({"name": "\ud800"}, "name: got .*, expected text that UTF-8 can hold"),
+        ({"layer": True}, "direction 'v': layer: got True, expected 0 or more"),
+        ({"vector": np.array([1j])}, r"direction 'v': got array.*, expected real numbers"),
+        ({"vector": np.array(["a"])}, r"direction 'v': got array.*, expected real numbers"),
     ],
 )
 def test_bad_fields_are_refused_with_the_name(changes, message):
@@ -110,7 +110,7 @@ def test_bad_fields_are_refused_with_the_name(changes, message):
         ([], "there is none"),
         (direction("v"), "directions: got a Direction, expected several"),
         ([direction("v"), direction("v")], "the name 'v' is used more than once"),
-        ([direction("v"), direction("w", [1.0])], "direction 'w': expected width 2, found 1"),
+        ([direction("v"), direction("w", [1.0])], "direction 'w': got 1, expected width 2"),
     ],
 )
 def test_bad_sets_leave_no_file(tmp_path, items, message):
@@ -142,7 +142,7 @@ ABOUT = {"layer": 10, "site": "resid_post", "provenance": {}}
         ({"directions": json.dumps({"w": ABOUT})}, [1.0, 2.0], "'v' has a tensor"),
         ({"directions": json.dumps({"v": {}})}, [1.0, 2.0], "'v': expected layer, site"),
         ({}, [1.0, np.nan], "direction 'v': 1 of 2 numbers"),
-        ({}, [1.0], "direction 'v': expected width 2, found 1"),
+        ({}, [1.0], "direction 'v': got 1, expected width 2"),
         ({}, np.ones(2, np.int32), "'v': got I32, expected F64, F32, F16"),
     ],
 )
@@ -168,7 +168,7 @@ def test_files_of_other_kinds_are_told_apart(tmp_path):
     save_gguf(tmp_path / "v.gguf", [direction("v", [1.0, 2.0], layer=3, site="resid_post")])
     for width in (None, 2):
         assert load_directions(tmp_path / "v.gguf", width=width)["v"].vector.tolist() == [1.0, 2.0]
-    with pytest.raises(ValueError, match=r"v\.gguf: direction 'v': expected width 3, found 2"):
+    with pytest.raises(ValueError, match=r"v\.gguf: direction 'v': got 2, expected width 3"):
         load_directions(tmp_path / "v.gguf", width=3)
     torch.save(torch.ones(2), tmp_path / "v.pt")
     with pytest.raises(ValueError, match=r"v\.pt: a PyTorch file, .*: use load_pt"):
@@ -237,15 +237,15 @@ def test_pt_files_run_no_code(tmp_path, capsys):
     [
         ({"v": torch.ones(2)}, "direction 'v': give its layer"),
         ({"note": "x"}, "no tensor in it"),
-        ({3: torch.ones(2, 2)}, r"v\.pt: direction '3': expected shape \[D\], found \(2, 2\)"),
-        ({True: torch.ones(2)}, "direction 'True': layer: expected 0 or more, found True"),
+        ({3: torch.ones(2, 2)}, r"v\.pt: direction '3': got \(2, 2\), expected shape \[D\]"),
+        ({True: torch.ones(2)}, "direction 'True': layer: got True, expected 0 or more"),
         ({1: {"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}}, "two tensors .* name '1.a.b'"),
         ({1: torch.ones(2).to_sparse()}, "it asks for torch.serialization._get_layout, expected"),
         ({1: torch.ones(2, device="meta")}, "asks for torch._utils._rebuild_meta_tensor_no_stor"),
         ({1: torch.ones(2, dtype=torch.complex64)}, "got numbers of torch.ComplexFloatStorage"),
         ({1: torch.ones(1).expand(10**10)}, "tensors of more than 67,108,864 numbers together"),
         ({1: torch.ones(1).expand(10**6)}, "direction '1': has 1,000,000 numbers, more than lie"),
-        ({1: torch.ones(2)[None, :0]}, r"direction '1': expected shape \[D\], found \(1, 0\)"),
+        ({1: torch.ones(2)[None, :0]}, r"direction '1': got \(1, 0\), expected shape \[D\]"),
         ({"v": torch.ones(2), "l": doubled([], 40)}, "in each other without end"),
         (doubled({1: torch.ones(2)}, 40), "in each other without end"),
         (CIRCLE, "in each other without"),
@@ -340,7 +340,7 @@ def test_views_and_kinds_of_numbers(tmp_path):
     assert loaded.pop("back") == [8.0, 10.0]
     assert loaded == {kind: [1.0, 0.0, 1.0] for kind in kinds}
     torch.save(torch.nn.Linear(2, 1, bias=False).state_dict() | {"v": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"direction 'weight': expected shape \[D\]"):
+    with pytest.raises(ValueError, match=r"direction 'weight': got .*, expected shape \[D\]"):
         load_pt(path, layer=1)
 
 

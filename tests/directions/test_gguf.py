@@ -85,7 +85,7 @@ def test_a_file_of_another_program(tmp_path, version):
         ([direction(2, site="resid_pre")], "'v': site 'resid_pre'"),
         ([direction(2, "a"), direction(2, "b")], "'b': layer 2 already has 'a'"),
         ([direction(1), direction(2)], "the name 'v' is used more than once"),
-        ([direction(1), direction(2, "w", (1.0,))], "'w': expected width 3, found 1"),
+        ([direction(1), direction(2, "w", (1.0,))], "'w': got 1, expected width 3"),
         ([], "there is none"),
     ],
 )
@@ -130,7 +130,7 @@ def overlapping(count):
         (foreign([("direction.٣".encode(), [1.0])]), "expected direction.N"),
         (foreign([(b"direction." + b"9" * 5000, [1.0])]), r"v.gguf: tensor 'direction.999"),
         (foreign([]), "v.gguf: directions: there is none"),
-        (foreign([*ONE, (b"direction.3", [1.0])]), "v.gguf: direction 'direction.3': expected w"),
+        (foreign([*ONE, (b"direction.3", [1.0])]), "v.gguf: direction 'direction.3': got 1, exp"),
         (foreign(ONE, extra=about("[" * 100_000)), "v.gguf: .*nested too deep"),
         (foreign(ONE, extra=about('{"2": {}, "2": {}}')), "v.gguf: .*given twice: '2'"),
         (foreign(ONE, extra=number(b"general.alignment", 0)), "general.alignment: got 0, expected"),

@@ -108,7 +108,7 @@ def test_missing_files_are_named_before_anything_runs(folder, capsys):
     ("name", "content", "message"),
     [
         ("prompts.json", b"{", "prompts.json: not JSON"),
-        ("prompts.json", b"{}", "prompts.json: expected a list, found dict"),
+        ("prompts.json", b"{}", "prompts.json: got dict, expected a list"),
         ("prompts.json", b'[{"id": "a"}]', "prompts.json: record 0 has no 'category'"),
         ("traces.json.gz", b"[]", "traces.json.gz: not compressed by gzip"),
         ("steering_results.json.gz", gzip.compress(b"[]", mtime=0), "expected an object with rows"),

@@ -204,3 +204,13 @@ def test_gradients_flow_through_a_model(batch):
     up, down = (jax.tree.map(lambda w, g, s=s: w + s * size * g, before, slope) for s in (1, -1))
     # Central difference: an error of second order in a step that changes the loss by 1%.
     assert float(loss(up)[0] - loss(down)[0]) / 2 == pytest.approx(0.01, rel=0.02)
+
+
+def test_a_batch_and_token_ids_row_by_row_are_taken_for_tokens(small, prompts, batch):
+    expected = run(small, batch.tokens, mask=batch.mask).logits[:, -1]
+    for given in (batch, prompts, [tuple(row) for row in prompts]):
+        assert relative_error(forward(small, given, last_only=True).logits[:, 0], expected) < 1e-5
+    with pytest.raises(ValueError, match=r"prompts\[0\]: got 1, expected a list of token ids"):
+        forward(small, [1, 2])
+    with pytest.raises(ValueError, match="tokens: got NoneType, expected int32"):
+        forward(small, None)

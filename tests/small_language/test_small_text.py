@@ -248,9 +248,9 @@ def test_prompts_are_determined_by_the_seed():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="split: found 'test'"):
+    with pytest.raises(ValueError, match="split: got 'test'"):
         prompts(1, seed=0, split="test")
-    with pytest.raises(ValueError, match="hazard: found 2"):
+    with pytest.raises(ValueError, match="hazard: got 2"):
         TextSettings(hazard=2)
 
 

@@ -147,7 +147,7 @@ def test_matrices_get_orthogonal_updates_and_the_rest_adam():
 
 
 def test_phase_wants_whole_calls():
-    with pytest.raises(ValueError, match="steps of the phase base: found 55"):
+    with pytest.raises(ValueError, match="steps of the phase base: got 55"):
         Phase("base", steps=55, rows=1, muon_lr=1, adam_lr=1, warmup=1, steps_per_call=10)
 
 
@@ -283,16 +283,16 @@ def test_a_finished_run_is_left_alone_and_another_refused(trained, capsys):
     assert "trained already" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     assert train_small.main([*arguments, "--base-rows", "17"]) == 1
-    assert "base_rows: found 16, expected 17" in capsys.readouterr().err
+    assert "base_rows: got 16, expected 17" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--base-steps 7", "steps of the phase base: found 7"),
-        ("--layers 0", "layers: found 0"),
-        ("--seeds 1 1", "seeds: found [1, 1]"),
-        ("--width 33", "width: found 33"),
+        ("--base-steps 7", "steps of the phase base: got 7"),
+        ("--layers 0", "layers: got 0"),
+        ("--seeds 1 1", "seeds: got [1, 1]"),
+        ("--width 33", "width: got 33"),
     ],
 )
 def test_bad_flags_leave_nothing(tmp_path, capsys, flags, message):

@@ -134,9 +134,9 @@ def prompts(n: int, seed: int, split: Split) -> list[Prompt]:
     ['eval-0-0', 'eval-0-1']
     """
     if split not in SPLITS:
-        raise ValueError(f"split: found {split!r}, expected one of {sorted(SPLITS)}")
+        raise ValueError(f"split: got {split!r}, expected one of {sorted(SPLITS)}")
     if n < 0:
-        raise ValueError(f"n: found {n}, expected a number of prompts")
+        raise ValueError(f"n: got {n}, expected a number of prompts")
     rng = np.random.default_rng([seed, 7])
     distinct: dict[str, Problem] = {}
     while len(distinct) < n:

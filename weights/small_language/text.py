@@ -75,7 +75,7 @@ class TextSettings:
         for name, value in vars(self).items():
             values = value if isinstance(value, tuple) else (value,)
             if name not in ("backtracking", "seed") and not all(0 <= p <= 1 for p in values):
-                raise ValueError(f"{name}: found {value}, expected a probability")
+                raise ValueError(f"{name}: got {value}, expected a probability")
 
 
 # The control's hazard and doubt_off are measured: with them its rate of backtracking and its share

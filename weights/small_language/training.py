@@ -51,7 +51,7 @@ class Phase:
     def __post_init__(self) -> None:
         if self.steps_per_call < 1 or self.steps % self.steps_per_call:
             raise ValueError(
-                f"steps of the phase {self.name}: found {self.steps}, expected a multiple of "
+                f"steps of the phase {self.name}: got {self.steps}, expected a multiple of "
                 f"steps_per_call={self.steps_per_call}"
             )
 
@@ -96,7 +96,7 @@ def nll(
     one_hot = jax.nn.one_hot(tokens, config.vocab_size, dtype=dtype)
     rows = jnp.einsum("BTV,VD->BTD", one_hot, params["embed"]["embedding"])
     if config.tie_embeddings:
-        raise ValueError("tie_embeddings: found True, expected a head of its own")
+        raise ValueError("tie_embeddings: got True, expected a head of its own")
     inner = unstack_layers(params) | {"embed": {"embedding": rows.reshape(-1, config.d_model)}}
     order = jnp.arange(tokens.size, dtype=jnp.int32).reshape(tokens.shape)
     logits = forward(Model(inner, config, xla_attention), order).logits[:, :-1]
