@@ -77,13 +77,16 @@ def write_sweep(
 
     A row: `target`, the cell's labels, `prompt` (its id), `format` (of the prompt), `text`,
     `tokens`, `stopped`, `logprob` (mean over the tokens, under the steered model). Rows that are
-    there already are not run again.
+    there already are not run again. A row whose log-probabilities were not finite has no text and
+    `"finite": false`: tables count it as empty and leave it out.
     """
 
     def to_row(result: CellResult) -> dict[str, Any]:
         return {
             "format": form or default_form(target),
-            "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops),
+            "text": decode(tokenizer, prompts[result.prompt], result.tokens, stops)
+            if result.finite
+            else "",
             "tokens": len(result.tokens),
             "stopped": bool(result.tokens) and result.tokens[-1] in stops,
             "logprob": float(np.mean(result.logprobs)) if result.logprobs else None,

@@ -260,7 +260,7 @@ def keep(
     row = jnp.arange(len(slot))
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[row, slot].set(new.astype(old.dtype), mode="drop")
+        return old.at[row, slot].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
     values = {}
     for site, x in captured.items():
@@ -357,10 +357,21 @@ def captured_of(kept: Kept, keeping: Keeping) -> Captured:
 
 
 def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
-    """`[…, L, R]` of the stream `[…, L, D]`."""
+    """`[…, L, R]` of the stream `[…, L, D]`, to float32."""
     assert keeping.array is not None
-    exact = jax.lax.Precision.HIGHEST
-    return jnp.einsum("...D,RD->...R", x.astype(jnp.float32), keeping.array[0], precision=exact)
+    directions = keeping.array[0]  # [R, D]
+    if x.dtype != jnp.bfloat16:
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.einsum("...D,RD->...R", x.astype(jnp.float32), directions, precision=exact)
+    # Three bfloat16 numbers add up to a float32 one, and their products with x are exact: the
+    # stream is read once, as it is, and never made wide.
+    parts, rest = [], directions
+    for _ in range(3):
+        part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        rest = rest - part
+    found = jnp.einsum("...D,PRD->...PR", x, jnp.stack(parts), preferred_element_type=jnp.float32)
+    return jnp.sum(found, axis=-2)
 
 
 def _weights(slot: jax.Array, keeping: Keeping) -> jax.Array:

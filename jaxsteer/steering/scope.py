@@ -5,9 +5,9 @@ generated token. Its *logits* were made at position P - 1, so under `generated()
 sampled token is still the unsteered model's; `from_last_prompt_token()` steers it too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def window(start: int, stop: int | None = None) -> Scope:
 
 
 def positions(wanted: ArrayLike) -> Scope:
-    """Exactly these positions, int `[N]` or, for rows that differ, `[B, N]`.
+    """Exactly these positions, int `[N]` or, for rows that differ, `[B, N]` or a list for each.
 
     Negative numbers count from the prompt's end: `positions([3, -1])` is the fourth token and the
     prompt's last. A number that a row does not reach touches nothing there.
@@ -137,7 +137,7 @@ def positions(wanted: ArrayLike) -> Scope:
     Raises:
         ValueError: for no positions, or numbers that are not integers.
     """
-    start = np.atleast_2d(np.asarray(wanted))
+    start = np.atleast_2d(_table(wanted, lambda row: row[-1]))
     if start.ndim != 2 or start.size == 0:
         raise ValueError(f"positions: got shape {start.shape}, expected [N] or [B, N]")
     if not np.issubdtype(start.dtype, np.integer):
@@ -151,14 +151,14 @@ def positions(wanted: ArrayLike) -> Scope:
 
 
 def mask(covered: ArrayLike) -> Scope:
-    """Positions where `covered`, bool `[P]` or `[B, P]`, is True; none from P on.
+    """Positions where `covered`, bool `[P]`, `[B, P]` or a list a row, is True; none from P on.
 
     It is kept as one window for each run of True.
 
     Raises:
         ValueError: for another shape or dtype.
     """
-    rows = np.atleast_2d(np.asarray(covered))
+    rows = np.atleast_2d(_table(covered, lambda row: False))
     if rows.ndim != 2 or rows.shape[0] == 0:
         raise ValueError(f"mask: got shape {rows.shape}, expected [P] or [B, P]")
     if rows.dtype != np.bool_:
@@ -232,6 +232,16 @@ def pad_windows(scope: Scope, windows: int) -> Scope:
         return jnp.pad(leaf, ((0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 2))
 
     return jax.tree.map(pad, scope)
+
+
+def _table(rows: Any, fill: Callable[[list[Any]], Any]) -> np.ndarray:
+    """An array of rows; lists of unequal length are filled up with what `fill` gives for each."""
+    if isinstance(rows, list | tuple) and all(
+        isinstance(row, list | tuple) and row for row in rows
+    ):
+        longest = max(map(len, rows), default=0)
+        rows = [[*row, *[fill(list(row))] * (longest - len(row))] for row in rows]
+    return np.asarray(rows)
 
 
 def _same_fields(scopes: Sequence[Scope]) -> list[Scope]:

@@ -151,6 +151,19 @@ def test_what_is_reduced_on_the_device_is_made_of_what_is_kept(shallow, batch, w
     assert relative_error(found["sum"], x.sum(axis=2)[:, :, None]) <= SAME
 
 
+def test_products_of_a_bfloat16_stream_are_those_of_float32(shallow, batch):
+    """The directions are not rounded to bfloat16, which would be off by 2e-3."""
+    half = replace(shallow, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), shallow.params))
+    raw, products = (
+        jaxsteer.generate(
+            half, batch, max_new_tokens=3, capture=Capture(read=read, where=scope.generated())
+        ).captured.values["resid_post"]
+        for read in (All(), Project(V))
+    )
+    expected = np.einsum("RD,LBSD->LRBS", V.astype(np.float64), raw.astype(np.float64))
+    assert relative_error(products, expected) <= SAME
+
+
 CAPTURE = Capture(layers=(1,), where=scope.everywhere(), every=2)
 
 

@@ -59,6 +59,17 @@ def test_windows_are_half_open_and_negative_bounds_count_from_the_prompts_end(st
     np.testing.assert_array_equal(covered(scope.window(start, stop)), where(rule))
 
 
+def test_rows_of_positions_and_masks_may_be_lists_of_unequal_length():
+    found = covered(scope.positions([[1], [0, 3], [-1], (2, 4, 5)]))
+    wanted = [{1}, {0, 3}, {3}, {2, 4, 5}]
+    expected = [[t in row for t in POSITIONS] for row in wanted]
+    np.testing.assert_array_equal(found, expected)
+    found = covered(scope.mask([[True], [False, True, True], [True, False], [False]]))
+    np.testing.assert_array_equal(
+        found, [[t in row for t in POSITIONS] for row in ({0}, {1, 2}, {0}, set())]
+    )
+
+
 def test_a_union_covers_what_any_part_covers_and_exclusions_always_win():
     first, second = scope.window(0, 3), scope.window(5, 9)
     holes = [scope.window(-1, None), scope.window(0, 1)]
