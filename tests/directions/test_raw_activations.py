@@ -104,7 +104,7 @@ def test_files_that_are_missing_or_are_something_else(save, tmp_path):
 def test_input_that_does_not_fit(save, shallow, tmp_path):
     with pytest.raises(ValueError, match=r"positions\['b'\]: got \[3\], expected .* 0 to 2"):
         save(tmp_path, texts=TEXTS | {"b": TEXTS["b"][:3]})
-    with pytest.raises(ValueError, match="'e': expected a text and its positions"):
+    with pytest.raises(ValueError, match="'e': got one of the two, expected a text"):
         save(tmp_path, texts={name: TEXTS[name] for name in "abcd"})
     with pytest.raises(ValueError, match="0 a shard"):
         save(tmp_path, rows_per_shard=0)
