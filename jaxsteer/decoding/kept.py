@@ -270,7 +270,8 @@ def keep(
         elif keeping.kind is Project:
             values[site] = put(kept.values[site], _products(x, keeping))
         else:
-            weight = jnp.where(chosen[:, None], _weights(kept.count, keeping), 0.0)
+            counts = chosen & (kept.count < keeping.slots)
+            weight = jnp.where(counts[:, None], _weights(kept.count, keeping), 0.0)
             values[site] = kept.values[site] + _weighted(x[:, None], weight[:, None], keeping)
     return Kept(
         values,
@@ -313,10 +314,10 @@ def capture_prompt(keeping: Keeping, tokens: PromptTokens) -> Capture:
         assert keeping.array is not None
         read = Project(keeping.array[0])
     else:
-        weights = _weights(jnp.cumsum(tokens.chosen, axis=1) - 1, keeping)
-        read = RowSums(
-            jnp.where(tokens.chosen[..., None], weights, 0.0), squares=keeping.powers == 2
-        )
+        slot = jnp.cumsum(tokens.chosen, axis=1) - 1
+        counts = tokens.chosen & (slot < keeping.slots)
+        weights = jnp.where(counts[..., None], _weights(slot, keeping), 0.0)
+        read = RowSums(weights, squares=keeping.powers == 2)
     return Capture(keeping.sites, keeping.layers, read)
 
 

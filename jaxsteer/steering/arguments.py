@@ -205,10 +205,11 @@ def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
     if len(flat) < 2 or (vectors == 1 and rows > 1):
         return
     a_row = f"[[{flat[0]}], [{flat[1]}]{', …' if len(flat) > 2 else ''}] for one a row"
-    every = f"[{flat}] for these in every row"
+    shown = ", ".join(map(str, flat[:6])) + (", …" if len(flat) > 6 else "")
+    every = f"[[{shown}]] for these in every row"
     if vectors > 1:
         every = "one intervention for each layer, [add(v, layer=l, …) for …], for a vector a layer"
-    raise ValueError(f"layer: got {flat} for {vectors} vectors, expected {a_row}, or {every}")
+    raise ValueError(f"layer: got [{shown}] for {vectors} vectors, expected {a_row}, or {every}")
 
 
 def many(value: Any) -> TypeGuard[Iterable[Any]]:

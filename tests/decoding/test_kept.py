@@ -126,7 +126,7 @@ def test_only_what_is_thought(shallow, batch):
 
 @pytest.mark.parametrize("where", [scope.generated(), scope.everywhere()])
 def test_what_is_reduced_on_the_device_is_made_of_what_is_kept(shallow, batch, where):
-    asked = {"where": where, "every": 2}
+    asked = {"where": where, "every": 2, "most": 3}
     read = {
         "raw": All(),
         "products": Project(V),
