@@ -350,5 +350,5 @@ def test_forward_names_what_does_not_fit(small):
         forward(small, tokens, steering=wrong)
     with pytest.raises(ValueError, match=r"tokens: got \(4,\), expected int32 \[B, T\]"):
         forward(small, tokens[0])
-    with pytest.raises(ValueError, match=r"tokens: got TokenBatch, expected"):
-        forward(small, left_pad([[1, 2]]))
+    with pytest.raises(ValueError, match=r"tokens: got str, expected"):
+        forward(small, "the residual stream")

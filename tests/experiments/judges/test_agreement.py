@@ -91,9 +91,9 @@ def test_judges_of_other_sentences_and_labels_given_twice() -> None:
         compare(labels(a="b"), labels(c="b"))
     with pytest.raises(ValueError, match="the second judge labels trace 'a' 0:9 twice"):
         compare(labels(a="b"), labels(a="b") * 2)
-    with pytest.raises(ValueError, match="level: expected a share"):
+    with pytest.raises(ValueError, match="level: got 95, expected a share"):
         compare(FIRST, SECOND, level=95)
-    with pytest.raises(ValueError, match="n_resamples: expected at least 1"):
+    with pytest.raises(ValueError, match="n_resamples: got 0, expected at least 1"):
         compare(FIRST, SECOND, n_resamples=0)
 
 
