@@ -235,7 +235,7 @@ def listed(fields: Mapping[str, Any]) -> str:
     >>> listed({"a": 1, "b": "x" * 100})
     'a=1, b="xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'
     """
-    shown = [f"{name}={_short(value)}" for name, value in list(fields.items())[:10]]
+    shown = [f"{ascii(name)[1:-1]}={_short(value)}" for name, value in list(fields.items())[:10]]
     more = len(fields) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
@@ -462,5 +462,5 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 def _short(value: Any) -> str:
     """As JSON, cut to a few words."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = json.dumps(value, default=repr)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxsteer.llama import Model
+from jaxsteer.runtime import escaped_line
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +40,7 @@ class Loaded:
                 f"devices: {_devices(self.model)}",
                 f"tokenizer: {_tokenizer_line(self.tokenizer)}",
                 f"end tokens: {_ends_line(self.end_tokens, self.tokenizer)}",
-                *(f"note: {note}" for note in self.notes),
+                *(f"note: {escaped_line(note)}" for note in self.notes),
             ]
         )
 

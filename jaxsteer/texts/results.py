@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.files import as_path, read_rows, write_atomic
+from jaxsteer.runtime import escaped, escaped_line
 
 _WIDTH = 96  # of a printed line
 _SHOWN = 12  # texts of a printed table
@@ -133,7 +134,7 @@ def _coeff(row: Text) -> float:
 
 def _labels(row: Text) -> str:
     named = [f"{name}={_number(value)}" for name, value in row.labels.items()]
-    return " ".join([*named, f"prompt={row.prompt}", f"sample={row.sample}"])
+    return escaped_line(" ".join([*named, f"prompt={row.prompt}", f"sample={row.sample}"]))
 
 
 def _number(value: Any) -> str:
@@ -146,7 +147,7 @@ def _cut(text: str, width: int, *, keep_end: bool = False) -> str:
     >>> _cut("a b c d", 5), _cut("a b c d", 5, keep_end=True)
     ('a b …', '… c d')
     """
-    line = " ".join(text.split())
+    line = escaped(" ".join(text.split()))
     if len(line) <= width:
         return line
     return "… " + line[-width + 2 :].lstrip() if keep_end else line[: width - 2].rstrip() + " …"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxsteer.runtime import escaped_line
 from jaxsteer.texts.metrics import Measured, Metric, measure
 from jaxsteer.texts.results import Texts
 
@@ -104,4 +105,4 @@ def _series(line: Measured) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else escaped_line(str(value))

@@ -6,6 +6,7 @@ template, whether a BOS is added. Padding, truncation and dropout that were save
 `tokenizer.json` are switched off. No code that lies beside a tokenizer is run.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The files that hold a vocabulary; the first that is there is read."""
 
 _MOST_BYTES = 1 << 28  # of a vocabulary; the largest that are published have 40 MB
+_MOST_GROWTH = 1_000  # of a text by a tokenizer's replacements, one after the other
+_REWRITING = ("normalizer", "pre_tokenizer", "decoder")
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _TEMPLATE = "chat_template.jinja"
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
@@ -63,6 +66,7 @@ def _read(file: Path, about: Mapping[str, Any]) -> Any:
         if is_meta_vocabulary(file):
             return meta_tokenizer(file, renamed=_renamed(about))
         return _from_sentencepiece(file, about)
+    _check_growth(json.loads(file.read_bytes()))
     # Without a path for `name_or_path`, which this release asks the hub about.
     # A pad token that padding in the file names would be added to the vocabulary.
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=None)
@@ -70,6 +74,21 @@ def _read(file: Path, about: Mapping[str, Any]) -> Any:
     if getattr(backend.model, "dropout", None):  # other ids at every call
         backend.model.dropout = None
     return tokenizer
+
+
+def _check_growth(rules: Any) -> None:
+    """Refuse replacements that could make a short text fill the memory; real ones add 2 letters."""
+    growth, steps = 1, [rules.get(part) for part in _REWRITING] if isinstance(rules, dict) else []
+    while steps:
+        step = steps.pop()
+        if isinstance(step, list):
+            steps += step
+        elif isinstance(step, dict):
+            steps += [value for value in step.values() if isinstance(value, dict | list)]
+            added = step.get("content") or step.get("prepend") or step.get("replacement")
+            growth *= max(1, len(added) if isinstance(added, str) else 1)
+    if growth > _MOST_GROWTH:
+        raise ValueError(f"its replacements make a text up to {growth:.3g} times as long")
 
 
 def _from_sentencepiece(file: Path, about: Mapping[str, Any]) -> Any:

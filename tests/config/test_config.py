@@ -250,6 +250,12 @@ def test_an_unknown_field_is_taken_with_one_warning_and_kept():
         LlamaConfig.from_hf(hf, strict=True)
 
 
+def test_an_unknown_field_does_not_steer_a_terminal():
+    with pytest.warns(UserWarning, match="unknown fields are ignored") as seen:
+        LlamaConfig.from_hf(LLAMA31_8B | {"\x1b]0;x\x07": "\u202eabc"})
+    assert str(seen[0].message).isprintable()
+
+
 def test_a_qwen2_has_biases_and_its_own_defaults():
     hf = {key: value for key, value in QWEN2.items() if key != "num_key_value_heads"}
     config = LlamaConfig.from_hf(hf | {"num_attention_heads": 64})

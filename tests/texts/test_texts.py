@@ -206,3 +206,13 @@ def test_what_differs_from_the_unsteered_text_is_marked() -> None:
     out = js.Texts((text(0.0, 0, 0, "a <b> c"), text(1.0, 0, 0, "a <b> d e")))
     assert "a &lt;b&gt; <b>d e</b>" in out._repr_html_()
     assert "coeff=1" in repr(out)
+
+
+def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
+    row = js.texts.Text(
+        {"vector": "\x1b[2J", "coeff": 0.0}, 0, "p\x1b", 0, "a\x1b]0;b\x07\u202e", [1], [0.0], "eos"
+    )
+    texts = js.Texts((row,))
+    shown = repr(texts) + repr(js.Table.of(texts, [js.repetition]))
+    assert "\\x1b]0;b\\x07\\u202e" in shown
+    assert not [char for char in shown if not char.isprintable() and char != "\n"]

@@ -197,6 +197,17 @@ def test_a_regex_that_explodes_is_one_line(folder: Path, capfd: Any) -> None:
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_replacements_that_fill_the_memory_are_refused(folder: Path, part: str) -> None:
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    steps = {"normalizer": "normalizers", "decoder": "decoders"}[part]
+    rules[part] = {"type": "Sequence", steps: [double] * 40}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(ValueError, match=r"replacements make a text up to 1.1e\+12 times as long"):
+        load_tokenizer(folder)
+
+
 def test_padding_in_the_file_adds_no_token(folder: Path) -> None:
     made = byte_tokenizer()
     size = made.get_vocab_size()
