@@ -5,18 +5,22 @@
 
 For the numbers of prompts, traces and cells of `small.toml` and `llama8b.toml`, and for numbers of
 one's own. Each row is a world: in a *null* one the claim is false, or nothing shows it, and at most
-5% may be "reproduced"; a *true* one has twice the smallest effect that counts, and at least 80%
-should be; at the *edge* the effect is just the smallest that counts. In all others either answer is
-right. Beside each rate stands Wilson's 95% interval over the worlds drawn.
+5% may be "reproduced", and the interval's upper end at most 7%; a *true* one has twice the smallest
+effect that counts, and at least 80% should be; at the *edge* the effect is just the smallest that
+counts. In all others either answer is right. Beside each rate stands Wilson's 95% interval over the
+worlds drawn.
 
-The table also goes to a file: `experiments/results/calibration.md` if not said otherwise.
+The table also goes to a file: `docs/paper/calibration.md` if not said otherwise.
 """
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +38,10 @@ from jaxsteer.files import write_atomic
 from jaxsteer.runtime import guarded, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OUT = Path(__file__).parents[1] / "results" / "calibration.md"
+OUT = Path(__file__).parents[2] / "docs" / "paper" / "calibration.md"
 LAYERS = {"small": 8, "llama8b": 32}
-SLOW = 4  # worlds of sentences' scores and of directions: so many times fewer
-RESAMPLES = 200  # of traces, for an AUROC's interval
-MOST_FALSE, LEAST_TRUE = 0.05, 0.8
+RESAMPLES = 200  # of traces, for an AUROC's and a share's interval; a run draws 1,000 and 2,000
+MOST_FALSE, MOST_SURE, LEAST_TRUE = 0.05, 0.07, 0.8
 
 Judge = Callable[[Random, Design], Answer]
 
@@ -51,7 +54,6 @@ class World:
     name: str
     truth: str  # "null", "edge", "true" or "either"
     judge: Judge
-    slow: bool = False
 
 
 def every_world() -> list[World]:
@@ -195,13 +197,13 @@ def _c4() -> Iterator[World]:
 
         return judge
 
-    yield World("C4", "random sentences, chance .74", "null", world(0, 0.74, 0.0), slow=True)
-    yield World("C4", "random sentences, chance .2", "null", world(0, 0.2, 0.0), slow=True)
-    yield World("C4", "cosine .74, chance .74", "null", world(0.74, 0.74), slow=True)
-    yield World("C4", "cosine .5", "null", world(0.5, 0.2), slow=True)
-    yield World("C4", "cosine .92", "null", world(0.92, 0.2), slow=True)
-    yield World("C4", "cosine .64", "edge", world(0.64, 0.2), slow=True)
-    yield World("C4", "cosine .74, chance .2", "true", world(0.74, 0.2), slow=True)
+    yield World("C4", "random sentences, chance .74", "null", world(0, 0.74, 0.0))
+    yield World("C4", "random sentences, chance .2", "null", world(0, 0.2, 0.0))
+    yield World("C4", "cosine .74, chance .74", "null", world(0.74, 0.74))
+    yield World("C4", "cosine .5", "null", world(0.5, 0.2))
+    yield World("C4", "cosine .92", "null", world(0.92, 0.2))
+    yield World("C4", "cosine .64", "edge", world(0.64, 0.2))
+    yield World("C4", "cosine .74, chance .2", "true", world(0.74, 0.2))
 
 
 # C5: baselines
@@ -249,11 +251,11 @@ def _c6() -> Iterator[World]:
 
         return judge
 
-    yield World("C6", "the keyword is first", "null", world(0), slow=True)
-    yield World("C6", "fifth", "null", world(4), slow=True)
-    yield World("C6", "tenth, the last that is decoded", "null", world(9), slow=True)
-    yield World("C6", "twentieth", "edge", world(19), slow=True)
-    yield World("C6", "hundredth", "true", world(99), slow=True)
+    yield World("C6", "the keyword is first", "null", world(0))
+    yield World("C6", "fifth", "null", world(4))
+    yield World("C6", "tenth, the last that is decoded", "null", world(9))
+    yield World("C6", "twentieth", "edge", world(19))
+    yield World("C6", "hundredth", "true", world(99))
 
 
 # C7 and C8: scores
@@ -269,20 +271,18 @@ def _c7() -> Iterator[World]:
         def judge(random: Random, design: Design) -> Answer:
             found = worlds.scored(random, design, apart=apart, spread=spread)
             above = found.tokens > np.median(found.events)
-            dense = presence.share(above, found.token_text)
+            dense = presence.share(above, found.token_text, n_resamples=RESAMPLES)
             share = Measure(dense["share"], dense["low"], dense["high"], design.traces)
             return rules.not_detected({"r": _detector(found)}, {"r": share}, induced)
 
         return judge
 
-    yield World("C7", "a random score", "null", world(0), slow=True)
-    yield World(
-        "C7", "a random score, and nothing induced", "null", world(0, induced=Verdict.NO), slow=True
-    )
-    yield World("C7", "an inverted detector", "null", world(-2), slow=True)
-    yield World("C7", "a perfect detector", "null", world(2, 0.05), slow=True)
-    yield World("C7", "AUROC .9, just clean", "null", world(1.812), slow=True)
-    yield World("C7", "AUROC .8", "true", world(1.19), slow=True)
+    yield World("C7", "a random score", "null", world(0))
+    yield World("C7", "a random score, and nothing induced", "null", world(0, induced=Verdict.NO))
+    yield World("C7", "an inverted detector", "null", world(-2))
+    yield World("C7", "a perfect detector", "null", world(2, 0.05))
+    yield World("C7", "AUROC .9, just clean", "null", world(1.812))
+    yield World("C7", "AUROC .8", "true", world(1.19))
 
 
 def _apart(absent: float, prevalence: float) -> float:
@@ -296,7 +296,7 @@ def _c8() -> Iterator[World]:
         def judge(random: Random, design: Design) -> Answer:
             size = apart if absent is None else _apart(absent, design.kind.prevalence)
             found = worlds.scored(random, design, apart=size, spread=spread)
-            there = presence.presence(found.score, found.where)
+            there = presence.presence(found.score, found.where, n_resamples=RESAMPLES)
             without, present = (
                 Measure(one["share"], one["low"], one["high"], design.traces)
                 for one in (there["without_direction"], there["without_backtracking"])
@@ -307,13 +307,11 @@ def _c8() -> Iterator[World]:
 
         return judge
 
-    yield World("C8", "a random score", "null", world(0), slow=True)
-    yield World("C8", "an inverted detector", "null", world(-2), slow=True)
-    yield World("C8", "a perfect detector", "null", world(2, 0.05), slow=True)
-    yield World(
-        "C8", "absent before .05, the smallest that counts", "null", world(absent=0.05), slow=True
-    )
-    yield World("C8", "absent before .10, twice that", "true", world(absent=0.1), slow=True)
+    yield World("C8", "a random score", "null", world(0))
+    yield World("C8", "an inverted detector", "null", world(-2))
+    yield World("C8", "a perfect detector", "null", world(2, 0.05))
+    yield World("C8", "absent before .05, the smallest that counts", "null", world(absent=0.05))
+    yield World("C8", "absent before .10, twice that", "true", world(absent=0.1))
 
 
 # S and N, beyond the paper
@@ -392,7 +390,7 @@ def rates_of(world: World, design: Design, *, count: int, seed: int) -> dict[Ver
     """How often a world gives each answer."""
     random = np.random.default_rng([seed, *map(ord, world.claim + world.name)])
     found = dict.fromkeys(Verdict, 0)
-    for _ in range(max(1, count // SLOW) if world.slow else count):
+    for _ in range(count):
         found[world.judge(random, design).verdict] += 1
     return found
 
@@ -403,7 +401,7 @@ def row(world: World, counts: dict[Verdict, int]) -> tuple[str, bool]:
     yes = counts[Verdict.YES] / n
     low, high = wilson_interval(counts[Verdict.YES], n)
     holds = {
-        "null": yes <= MOST_FALSE,
+        "null": yes <= MOST_FALSE and high <= MOST_SURE,
         "true": yes >= LEAST_TRUE,
     }.get(world.truth, True)
     cells = [
@@ -417,23 +415,37 @@ def row(world: World, counts: dict[Verdict, int]) -> tuple[str, bool]:
     return f"| {' | '.join(cells)} |", holds
 
 
-def table(
-    design: Design, chosen: Sequence[World], *, count: int, seed: int
-) -> Iterator[tuple[str, bool]]:
-    """The lines of one design."""
+def heading(design: Design) -> str:
+    """What stands above the lines of one design."""
     kind = "small pair" if design.kind is worlds.SMALL else "Llama 8B"
-    yield (
+    return (
         f"## {design.name}\n\n"
         f"Texts like the {kind}'s: {design.prompts} held-out prompts, {design.base_prompts} for "
         f"the base model and {design.control_prompts} for the control, {design.map_prompts} for "
         f"the map, {design.traces} traces. The smallest gain that counts is "
         f"{design.least_gain:.3f}.\n\n"
         "| claim | world | truth | reproduced [95%] | not reproduced | undecided |\n"
-        "| --- | --- | --- | --- | --- | --- |",
-        True,
+        "| --- | --- | --- | --- | --- | --- |"
     )
-    for world in chosen:
-        yield row(world, rates_of(world, design, count=count, seed=seed))
+
+
+def counted(
+    cells: Sequence[tuple[Design, World]], *, count: int, seed: int, jobs: int
+) -> Iterator[dict[Verdict, int]]:
+    """`rates_of` every cell in turn, made in so many processes; the numbers are the same in all."""
+    asked = [(design, world.claim, world.name, count, seed) for design, world in cells]
+    if jobs == 1:
+        yield from map(_rates_of, asked)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_rates_of, asked)
+
+
+def _rates_of(asked: tuple[Design, str, str, int, int]) -> dict[Verdict, int]:
+    """A world by its name: a judge is a closure, which goes to no other process."""
+    design, claim, name, count, seed = asked
+    world = next(w for w in every_world() if (w.claim, w.name) == (claim, name))
+    return rates_of(world, design, count=count, seed=seed)
 
 
 @guarded()
@@ -445,34 +457,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, action="append", default=[], help="prompts of one's own")
     parser.add_argument("--claims", nargs="+", default=[], help="only these: C1 … C8, S, N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (one a core)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="the table's file")
     args = parser.parse_args(argv)
-    if args.worlds < 1 or any(n < 1 for n in args.n):
-        parser.error("--worlds and --n: expected at least 1")
+    if min(args.worlds, args.jobs, *args.n, 1) < 1:
+        parser.error("--worlds, --jobs and --n: expected at least 1")
     chosen = [w for w in every_world() if not args.claims or w.claim in args.claims]
     if not chosen:
         parser.error(f"--claims: got {' '.join(args.claims)}, expected some of C1 … C8, S, N")
     started, lines, missed = time.monotonic(), [], 0
-    for design in designs(args.n):
-        for line, holds in table(design, chosen, count=args.worlds, seed=args.seed):
-            print(line, flush=True)
-            lines.append(line)
-            missed += not holds
-        lines.append("")
+    cells = [(design, world) for design in designs(args.n) for world in chosen]
+    found = counted(cells, count=args.worlds, seed=args.seed, jobs=args.jobs)
+    for (design, world), counts in zip(cells, found, strict=True):
+        line, holds = row(world, counts)
+        new = [line] if world is not chosen[0] else ["", heading(design), line]
+        print("\n".join(new), flush=True)
+        lines += new
+        missed += not holds
     seconds = time.monotonic() - started
     text = "\n".join(
         [
             "# How often the rules of the claims table are wrong",
             "",
             f"`python -m experiments.calibrate --worlds {args.worlds} --seed {args.seed}"
-            f"{''.join(f' --n {n}' for n in args.n)}`: {args.worlds} worlds of each kind, {SLOW} "
-            "times fewer of those with directions or sentences' scores. In a *null* world at most "
-            "5% may be reproduced. In a *true* one, which has twice the smallest effect that "
-            "counts, at least 80% should be. At the *edge* the effect is the smallest that counts. "
-            "What misses this is **bold**. The rules are in `experiments/claims/rules.py`, the "
-            "worlds in `experiments/claims/worlds.py`.",
+            f"{''.join(f' --n {n}' for n in args.n)}`: {args.worlds} worlds of each kind, and how "
+            "often which answer came, with Wilson's 95% interval. In a *null* world at most 5% may "
+            "be reproduced, and the interval's upper end at most 7%. In a *true* one, which has "
+            "twice the smallest effect that counts, at least 80% should be. At the *edge* the "
+            "effect is the smallest that counts, and in *either* any answer is right. What misses "
+            "this is **bold**. The rules are in `experiments/claims/rules.py`, the worlds in "
+            "`experiments/claims/worlds.py`.",
             "",
+            f"{missed or 'None'} of {len(cells)} rows {'misses' if missed == 1 else 'miss'} it.",
             *lines,
+            "",
         ]
     )
     write_atomic(args.out, text.encode())

@@ -90,13 +90,17 @@ def resample(one: Groups, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.fl
     Draws without a backtracking sentence at some offset have no direction and are left out.
     """
     random, count = np.random.default_rng(seed), len(one.total)
-    found = []
-    for _ in range(draws):
-        try:
-            found.append(one.direction(groups=random.integers(0, count, count).tolist()))
-        except ValueError:
-            continue
-    return np.array(found).reshape(len(found), one.total.shape[-1])
+    times = random.multinomial(count, np.full(count, 1 / count), size=draws)  # [S, G]
+    positive, every = (
+        (np.tensordot(times, total, 1), np.tensordot(times, count, 1)[..., None])
+        for total, count in (
+            (one.total[:, 0], one.count[:, 0]),
+            (one.total.sum(axis=1), one.count.sum(axis=1)),
+        )
+    )  # sums [S, O, D] and counts [S, O, 1]
+    there = positive[1].all(axis=(1, 2))
+    means = [total[there] / n[there] for total, n in (positive, every)]
+    return (means[0] - means[1]).mean(axis=1)
 
 
 def numbers(seen: dict[str, Seen], *, layer: int, groups: int) -> dict[str, Any]:

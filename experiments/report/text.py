@@ -120,7 +120,7 @@ def _judging(
     )
     return [
         "The rules are in `experiments/claims/rules.py`, fixed before the run, and their error "
-        "rates in `experiments/results/calibration.md`. Effects are judged at the "
+        "rates in `docs/paper/calibration.md`. Effects are judged at the "
         "largest positive coefficient of the base-derived direction at which coherence is at most "
         f"{margin:g} below the unsteered model's ({at}). Coefficients are {unit}; the sum is made "
         f"at `{settings.direction.site}` of layer {settings.direction.layer}, at generated "

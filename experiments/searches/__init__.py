@@ -2,5 +2,5 @@
 
 Stages in; directions, figures and their numbers out.
 
-Uses `figures`, `pipeline`, `stages`.
+Uses `claims`, `figures`, `pipeline`, `stages`.
 """

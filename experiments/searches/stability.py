@@ -12,9 +12,9 @@ Leaves in the run's folder
 
     resamples/       `resamples.jsonl`, a row a continuation, of the run's traces and, on the small
                      pair, of texts whose hidden state is known
-    stability/       `stability.{json,md}`: how many are stable; how well stability tells the hidden
-                     state; the direction of the stable events beside that of all, in effect, cosine
-                     and coherence
+    stability/       `stability.{json,md,png,svg}`: how many are stable; how well stability tells
+                     the hidden state; the direction of the stable events beside that of all, in
+                     effect, cosine and coherence
                      `labels.jsonl`: the stable ones alone as backtracking, for `labels.file`
                      `directions.safetensors`: by all, the stable, weighted by stability
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from experiments.pipeline import machines
@@ -35,7 +36,7 @@ from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.stages import fingerprint, locked
 from experiments.pipeline.text import decode
-from experiments.searches import stable_directions
+from experiments.searches import stability_figure, stable_directions
 from experiments.searches.stable_directions import between, three
 from experiments.stages import derive, label, presence, rollouts, steer
 from jaxsteer.analysis import (
@@ -53,7 +54,7 @@ from jaxsteer.llama import Model, bucket, left_pad
 from jaxsteer.runtime import begin, end, guarded, preemption
 
 FILE = "resamples.jsonl"
-STEM = "stability"
+STEM = stability_figure.STEM
 STABLE = 0.5  # of the continuations, from which on a boundary is stable
 SEED = 17
 
@@ -213,7 +214,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "again": {"value": float(shares.mean()), "low": low, "high": high, "n": len(set(traces))},
         "stable": presence.share(shares >= STABLE, np.array(traces)),
         "never": presence.share(shares == 0, np.array(traces)),
-        "histogram": np.histogram(shares, np.linspace(0, 1, 11))[0].tolist(),
+        "histogram": _histogram(shares),
     }
 
 
@@ -225,13 +226,19 @@ def truth(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     shares = [float(np.mean(one)) for one in again.values()]
     states = [doubt[key] for key in again]
-    means = {
-        name: float(np.mean([s for s, d in zip(shares, states, strict=True) if d == state]))
-        if state in states
-        else None
+    by_state = {
+        name: [s for s, d in zip(shares, states, strict=True) if d == state]
         for name, state in (("under_doubt", True), ("without", False))
     }
-    return {"auroc": asdict(auroc(shares, states)), "again": means}
+    return {
+        "auroc": asdict(auroc(shares, states)),
+        "again": {name: float(np.mean(one)) if one else None for name, one in by_state.items()},
+        "histogram": {name: _histogram(one) for name, one in by_state.items()},
+    }
+
+
+def _histogram(shares: ArrayLike) -> list[int]:
+    return np.histogram(shares, stability_figure.EDGES)[0].tolist()
 
 
 def resampled(run: Run, choice: Choice) -> Path:
@@ -276,7 +283,7 @@ def _has_grammar(settings: Settings) -> bool:
 
 
 def stage(run: Run, choice: Choice) -> Path:
-    """The folder with `stability.{json,md}`, labels and directions."""
+    """The folder with `stability.{json,md,png,svg}`, labels and directions."""
     traces, labels, directions = rollouts.stage(run), label.stage(run), derive.stage(run)
     drawn, main = resampled(run, choice), steer.stage(run)["reasoning"]
 
@@ -296,6 +303,7 @@ def stage(run: Run, choice: Choice) -> Path:
             run, folder, marked, shares, directions=directions, main=main, stable=STABLE
         )
         write_json(folder / f"{STEM}.json", found)
+        stability_figure.draw(found, folder)
         write_atomic(folder / f"{STEM}.md", ("\n".join(words(found)) + "\n").encode())
 
     inputs = {

@@ -5,7 +5,7 @@ the others, as many of all events as are stable, at random, and all of them weig
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.claims.contrasts import mean_of
 from experiments.pipeline.run import Run
 from experiments.searches import equal_lengths
 from experiments.stages import steer
-from experiments.stages.outcome import select
+from experiments.stages.outcome import Key, select
+from experiments.stages.text_scores import Scores
 from jaxsteer.directions import (
     Direction,
     Moments,
@@ -156,17 +158,34 @@ def compare(
     ]
     equal_lengths.write_texts(run, folder, cells)
     own = list(read_rows(folder / steer.FILE))
-    _, table = equal_lengths.judge(own, main / steer.FILE, settings)
+    scores, table = equal_lengths.judge(own, main / steer.FILE, settings)
     return {
         "coeff": coeff,
         "counts": _counts(shares, stable),
         "cosines": _cosines(found),
         "unsteered": asdict(select(table, "reasoning", "none")[0]),
         "cells": [asdict(c) for c in table if c.source in found["base"]],
+        "stable_less": _less(scores, coeff, list(found["base"])),
         "lengths": {
             role: {name: float(np.linalg.norm(v)) for name, v in by_name.items()}
             for role, by_name in found.items()
         },
+    }
+
+
+def _less(
+    scores: Mapping[Key, Mapping[str, Scores]], coeff: float, names: Sequence[str]
+) -> dict[str, Any]:
+    """The judged share under the stable events' direction less that under others, by prompt."""
+    shares = {
+        name: {p: one.judged for p, one in scores["reasoning", name, coeff].items()}
+        for name in names
+    }
+    stable = shares.get("stable", {})
+    return {
+        name: asdict(mean_of([share - shares[name][p] for p, share in stable.items()]))
+        for name in ("all", "drawn")
+        if stable and name in shares
     }
 
 
@@ -214,6 +233,12 @@ def words(found: dict[str, Any]) -> list[str]:
             f"| {three(cosines['with_reasoning'])} | {between(cell['judged'])} "
             f"| {between(change, 'diff')} | {three(cell['coherence']['mean'])} |"
         )
+    less = [
+        f"that of *{name}* by {between(one, 'value')} (n = {one['n']})"
+        for name, one in found["stable_less"].items()
+    ]
+    if less:
+        rows += ["", f"By prompt the share of *stable* differs from {', and from '.join(less)}."]
     return rows
 
 

@@ -150,18 +150,20 @@ def curves(scores: NDArray, where: Layout) -> dict[str, Any]:
     return out
 
 
-def share(hits: NDArray, texts: NDArray) -> dict[str, float | int]:
+def share(hits: NDArray, texts: NDArray, *, n_resamples: int = 2000) -> dict[str, float | int]:
     """The share of `hits` `[N]`, its interval over the texts `[N]`, and N."""
     n = len(hits)
     if not n:
         return {"share": float("nan"), "low": 0.0, "high": 1.0, "n": 0}
     wilson = wilson_interval(int(hits.sum()), n)
-    drawn = bootstrap_interval(hits.astype(float), groups=texts, limits=(0, 1), n_resamples=2000)
+    drawn = bootstrap_interval(
+        hits.astype(float), groups=texts, limits=(0, 1), n_resamples=n_resamples
+    )
     low, high = min(wilson[0], drawn[0]), max(wilson[1], drawn[1])
     return {"share": float(hits.mean()), "low": low, "high": high, "n": n}
 
 
-def presence(score: NDArray, where: Layout) -> dict[str, Any]:
+def presence(score: NDArray, where: Layout, *, n_resamples: int = 2000) -> dict[str, Any]:
     """C8 by the rules above; `prevalence` is the share of the sentences that backtrack."""
     there = ~np.isnan(score)
     score, positive, text = score[there], where.positive[there], where.sentence_text[there]
@@ -179,8 +181,8 @@ def presence(score: NDArray, where: Layout) -> dict[str, Any]:
     return {
         "n_sentences": len(score),
         "prevalence": prevalence,
-        "without_direction": share(absent[positive], text[positive]),
-        "without_backtracking": share(~positive[present], text[present]),
+        "without_direction": share(absent[positive], text[positive], n_resamples=n_resamples),
+        "without_backtracking": share(~positive[present], text[present], n_resamples=n_resamples),
     }
 
 

@@ -179,9 +179,8 @@ def auroc(
     counts = (n_events, len(values) - n_events, len(texts))
     if not n_events or n_events == len(values):
         return Auroc(float("nan"), float("nan"), float("nan"), *counts)
-    order = np.argsort(values, kind="stable")
-    ordered = _Ordered(values[order], positive[order], text[order])
-    mean = ordered.area(np.ones((1, len(texts))))[0]
+    ordered = _Ordered(values, positive, text)
+    mean = ordered.area(np.ones((1, len(texts)), np.int64))[0]
     random, drawn = np.random.default_rng(seed), []
     size = max(1, _DRAWS_AT_ONCE // len(values))
     for done in range(0, n_resamples, size):
@@ -196,28 +195,28 @@ def auroc(
 
 
 class _Ordered:
-    """Items in the order of their scores, to be weighed by how often their texts were drawn.
+    """Events and others by score, to be weighed by how often their texts were drawn.
 
     (`scipy.stats.mannwhitneyu` takes no weights.)
     """
 
     def __init__(self, values: NDArray, positive: NDArray, text: NDArray):
-        self.positive, self.text = positive, text
-        # First and last item of each run of equal scores.
-        self.first = np.searchsorted(values, values, side="left")
-        self.last = np.searchsorted(values, values, side="right")
+        order = np.flatnonzero(~positive)[np.argsort(values[~positive], kind="stable")]
+        self.events, self.others = text[positive], text[order]
+        # How many others score below each event, and how many at most as high.
+        self.below = np.searchsorted(values[order], values[positive], side="left")
+        self.up_to = np.searchsorted(values[order], values[positive], side="right")
 
     def area(self, times: NDArray) -> NDArray[np.float64]:
         """The AUROC of each resample; `times` `[S, texts]` says how often each text is in it."""
-        weight = times[:, self.text].astype(np.float64)  # [S, N]
-        below = np.zeros((len(times), weight.shape[1] + 1))
-        np.cumsum(np.where(self.positive, 0.0, weight), axis=1, out=below[:, 1:])
-        events = weight[:, self.positive]
-        first, last = self.first[self.positive], self.last[self.positive]
-        wins = np.sum(events * (below[:, first] + below[:, last]), axis=1) / 2
-        pairs = events.sum(axis=1) * below[:, -1]
+        weight = times.T.astype(np.int32)  # whole numbers: sums in any order are exact
+        others = np.zeros((len(self.others) + 1, len(times)), np.int32)
+        np.cumsum(weight[self.others], axis=0, out=others[1:])
+        events = weight[self.events]
+        wins = np.sum(events * (others[self.below].astype(np.float64) + others[self.up_to]), axis=0)
+        pairs = events.sum(axis=0) * others[-1].astype(np.float64)
         with np.errstate(invalid="ignore"):
-            return np.where(pairs > 0, wins / pairs, np.nan)
+            return np.where(pairs > 0, wins / 2 / pairs, np.nan)
 
 
 def excess_kurtosis(values: ArrayLike) -> float:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.claims import calibrate, worlds
-from experiments.claims.calibrate import designs, every_world, main, rates_of, row
+from experiments.claims import worlds
+from experiments.claims.calibrate import counted, designs, every_world, main, rates_of, row
 from experiments.claims.contrasts import Verdict
 from experiments.claims.worlds import LLAMA, SMALL, Design, Kind
 from experiments.figures.cosines import random_cosines
@@ -99,7 +99,7 @@ def test_every_claim_has_worlds_of_either_truth() -> None:
 
 @pytest.mark.parametrize("claim", ["C2", "C3", "C5", "S", "N"])
 def test_rules_of_texts_err_as_rarely_as_they_say(claim: str) -> None:
-    """Few draws, as a guard; `experiments/results/calibration.md` has the table."""
+    """Few draws, as a guard; `docs/paper/calibration.md` has the table."""
     for world in every_world():
         if world.claim == claim and world.truth in ("null", "true"):
             found = rates_of(world, SMALL_DESIGN, count=20, seed=1)
@@ -116,21 +116,22 @@ def test_a_row_that_misses_is_bold() -> None:
     line, holds = row(world, {**counts, Verdict.YES: 10, Verdict.NO: 90})
     assert not holds
     assert "**0.100 [0.055, 0.174]**" in line
-    line, holds = row(world, {**counts, Verdict.YES: 2, Verdict.OPEN: 98})
+    line, holds = row(world, {**counts, Verdict.YES: 8, Verdict.OPEN: 392})
     assert holds
     assert "| 0.020 [" in line
+    assert not row(world, {**counts, Verdict.YES: 1, Verdict.OPEN: 39})[1]  # up to .13
 
 
 def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "table.md"
-    argv = ["--worlds", "2", "--claims", "S", "--n", "9", "--out", str(out)]
+    argv = ["--worlds", "2", "--claims", "S", "--n", "9", "--jobs", "1", "--out", str(out)]
     assert main(argv) == 0
     text = out.read_text()
     assert "`python -m experiments.calibrate --worlds 2 --seed 0 --n 9`" in text
     assert text.count("## ") == 4
     assert text.count("| S | ") == 4 * 5
     assert all(line in text for line in capsys.readouterr().out.splitlines() if "| S" in line)
-    for wrong in (["--claims", "C9"], ["--worlds", "0"]):
+    for wrong in (["--claims", "C9"], ["--worlds", "0"], ["--jobs", "0"]):
         with pytest.raises(SystemExit):
             main([*wrong, "--out", str(out)])
 
@@ -139,4 +140,10 @@ def test_the_same_seed_draws_the_same_worlds() -> None:
     world = next(w for w in every_world() if w.claim == "S")
     one, other = (rates_of(world, SMALL_DESIGN, count=20, seed=0) for _ in range(2))
     assert one == other
-    assert calibrate.SLOW > 1
+
+
+def test_processes_give_the_same_numbers() -> None:
+    cells = [(SMALL_DESIGN, w) for w in every_world() if w.claim == "S"]
+    one, other = (list(counted(cells, count=5, seed=0, jobs=jobs)) for jobs in (1, 2))
+    assert one == other
+    assert one[0] != one[-1]

@@ -90,6 +90,7 @@ def test_stability_against_the_hidden_state() -> None:
     assert found is not None
     assert found["auroc"]["mean"] == 1.0
     assert (found["auroc"]["n_events"], found["auroc"]["n_other"]) == (8, 12)
+    assert found["histogram"]["under_doubt"] == [0, 0, 0, 0, 0, 0, 4, 0, 4, 0, 0]
     assert found["again"] == {"under_doubt": pytest.approx(0.7), "without": pytest.approx(0.2)}
     assert truth([]) is None
 
@@ -171,7 +172,14 @@ def test_what_is_written_of_a_run(ran: Path) -> None:
     saved = load_directions(ran / stable_directions.FILE)
     assert {"base.1.all", "reasoning.1.all"} <= saved.keys()
     assert "keyword boundaries, each resampled 3 times" in (ran / "stability.md").read_text()
-    assert words(found)[-len(cells) :][0].startswith("| ")
+    told = words(found)
+    assert all(any(line.startswith(f"| {name} | ") for line in told) for name in cells)
+    less = found["directions"]["stable_less"]
+    for name in less:
+        value = cells["stable"]["judged"]["mean"] - cells[name]["judged"]["mean"]
+        if less[name]["n"] == cells["stable"]["judged"]["n"] == cells[name]["judged"]["n"]:
+            assert less[name]["value"] == pytest.approx(value)
+    assert (ran / "stability.png").stat().st_size > 10_000
 
 
 def test_the_labels_are_for_labels_file(ran: Path) -> None:
