@@ -18,7 +18,7 @@ Leaves in the run's folder
                      `labels.jsonl`: the stable ones alone as backtracking, for `labels.file`
                      `directions.safetensors`: by all, the stable, weighted by stability
 
-No prefix is shared between the continuations of a boundary: each is a row of its own.
+The continuations of a boundary share the keys and values of its prefix.
 """
 
 import argparse
@@ -174,24 +174,33 @@ def _continued(
     choice: Choice,
     stops: Sequence[int],
 ) -> Iterator[tuple[int, list[int]]]:
-    """Number and new tokens of each row in `left`; row r is of boundary `r // samples`."""
+    """Number and new tokens of each row in `left`; row r is of boundary `r // samples`.
+
+    The continuations of a boundary share its prefix, so boundaries of which some are left are
+    continued as often as ever, and what was written before is dropped.
+    """
     if not left:
         return
-    prefixes = [boundaries[row // choice.samples].prefix for row in left]
+    samples, wanted = choice.samples, set(left)
+    asked = sorted({row // samples for row in left})
+    numbers = [i * samples + sample for i in asked for sample in range(samples)]
+    prefixes = [boundaries[i].prefix for i in asked]
     length = bucket(max(map(len, prefixes)), step=16)
     slots = rows_that_fit(model, prompt_length=length, new_tokens=choice.tokens)
     rows = generate_queue(
         model,
         left_pad(prefixes, length=length),
-        slots=min(slots, len(left), 256),
+        slots=min(slots, len(numbers), 256),
+        samples=samples,
         max_new_tokens=choice.tokens,
         sampling_params=sampling(
-            len(left), temperature=choice.temperature, seed=SEED, row=list(left)
+            len(numbers), temperature=choice.temperature, seed=SEED, row=numbers
         ),
         stop_tokens=stops,
     )
     for row in rows:
-        yield left[row.index], row.tokens
+        if numbers[row.index] in wanted:
+            yield numbers[row.index], row.tokens
 
 
 def counts_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[bool]]:
