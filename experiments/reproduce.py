@@ -22,7 +22,7 @@ import jax
 from experiments.claims.seeds import pairs_in, write_seeds
 from experiments.pipeline.machines import together
 from experiments.pipeline.run import Run, open_run, stage_parser
-from experiments.pipeline.stages import locked
+from experiments.pipeline.stage_runner import locked
 from experiments.report import stage as report
 from experiments.report.figure_list import left_out
 from jaxsteer.files import as_path

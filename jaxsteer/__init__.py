@@ -20,6 +20,7 @@ Rooms, each of which uses only those above it:
     steering     what is read and changed in the residual stream, as data
     llama        the network, its attention, cache and meshes
     decoding     generation: prefill, a step, the loop; samplers, ends of rows
+    queues       many prompts in a fixed number of slots
     tokenizers   texts and chats as token ids, and what goes before them
     huggingface  other people's files: names of tensors, shards, GGUF, the hub
     checkpoints  models on disk
@@ -45,6 +46,7 @@ from jaxsteer import (
     llama,
     models,
     planning,
+    queues,
     runtime,
     steering,
     sweeps,
@@ -59,9 +61,9 @@ from jaxsteer.decoding import (
     Request,
     StopStrings,
     append,
+    choose_and_append,
     decode_step,
     generate,
-    generate_queue,
     greedy,
     make_request,
     prefill,
@@ -89,6 +91,7 @@ from jaxsteer.llama import (
     unpack,
 )
 from jaxsteer.models import Loaded, convert, export
+from jaxsteer.queues import generate_queue
 from jaxsteer.runtime import VERSION, compile_cache, hosts, preemption, tpu_probe
 from jaxsteer.steering import (
     SITES,
@@ -144,6 +147,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "llama",
     "models",
     "planning",
+    "queues",
     "runtime",
     "steering",
     "sweeps",
@@ -190,11 +194,11 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "TokenBatch",
     "unpack",
     # decoding
-    "append",
+    "append",  # the older name of `choose_and_append`
+    "choose_and_append",
     "decode_step",
     "DecodeState",
     "generate",
-    "generate_queue",
     "greedy",
     "make_request",
     "prefill",
@@ -208,6 +212,8 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "think_tokens",
     "token_bytes",
     "unfinished",
+    # queues
+    "generate_queue",
     # tokenizers
     "encode",
     "EncodedPrompt",

@@ -1,6 +1,6 @@
 """What of a model fits on which chips: `python -m jaxsteer.plan`; the work is `planning`."""
 
-from jaxsteer.planning.fit import main
+from jaxsteer.planning.mesh_plan import main
 from jaxsteer.runtime import run
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import pytest
 import jaxsteer as js
 from jaxsteer.cli import commands, models, terminal
 from jaxsteer.models import conversion, exporting, verification
-from jaxsteer.planning import fit
 
 ROOT = Path(__file__).parents[1]
 MODEL = str(ROOT / "weights" / "small" / "reasoning")
@@ -219,7 +218,7 @@ def test_help_has_two_examples_that_can_be_typed(jaxsteer, name: str) -> None:
         ("convert", conversion),
         ("verify", verification),
         ("export", exporting),
-        ("plan", fit),
+        ("plan", mesh_plan),
     ],
 )
 def test_options_are_those_of_the_module(jaxsteer, capsys, name: str, module) -> None:

@@ -21,17 +21,9 @@ import numpy as np
 
 from experiments.benchmarks.decode import PRESETS
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import (
-    Occupancy,
-    Request,
-    generate_queue,
-    make_request,
-    pool_sizes,
-    run,
-    sample,
-    sampling,
-)
+from jaxsteer.decoding import Request, make_request, run, sample, sampling
 from jaxsteer.llama import Model, TokenBatch, init, left_pad
+from jaxsteer.queues import Occupancy, generate_queue, pool_sizes
 
 _LENGTHS = Path(__file__).with_name("trace_lengths.json")
 

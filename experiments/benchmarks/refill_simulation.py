@@ -1,4 +1,4 @@
-"""What decoding with refill costs, by arithmetic alone: how `jaxsteer.decoding.refill` was chosen.
+"""What decoding with refill costs, by arithmetic alone: how `jaxsteer.queues.refill` was chosen.
 
     python -m experiments.benchmarks.refill_simulation
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.benchmarks.refill import recorded_lengths
-from jaxsteer.decoding import pool_sizes
+from jaxsteer.queues import pool_sizes
 
 WEIGHTS = 15.0e9  # bytes that a step reads at Llama-8B shapes in bf16
 PER_TOKEN = 2 * 32 * 8 * 128 * 2  # bytes of a token's keys and values

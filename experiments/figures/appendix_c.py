@@ -18,7 +18,7 @@ from experiments.judges.agreement import MEASURES, Row, compare
 from experiments.judges.command import keyword_judge, sentence_labels
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.stages import label, rollouts, steer
 from experiments.stages.outcome import RESAMPLES

@@ -21,7 +21,7 @@ from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import records_csv
 from experiments.stages import derive, steer
 from experiments.stages.outcome import measured, paired

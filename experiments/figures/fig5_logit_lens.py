@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.figures import frame
 from experiments.figures.frame import BLUE, GREY, ORANGE, plt
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import ROLES, Groups

@@ -33,7 +33,7 @@ from experiments.figures import coloured_text, frame
 from experiments.figures.frame import BLUE, GREY, ORANGE, plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Settings
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups, label, presence, rollouts
 from experiments.stages.groups import ROLES, Groups

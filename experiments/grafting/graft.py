@@ -49,7 +49,7 @@ from experiments.grafting.search import (
 from experiments.grafting.text import markdown, to_csv
 from experiments.grafting.verdict import REASONING, RESPONDING, answers, choose_form, no_response
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.text import put
 from experiments.stages import derive, rollouts, steer
 from experiments.stages.outcome import judged_at

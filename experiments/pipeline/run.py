@@ -14,7 +14,7 @@ from experiments.judges.endpoint import read_key
 from experiments.pipeline import machines
 from experiments.pipeline.preflight import check_prompts, read_configs
 from experiments.pipeline.settings import Models, Settings, load_settings
-from experiments.pipeline.stages import locked, run_stage
+from experiments.pipeline.stage_runner import locked, run_stage
 from experiments.pipeline.text import Prompt, load_prompts, put
 from jaxsteer.checkpoints import checkpoint, end_tokens
 from jaxsteer.decoding import room_for_another

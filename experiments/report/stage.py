@@ -11,7 +11,7 @@ from experiments.claims.claims import claims, to_csv
 from experiments.claims.evidence import Evidence
 from experiments.pipeline.run import Run
 from experiments.pipeline.settings import Settings
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.report.figure_list import chosen
 from experiments.report.text import markdown
 from experiments.stages import derive

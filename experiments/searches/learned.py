@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.searches import equal_lengths, learned_figure
 from experiments.searches.continuations import (
     Texts,

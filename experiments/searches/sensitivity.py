@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.figures import frame
 from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.pipeline.text import Prompt, put_prompts
 from experiments.stages import derive, steer

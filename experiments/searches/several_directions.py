@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.searches import equal_lengths, learned, several_figure
 from experiments.searches.continuations import sentence_targets
 from experiments.searches.several_figure import paragraph

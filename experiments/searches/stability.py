@@ -34,7 +34,7 @@ from tqdm import tqdm
 from experiments.pipeline import machines
 from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.settings import Settings
-from experiments.pipeline.stages import fingerprint, locked
+from experiments.pipeline.stage_runner import fingerprint, locked
 from experiments.pipeline.text import decode
 from experiments.searches import stability_figure, stable_directions
 from experiments.searches.stable_directions import between, three
@@ -47,10 +47,11 @@ from jaxsteer.analysis import (
     split_sentences,
     write_labels,
 )
-from jaxsteer.decoding import generate_queue, rows_that_fit, sampling
+from jaxsteer.decoding import rows_that_fit, sampling
 from jaxsteer.directions import Trace
 from jaxsteer.files import append_rows, read_rows, recover_rows, write_atomic, write_json
 from jaxsteer.llama import Model, bucket, left_pad
+from jaxsteer.queues import generate_queue
 from jaxsteer.runtime import begin, end, guarded, preemption
 
 FILE = "resamples.jsonl"

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.pipeline import machines
 from experiments.pipeline.run import Run, open_run, stage_parser
-from experiments.pipeline.stages import fingerprint, locked
+from experiments.pipeline.stage_runner import fingerprint, locked
 from experiments.stages import derive, label, rollouts
 from jaxsteer.directions import Trace, save_activations
 from jaxsteer.files import read_rows, write_atomic

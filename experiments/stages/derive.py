@@ -28,7 +28,7 @@ import jaxsteer
 from experiments.pipeline.formats import unseen_tokens
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Direction
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.stages import label, rollouts
 from jaxsteer.analysis import OTHER, Sentence, token_spans
 from jaxsteer.directions import Direction as SavedDirection

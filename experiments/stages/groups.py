@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Direction
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.stages import derive, label, rollouts
 from jaxsteer.directions import Trace, activation_moments
 from jaxsteer.files import write_atomic

@@ -11,7 +11,7 @@ from experiments.judges.command import keyword_judge
 from experiments.judges.language_model import Names, Traces, llm_judge, within
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Labels
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.stages import rollouts
 from jaxsteer.analysis import OTHER, Sentence, labels_from_file, split_sentences
 from jaxsteer.files import read_rows, sha256, write_atomic

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pipeline.run import Run, command
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.text import Prompt, put
 from experiments.stages import steer
 from jaxsteer.analysis import bootstrap_interval, score

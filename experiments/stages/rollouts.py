@@ -11,9 +11,10 @@ from tqdm import tqdm
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Decoding
 from experiments.pipeline.text import Prompt, decode, default_form, put_prompts
-from jaxsteer.decoding import generate_queue, rows_that_fit, sampling
+from jaxsteer.decoding import rows_that_fit, sampling
 from jaxsteer.files import append_rows, recover_rows, sort_rows
 from jaxsteer.llama import Model, bucket, left_pad
+from jaxsteer.queues import generate_queue
 from jaxsteer.runtime import hosts, preemption
 
 FILE = "traces.jsonl"

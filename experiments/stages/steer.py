@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.settings import Decoding, Steering
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.text import Prompt, decode, default_form, encode_prompts
 from experiments.stages import derive
 from experiments.stages.baselines import baseline_cells, baseline_vectors

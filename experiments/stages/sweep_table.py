@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pipeline.run import Run
-from experiments.pipeline.stages import fingerprint
+from experiments.pipeline.stage_runner import fingerprint
 from experiments.stages import perplexity, steer
 from experiments.stages.outcome import CellOutcome, Key, outcomes_of, scores_by_cell, with_logprobs
 from experiments.stages.text_scores import Grammar, Scores, small_pair_grammar

@@ -14,7 +14,7 @@ import jax
 from jaxsteer.cli.models import passed_on
 from jaxsteer.cli.options import examples, json_option
 from jaxsteer.cli.terminal import as_gigabytes, print_fields, print_json
-from jaxsteer.planning import SWEEPS, fit
+from jaxsteer.planning import SWEEPS, mesh_plan
 from jaxsteer.runtime import VERSION, guarded
 
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy")
@@ -52,7 +52,7 @@ def plan_command(ctx: click.Context, **options: object) -> int:
 
     MODEL is a folder, a config.json, or a preset; TOPOLOGY is such as v5e-8, h200-2, or here.
     """
-    return passed_on(ctx, fit.main)
+    return passed_on(ctx, mesh_plan.main)
 
 
 @click.command("doctor", epilog=examples("jaxsteer doctor", "jaxsteer doctor --json"))

@@ -1,32 +1,29 @@
 """Generation: prompts in, sampled tokens out, steered, in batches.
 
-`prefill`, `decode_step` and the loop in `generation`; what rows ask for in `request`; samplers,
-ends of rows, slots that are filled again, and the memory that rows take.
+`prefill`, `decode_step`, the loop and `generate` in `generation`; what rows ask for in `request`;
+samplers, ends of rows, activations that are captured, and the memory that rows take.
 
 Uses `runtime`, `config`, `steering`, `llama`.
 """
 
+from jaxsteer.decoding.captured import Captured, captured_of, nothing_kept, row_bytes_kept
 from jaxsteer.decoding.generation import (
     DecodeState,
-    Generation,
     Loop,
-    Outcome,
     Step,
     append,
     begin_shared,
-    check_read,
+    choose_and_append,
     decode_step,
     generate,
     growing_rooms,
     loop_in_rooms,
+    new_state,
     outcome,
     prefill,
     run,
-    stream,
-    tell_not_finite,
     unfinished,
 )
-from jaxsteer.decoding.kept import Captured, captured_of, row_bytes_kept
 from jaxsteer.decoding.memory import (
     CPU_BYTES,
     USABLE,
@@ -41,7 +38,6 @@ from jaxsteer.decoding.memory import (
     sweep_bytes,
     usable_bytes,
 )
-from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import (
     Asked,
     Request,
@@ -50,6 +46,7 @@ from jaxsteer.decoding.request import (
     make_request,
     map_rows,
 )
+from jaxsteer.decoding.results import Generation, Outcome, check_read, tell_not_finite
 from jaxsteer.decoding.samplers import (
     Sampler,
     Sampling,
@@ -59,10 +56,10 @@ from jaxsteer.decoding.samplers import (
     sample,
     sampling,
 )
-from jaxsteer.decoding.shared_prompts import reaches_prefix
-from jaxsteer.decoding.slots import FinishedRow, Occupancy, pool_sizes
+from jaxsteer.decoding.shared_prompts import reaches_prefix, shared_or_repeated
 from jaxsteer.decoding.stops import StopStrings, stop_strings
-from jaxsteer.decoding.thinking import think_tokens
+from jaxsteer.decoding.streaming import stream
+from jaxsteer.decoding.thinking import think_tokens, thinking_in
 from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
 
 __all__ = [
@@ -71,10 +68,8 @@ __all__ = [
     "Asked",
     "Captured",
     "DecodeState",
-    "FinishedRow",
     "Generation",
     "Loop",
-    "Occupancy",
     "Outcome",
     "Request",
     "Sampler",
@@ -90,10 +85,10 @@ __all__ = [
     "check_read",
     "check_room_for_kept",
     "check_think_tokens",
+    "choose_and_append",
     "choose_sampler",
     "decode_step",
     "generate",
-    "generate_queue",
     "greedy",
     "growing_rooms",
     "has_room",
@@ -102,8 +97,9 @@ __all__ = [
     "loop_in_rooms",
     "make_request",
     "map_rows",
+    "new_state",
+    "nothing_kept",
     "outcome",
-    "pool_sizes",
     "prefill",
     "program_bytes",
     "prompt_token_bytes",
@@ -114,11 +110,13 @@ __all__ = [
     "run",
     "sample",
     "sampling",
+    "shared_or_repeated",
     "stop_strings",
     "stream",
     "sweep_bytes",
     "tell_not_finite",
     "think_tokens",
+    "thinking_in",
     "token_bytes",
     "unfinished",
     "usable_bytes",

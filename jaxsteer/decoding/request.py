@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding.kept import Keeping, plan_keeping
+from jaxsteer.decoding.captured import Keeping, plan_keeping
 from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
 from jaxsteer.decoding.stops import StopStrings
 from jaxsteer.llama import Model, TokenBatch, TokenRows, as_batch, bucket, check_batch

@@ -30,7 +30,7 @@ from jaxsteer.llama.cache import (
 from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
 from jaxsteer.llama.rope import angles, rotate
 from jaxsteer.llama.tokens import TokenBatch, TokenRows, left_pad
-from jaxsteer.steering import Capture, Steering
+from jaxsteer.steering import Capture, Steering, as_tuple, check_steering_unless_traced
 from jaxsteer.steering import capture as capturing
 from jaxsteer.steering import steering as steers
 
@@ -368,10 +368,10 @@ def forward(
     angle = angles(position, config)
     context = Context(angle, scale, valid, start, cache, model.attention)
 
-    steerings = steers.as_tuple(steering)
+    steerings = as_tuple(steering)
     for one in steerings:
         all_prompt = T if prompt_length is None and cache is None else None
-        steers.check_known(one, config, rows=B, prompt_length=all_prompt)
+        check_steering_unless_traced(one, config, rows=B, prompt_length=all_prompt)
     if prompt_length is None:
         prompt_length = jnp.sum(valid, axis=1) + before
     coeffs = [steers.token_coeffs(s, position, prompt_length, thinking, row) for s in steerings]

@@ -8,7 +8,7 @@ Uses `huggingface`, `checkpoints` and the rooms that these use.
 
 from jaxsteer.models.conversion import convert
 from jaxsteer.models.exporting import export
-from jaxsteer.models.loaded import Loaded
+from jaxsteer.models.loaded_model import Loaded
 from jaxsteer.models.loading import load
 from jaxsteer.models.verification import different_tensors, float64_errors, layer_errors
 

@@ -34,7 +34,7 @@ from jaxsteer.llama import (
     shard_model,
 )
 from jaxsteer.models.conversion import proved_tokenizer, target_dtype
-from jaxsteer.models.loaded import Loaded
+from jaxsteer.models.loaded_model import Loaded
 from jaxsteer.runtime import hosts
 from jaxsteer.tokenizers import difference, prompt_facts
 

@@ -6,7 +6,7 @@ Uses `sweeps`, `checkpoints` and the rooms that these use.
 """
 
 from jaxsteer.planning.chips import find, this_machine
-from jaxsteer.planning.fit import SWEEPS, Plan, Work, footprint, plan
+from jaxsteer.planning.mesh_plan import SWEEPS, Plan, Work, footprint, plan
 from jaxsteer.planning.roofline import Machine, decode_seconds, prefill_operations, step_seconds
 
 __all__ = [

@@ -6,7 +6,7 @@ program takes as arguments, out. Sites are named in `sites`, operations in `inte
 Uses `config`.
 """
 
-from jaxsteer.steering.arguments import Vectors, Where, as_arrays, int32s, own_layers
+from jaxsteer.steering.batching import rows, stack
 from jaxsteer.steering.capture import (
     Above,
     Capture,
@@ -15,6 +15,7 @@ from jaxsteer.steering.capture import (
     check_places,
     layers_of,
 )
+from jaxsteer.steering.checks import check_steering, check_steering_unless_traced
 from jaxsteer.steering.interventions import (
     ablate,
     add,
@@ -25,6 +26,7 @@ from jaxsteer.steering.interventions import (
     replace,
     when,
 )
+from jaxsteer.steering.operation_arguments import Vectors, Where, as_arrays, int32s, own_layers
 from jaxsteer.steering.readers import All, At, EventSums, Project, Reader, RowSums, TokenSums
 from jaxsteer.steering.scope import Scope, broadcast_rows, from_last_prompt_token, generated
 from jaxsteer.steering.sites import (
@@ -39,9 +41,6 @@ from jaxsteer.steering.steering import (
     RowFacts,
     Steering,
     as_tuple,
-    check_steering,
-    rows,
-    stack,
 )
 
 __all__ = [
@@ -72,6 +71,7 @@ __all__ = [
     "check_layers",
     "check_places",
     "check_steering",
+    "check_steering_unless_traced",
     "clamp",
     "from_last_prompt_token",
     "generated",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.steering.arguments import Vectors, numbers, orthonormal
+from jaxsteer.steering.operation_arguments import Vectors, finite_array, orthonormal
 from jaxsteer.steering.readers import All, At, EventSums, Project, Reader, TokenSums
 from jaxsteer.steering.scope import Scope
 from jaxsteer.steering.sites import SITES, check_layers, site_index
@@ -39,8 +39,8 @@ def above(
         ValueError: for a direction that is not `[D]` or is 0, no layer, or a threshold that is no
             finite number.
     """
-    unit = orthonormal("direction", numbers("direction", direction, 1, "[D]")[:, None])[0, 0]
-    least = numbers("threshold", threshold, 0, "a number")
+    unit = orthonormal("direction", finite_array("direction", direction, 1, "[D]")[:, None])[0, 0]
+    least = finite_array("threshold", threshold, 0, "a number")
     if layer is None:
         layer = getattr(direction, "layer", None)
         site = getattr(direction, "site", site)

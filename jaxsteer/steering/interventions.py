@@ -11,12 +11,12 @@
     when(add(v, layer=10, coeff=8.0), u, above=2.0)   # only on tokens where x · u/|u| > 2
 
 Every argument may be one value, for all rows, or have a leading row axis; `rows` puts different
-operations into the rows of one batch. `arguments.Where` has what all operations share: `layer`,
+operations into the rows of one batch. All operations share the arguments of `Where`: `layer`,
 `site`, `scope`, `schedule` and `preserve_norm`. A vector may be a `Direction`, which knows its
 layer and site.
 
-Each raises `ValueError` for an argument that cannot be, naming it, what was found and what was
-expected. To differentiate, build the steering first and put traced arrays in with
+Each raises `ValueError` for an argument out of range: its name, what it is and what is expected. To
+differentiate, build the steering first and put traced arrays in with
 `dataclasses.replace`.
 """
 
@@ -29,22 +29,23 @@ from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.steering import scope as scopes
-from jaxsteer.steering.arguments import (
+from jaxsteer.steering.checks import check_noise
+from jaxsteer.steering.operation_arguments import (
     Vectors,
     Where,
     check_layer_meaning,
-    layers,
-    many,
-    numbers,
+    finite_array,
+    is_several,
+    layer_table,
     orthonormal,
-    placed,
     power_of_two,
     row_count,
-    seeds,
+    seed_array,
+    with_own_layer,
 )
 from jaxsteer.steering.scope import Scope, broadcast_rows
 from jaxsteer.steering.sites import SITES, site_index
-from jaxsteer.steering.steering import Steering, check_noise
+from jaxsteer.steering.steering import Steering
 
 _SHARED = tuple(Where.__annotations__)
 
@@ -55,21 +56,21 @@ def add(vector: Vectors, *, coeff: ArrayLike, **where: Unpack[Where]) -> Steerin
     `vector` `[D]` or `[B, D]` is used as it is; `coeff`, a number or `[B]`, is in units of its
     length. 0 changes nothing, bit for bit.
     """
-    added = numbers("vector", vector, 1, "[D] or [B, D]")
-    return _steering(added, coeff, placed(vector, where))
+    added = finite_array("vector", vector, 1, "[D] or [B, D]")
+    return _steering(added, coeff, with_own_layer(vector, where))
 
 
 def ablate(directions: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
-    """Take `coeff` times the component along one or several directions out of the stream.
+    """Subtract `coeff` times the component along one or several directions from the stream.
 
     `directions` are `[D]`, `[R, D]` (all R for every row) or `[B, R, D]`, of any length; none may
-    be 0 or a combination of the others. At coefficient 1, a number or `[B]`, nothing along them is
-    left, and doing it again changes nothing.
+    be 0 or a combination of the others. `coeff` is a number or `[B]`. At 1 the whole component is
+    removed, and ablating again changes nothing.
     """
-    given = numbers("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
+    given = finite_array("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
     basis = orthonormal("directions", given)
     vector = np.zeros((len(basis), basis.shape[-1]), np.float32)
-    return _steering(vector, coeff, placed(directions, where), basis=basis)
+    return _steering(vector, coeff, with_own_layer(directions, where), basis=basis)
 
 
 def clamp(
@@ -80,18 +81,18 @@ def clamp(
     `direction` is `[D]` or `[B, D]`, `value` and `coeff` are numbers or `[B]`. At coefficient s
     the projection goes the share s of the way to `value`.
     """
-    given = numbers("direction", direction, 1, "[D] or [B, D]")
+    given = finite_array("direction", direction, 1, "[D] or [B, D]")
     unit = orthonormal("direction", given[:, None])
-    wanted = numbers("value", value, 0, "a number or [B]")
+    wanted = finite_array("value", value, 0, "a number or [B]")
     count = row_count({"direction": unit, "value": wanted})
     vector = np.broadcast_to(wanted[:, None] * unit[:, 0], (count, unit.shape[-1]))
-    return _steering(vector, coeff, placed(direction, where), basis=unit)
+    return _steering(vector, coeff, with_own_layer(direction, where), basis=unit)
 
 
 def replace(vector: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
     """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `coeff` of it."""
-    new = numbers("vector", vector, 1, "[D] or [B, D]")
-    return _steering(new, coeff, placed(vector, where), erase=np.ones(1, np.float32))
+    new = finite_array("vector", vector, 1, "[D] or [B, D]")
+    return _steering(new, coeff, with_own_layer(vector, where), erase=np.ones(1, np.float32))
 
 
 def amplify(
@@ -103,10 +104,10 @@ def amplify(
     the stream, `coeff · length` is added along x, whatever the length of x: as much as `add` adds
     with a vector of this length. `width` is the stream's, D.
     """
-    still = np.zeros((1, _positive("width", width)), np.float32)
+    zero = np.zeros((1, _positive("width", width)), np.float32)
     if length is None:
-        return _steering(still, coeff, where, erase=-np.ones(1, np.float32))
-    return _steering(still, coeff, where, along=numbers("length", length, 0, "a number or [B]"))
+        return _steering(zero, coeff, where, erase=-np.ones(1, np.float32))
+    return _steering(zero, coeff, where, along=finite_array("length", length, 0, "a number or [B]"))
 
 
 def noise(
@@ -114,14 +115,14 @@ def noise(
 ) -> Steering:
     """Add `coeff · length · z`, with Gaussian noise z of length 1 drawn anew at each token.
 
-    `length`, a number or `[B]`, is in units of the stream, and `width` is the stream's, D. The
-    draws belong to (`seed`, row, position, layer, site), so a row gets the same ones alone or in
-    any batch, read or decoded; who the row is, `Sampling.row` says. `layer` is one for each row:
-    give several layers a noise each.
+    `length`, a number or `[B]`, is in units of the stream; `width` is the stream's, D. Draws belong
+    to (`seed`, row, position, layer, site), where `Sampling.row` identifies the row: so a row gets
+    the same draws alone or in any batch, read or decoded. Each row has one `layer`; for several
+    layers, give each a noise of its own.
     """
-    lengths = numbers("length", length, 0, "a number or [B]")
-    still = np.zeros((1, _positive("width", width)), np.float32)
-    drawn = _steering(still, coeff, where, noise=lengths, seed=seeds(seed))
+    lengths = finite_array("length", length, 0, "a number or [B]")
+    zero = np.zeros((1, _positive("width", width)), np.float32)
+    drawn = _steering(zero, coeff, where, noise=lengths, seed=seed_array(seed))
     check_noise(lengths, np.asarray(drawn.layer))
     return drawn
 
@@ -137,13 +138,15 @@ def when(steering: Steering, direction: Vectors, *, above: ArrayLike) -> Steerin
     """
     if steering.condition is not None:
         raise ValueError("steering: got one with a condition, expected one without")
-    unit = orthonormal("direction", numbers("direction", direction, 1, "[D] or [B, D]")[:, None])
+    unit = orthonormal(
+        "direction", finite_array("direction", direction, 1, "[D] or [B, D]")[:, None]
+    )
     if unit.shape[-1] != steering.vector.shape[-1]:
         raise ValueError(
             f"direction: got width {unit.shape[-1]}, expected the steering's "
             f"{steering.vector.shape[-1]}"
         )
-    threshold = numbers("above", above, 0, "a number or [B]")
+    threshold = finite_array("above", above, 0, "a number or [B]")
     count = row_count({"steering": steering.coeff, "direction": unit, "above": threshold})
     return dataclasses.replace(
         broadcast_rows(steering, count, "steering"),
@@ -159,14 +162,14 @@ def head_vector(vector: ArrayLike, *, head: int, config: LlamaConfig) -> np.ndar
     the head. (`replace` would put the zeros into the other heads, too.)
     """
     N, H = config.n_heads, config.head_dim
-    found = numbers("vector", vector, 1, "[H] or [R, H]")
-    if found.shape[-1] != H:
-        raise ValueError(f"vector: got width {found.shape[-1]}, expected head_dim={H}")
+    vectors = finite_array("vector", vector, 1, "[H] or [R, H]")
+    if vectors.shape[-1] != H:
+        raise ValueError(f"vector: got width {vectors.shape[-1]}, expected head_dim={H}")
     if not isinstance(head, int | np.integer) or not 0 <= head < N:
         raise ValueError(f"head: got {head!r}, expected 0 to {N - 1}")
-    wide = np.zeros((len(found), N, H), np.float32)
-    wide[:, head] = found
-    flat = wide.reshape(len(found), N * H)
+    wide = np.zeros((len(vectors), N, H), np.float32)
+    wide[:, head] = vectors
+    flat = wide.reshape(len(vectors), N * H)
     return flat[0] if np.ndim(vector) == 1 else flat
 
 
@@ -177,9 +180,9 @@ def _steering(vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndar
     if "layer" not in where:
         raise ValueError("layer: got none, expected a layer, or a Direction, which knows its own")
     site = where.get("site", "resid_post")
-    names: list[Any] = list(site) if many(site) else [site]
+    names: list[Any] = list(site) if is_several(site) else [site]
     schedule = where.get("schedule", 1.0)
-    steps = numbers("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
+    steps = finite_array("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
     scope = where.get("scope")
     scope = scopes.generated() if scope is None else scope
     if not isinstance(scope, Scope):
@@ -190,7 +193,7 @@ def _steering(vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndar
         raise ValueError(f"preserve_norm: got {preserve_norm!r}, expected a bool or bool [B]")
     arrays = own | {
         "vector": vector,
-        "coeff": numbers("coeff", coeff, 0, "a number or [B]"),
+        "coeff": finite_array("coeff", coeff, 0, "a number or [B]"),
         "site": np.array([site_index(name) for name in names], np.int32),
         "schedule": np.pad(
             steps, ((0, 0), (0, power_of_two(steps.shape[1], 8) - steps.shape[1])), mode="edge"
@@ -203,7 +206,7 @@ def _steering(vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndar
     given = "basis" if "basis" in own else "vector"  # what the caller calls vectors
     others = {name: array for name, array in (arrays | rows).items() if name != given}
     check_layer_meaning(where["layer"], vectors=len(arrays[given]), rows=row_count(others))
-    arrays["layer"] = layers(where["layer"])
+    arrays["layer"] = layer_table(where["layer"])
     count = row_count(arrays | rows)
     wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
     used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.steering.arguments import as_arrays, int32s
-from jaxsteer.steering.group_sums import event_sums, row_sums, token_sums
+from jaxsteer.steering.operation_arguments import as_arrays, int32s
 from jaxsteer.steering.sites import site_width
+from jaxsteer.steering.weighted_sums import event_sums, row_sums, token_sums
 
 
 class Reader(Protocol):

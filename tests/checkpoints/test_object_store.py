@@ -22,7 +22,7 @@ import jaxsteer
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.files.atomic import as_path, write_atomic
 from jaxsteer.files.integrity import check_files
-from jaxsteer.planning import fit as plan
+from jaxsteer.planning import mesh_plan as plan
 from jaxsteer.sweeps import row_store
 from jaxsteer.sweeps.config_file import config_path
 from jaxsteer.sweeps.row_store import open_rows

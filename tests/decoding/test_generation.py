@@ -16,21 +16,15 @@ import pytest
 import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 
-from jaxsteer.decoding.generation import (
-    append,
-    decode_step,
-    generate,
-    growing_rooms,
-    run,
-    stream,
-)
-from jaxsteer.decoding.refill import generate_queue
+from jaxsteer.decoding.generation import append, decode_step, generate, growing_rooms, run
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
-from jaxsteer.decoding.slots import Occupancy
 from jaxsteer.decoding.stops import stop_strings
+from jaxsteer.decoding.streaming import stream
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import TokenBatch, left_pad
+from jaxsteer.queues.refill import generate_queue
+from jaxsteer.queues.slots import Occupancy
 from jaxsteer.steering import scope
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.interventions import add

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from oracle import SHALLOW, last_logits, random_rows
 
-from jaxsteer.decoding.generation import begin_shared, generate, run, stream
+from jaxsteer.decoding.generation import begin_shared, generate, run
 from jaxsteer.decoding.memory import program_bytes, rows_that_fit
-from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
-from jaxsteer.decoding.shared_queue import count_groups
-from jaxsteer.decoding.slots import Occupancy
 from jaxsteer.decoding.stops import stop_strings
+from jaxsteer.decoding.streaming import stream
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
+from jaxsteer.queues.refill import generate_queue
+from jaxsteer.queues.shared_queue import count_groups
+from jaxsteer.queues.slots import Occupancy
 from jaxsteer.steering import scope
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.interventions import add, noise

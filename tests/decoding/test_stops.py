@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import SHALLOW
 
-from jaxsteer.decoding.generation import Generation, decode_step, generate
-from jaxsteer.decoding.refill import generate_queue
+from jaxsteer.decoding.generation import decode_step, generate
 from jaxsteer.decoding.request import make_request
+from jaxsteer.decoding.results import Generation
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.decoding.stops import FOUND, START, automaton, stop_strings
+from jaxsteer.queues.refill import generate_queue
 from jaxsteer.steering.interventions import add
 from jaxsteer.sweeps.chunks import Cell, sweep
 

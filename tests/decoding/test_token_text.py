@@ -8,7 +8,7 @@ from hf_folders import byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jaxsteer.decoding.generation import Generation
+from jaxsteer.decoding.results import Generation
 from jaxsteer.decoding.token_text import token_bytes
 from weights.small_language.tokenizer import save_tokenizer
 
@@ -95,7 +95,7 @@ def test_ids_that_stand_for_no_token_write_nothing_and_are_counted():
     tokens = np.array([[0, 7, 1], [2, 9, 0]], np.int32)
     out = Generation(tokens, np.zeros((2, 3), np.float32), np.array([3, 2], np.int32))
     assert out.texts(pieces) == ["a b", ""]
-    assert out.wordless(pieces) == [1, 2]
+    assert out.count_unknown_ids(pieces) == [1, 2]
 
 
 def test_tokens_behind_a_gap_have_their_bytes():

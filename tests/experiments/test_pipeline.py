@@ -21,7 +21,7 @@ import pytest
 from pipeline_helpers import Finished, change, files_under
 
 from experiments.pipeline.run import Run, command, open_run
-from experiments.pipeline.stages import locked
+from experiments.pipeline.stage_runner import locked
 from experiments.pipeline.text import encode_prompts
 from experiments.report import figure_list as figures
 from experiments.reproduce import main

@@ -23,7 +23,7 @@ from jaxsteer.files import (
     recover_rows,
     write_atomic,
 )
-from jaxsteer.planning.fit import read_config
+from jaxsteer.planning.mesh_plan import read_config
 from jaxsteer.texts import Texts
 
 

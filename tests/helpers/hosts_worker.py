@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import jaxsteer
-from experiments.pipeline.stages import run_stage
+from experiments.pipeline.stage_runner import run_stage
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.directions.activations import Trace, activation_moments
 from jaxsteer.files.integrity import check_together

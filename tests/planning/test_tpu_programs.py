@@ -12,7 +12,7 @@ from experiments.benchmarks import hlo, tpu_aot
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chips import find
-from jaxsteer.planning.fit import Work, plan
+from jaxsteer.planning.mesh_plan import Work, plan
 
 ROOT = Path(__file__).parents[2]
 # Two layers, narrow, of a shape that eight chips share: a key/value head each.

@@ -22,12 +22,14 @@ from steering_helpers import (
 from jaxsteer.decoding.generation import generate
 from jaxsteer.directions import Direction
 from jaxsteer.llama.model import forward
-from jaxsteer.steering import interventions, schedules, scope, steering
+from jaxsteer.steering import batching, interventions, schedules, scope
+from jaxsteer.steering import steering as steers
 from jaxsteer.steering.capture import Capture
+from jaxsteer.steering.checks import check_steering
 from jaxsteer.steering.interventions import ablate, add, clamp, head_vector, when
 from jaxsteer.steering.scope import broadcast_rows
 from jaxsteer.steering.sites import SITES
-from jaxsteer.steering.steering import Steering, check_steering
+from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps import grid
 
 pytestmark = pytest.mark.optimised
@@ -42,8 +44,8 @@ LENGTH = 1e-5  # of a token whose length is kept, relative
 def applied(x: jax.Array, one: Steering) -> jax.Array:
     """`x` `[B, T, D]`, all of it prompt, after the intervention."""
     position = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    coeffs = steering.token_coeffs(one, position, jnp.full(x.shape[0], x.shape[1]))
-    return steering.apply(x, site="resid_post", layer=0, steering=one, coeffs=coeffs)
+    coeffs = steers.token_coeffs(one, position, jnp.full(x.shape[0], x.shape[1]))
+    return steers.apply(x, site="resid_post", layer=0, steering=one, coeffs=coeffs)
 
 
 def stream(*, rows: int = B, seed: int = 0, dtype=jnp.float32, scale: float = 1.0) -> jax.Array:
@@ -169,7 +171,7 @@ def test_a_condition_is_asked_of_each_token_before_the_intervention():
     assert 0 < fires.sum() < fires.size
     expected = np.where(fires[..., None], x + 2.0 * exact_vectors()[0], x)
     np.testing.assert_array_equal(applied(x, one), expected)
-    always = steering.rows([one, add(exact_vectors(), coeff=2.0, **EVERYWHERE)])
+    always = batching.rows([one, add(exact_vectors(), coeff=2.0, **EVERYWHERE)])
     np.testing.assert_array_equal(
         applied(x[:1], jax.tree.map(lambda leaf: leaf[B:], always)),
         x[:1] + 2.0 * exact_vectors()[0],
@@ -179,7 +181,7 @@ def test_a_condition_is_asked_of_each_token_before_the_intervention():
 def test_rows_of_different_operations_are_each_alone():
     x = stream(rows=len(OPERATIONS))
     ones = [one_of(name, seed=i, **EVERYWHERE) for i, name in enumerate(OPERATIONS)]
-    together = applied(x, steering.rows(ones))
+    together = applied(x, batching.rows(ones))
     for row, one in enumerate(ones):
         assert relative_error(together[row], applied(x[row : row + 1], one)[0]) <= SAME
 
@@ -259,11 +261,11 @@ def test_nothing_is_compiled_again_when_only_data_changes(small, batch):
     )
     sites = ["mlp_out", "resid_post"]
     for one in (
-        steering.rows([ablate(vectors[:3], layer=0, site=s) for s in (*sites, *sites[:1])]),
-        steering.rows(
+        batching.rows([ablate(vectors[:3], layer=0, site=s) for s in (*sites, *sites[:1])]),
+        batching.rows(
             [ablate(vectors[2:6], layer="all", site=s) for s in (*sites[::-1], *sites)][:3]
         ),
-        steering.rows(
+        batching.rows(
             [
                 clamp(vectors[0], 2.0, layer=1, site=sites[0]),
                 ablate(vectors[1:5], layer=2, coeff=0.5, site=sites[1], scope=holed),
@@ -435,14 +437,14 @@ def test_a_vector_of_another_width_is_refused_while_tracing(small, batch):
         ),
         (lambda: head_vector(V, head=0, config=SMALL), "vector: got width 16, expected head_dim=4"),
         (lambda: head_vector(np.ones(4), head=4, config=SMALL), "head: got 4, expected 0 to 3"),
-        (lambda: steering.rows([]), "steerings: got none"),
-        (lambda: steering.stack([]), "steerings: got none"),
+        (lambda: batching.rows([]), "steerings: got none"),
+        (lambda: batching.stack([]), "steerings: got none"),
         (
-            lambda: steering.rows([one_of("add", layer=0), add(V[:4], layer=0, coeff=1.0)]),
+            lambda: batching.rows([one_of("add", layer=0), add(V[:4], layer=0, coeff=1.0)]),
             r"steerings: got vectors of widths \[4, 16\]",
         ),
         (
-            lambda: steering.stack([one_of("add", layer=0), add(V, layer=[[0], [1]], coeff=1.0)]),
+            lambda: batching.stack([one_of("add", layer=0), add(V, layer=[[0], [1]], coeff=1.0)]),
             r"steerings: got \[1, 2\] rows",
         ),
     ],
@@ -468,7 +470,7 @@ GOOD = add(V, layer=0, coeff=1.0)
         (add(V, layer=0, coeff=[1.0, 2.0]), "got 2 rows, expected 1 or the batch's 3"),
         (add(V, layer=0, coeff=1.0, site="head_out"), "vector: got width 16, expected 32 at head"),
         (
-            steering.rows([GOOD, add(V, layer=0, coeff=1.0, site="head_out"), GOOD]),
+            batching.rows([GOOD, add(V, layer=0, coeff=1.0, site="head_out"), GOOD]),
             "vector: got width 16, expected 32 at head_out",
         ),
         (replace(GOOD, vector=GOOD.vector * np.nan), "vector: got NaN or infinity"),
@@ -509,9 +511,9 @@ def test_one_head_is_steered_where_heads_are_wider_than_the_stream():
 def everywhere(x: jax.Array, one: Steering, thinking: jax.Array) -> list[jax.Array]:
     """`x` after each site of each layer."""
     position = jnp.broadcast_to(jnp.arange(-1, T - 1), x.shape[:2])
-    coeffs = steering.token_coeffs(one, position, jnp.array([3, 1, 4]), thinking)
+    coeffs = steers.token_coeffs(one, position, jnp.array([3, 1, 4]), thinking)
     return [
-        steering.apply(x, site=site, layer=layer, steering=one, coeffs=coeffs)
+        steers.apply(x, site=site, layer=layer, steering=one, coeffs=coeffs)
         for site in SITES[2:]
         for layer in range(2)
     ]
@@ -524,7 +526,7 @@ def test_stacking_changes_nothing():
         when(one_of("clamp", layer=[[0], [1], ["all"]]), V, above=0.0),
         one_of("replace", layer=[[1]] * B, preserve_norm=True, scope=scope.thinking()),
     ]
-    stacked = steering.stack([broadcast_rows(one, B, "steering") for one in ones])
+    stacked = batching.stack([broadcast_rows(one, B, "steering") for one in ones])
     assert stacked.sites == ("attn_out", "resid_mid", "mlp_out", "resid_post")
     thoughts = jnp.arange(B * T).reshape(B, T) % 2 == 0
     for c, one in enumerate(ones):
@@ -539,11 +541,11 @@ def test_a_shorter_schedule_goes_on_as_it_ended():
     short = replace(one_of("add", layer=0), schedule=jnp.array([[1.0, 2.0]]))
     long = one_of("add", layer=0, schedule=np.arange(20.0))
     position, prompt = jnp.arange(12)[None], jnp.array([2])
-    expected = steering.token_coeffs(short, position, prompt).coeff
+    expected = steers.token_coeffs(short, position, prompt).coeff
     assert expected[0, -1] == 2.0
-    together = steering.rows([short, long])
+    together = batching.rows([short, long])
     first = jax.tree.map(lambda x: x[:1], together)
-    np.testing.assert_array_equal(steering.token_coeffs(first, position, prompt).coeff, expected)
+    np.testing.assert_array_equal(steers.token_coeffs(first, position, prompt).coeff, expected)
 
 
 def test_names_of_transformerlens_are_understood():

@@ -26,7 +26,7 @@ from steering_helpers import (
 
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
-from jaxsteer.steering import interventions, scope, steering
+from jaxsteer.steering import batching, interventions, scope
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.interventions import add
 from jaxsteer.steering.scope import Scope
@@ -205,7 +205,7 @@ def all_rows(seed: int = 0) -> list[Steering]:
 def mixes() -> list[Steering]:
     """The same as batches of three rows."""
     ones = all_rows()
-    return [steering.rows(ones[:B]), steering.rows(ones[B:])]
+    return [batching.rows(ones[:B]), batching.rows(ones[B:])]
 
 
 def test_coefficient_0_is_the_unsteered_model_bit_for_bit(small, batch):

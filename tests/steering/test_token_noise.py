@@ -14,7 +14,8 @@ from jaxsteer.analysis.scoring import token_logprobs
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
-from jaxsteer.steering import interventions, scope, steering
+from jaxsteer.steering import batching, checks, interventions, scope
+from jaxsteer.steering import steering as steers
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps.cells import Cell
@@ -36,7 +37,7 @@ def noise(length=1.5, **changed) -> Steering:
 @jax.jit
 def _noise_at(one: Steering, position: jax.Array, row: jax.Array) -> jax.Array:
     none = jnp.zeros(row.shape, jnp.int32)
-    return steering.token_coeffs(one, position, none, row=row).noise
+    return steers.token_coeffs(one, position, none, row=row).noise
 
 
 def drawn(one: Steering, position, row) -> np.ndarray:
@@ -98,8 +99,8 @@ def test_coefficient_0_gives_the_stream_back_bit_for_bit(dtype):
     @jax.jit
     def applied(one: Steering) -> jax.Array:
         position, prompt = jnp.tile(jnp.arange(5), (2, 1)), jnp.array([5, 5])
-        coeffs = steering.token_coeffs(one, position, prompt, row=jnp.arange(2))
-        return steering.apply(x, site="resid_post", layer=1, steering=one, coeffs=coeffs)
+        coeffs = steers.token_coeffs(one, position, prompt, row=jnp.arange(2))
+        return steers.apply(x, site="resid_post", layer=1, steering=one, coeffs=coeffs)
 
     np.testing.assert_array_equal(applied(noise(1e3, coeff=0.0)), x)
     assert (applied(noise(1e3)) != x).any()
@@ -157,8 +158,8 @@ def test_rows_of_a_batch_may_have_noise_or_anything_else(shallow, batch):
         one_of("ablate", layer="all", scope=scope.everywhere()),
         interventions.amplify(layer=[[0, 1]], coeff=0.5, width=D, scope=scope.everywhere()),
     ]
-    together = steering.rows(ones)
-    steering.check_steering(together, shallow.config, rows=B)
+    together = batching.rows(ones)
+    checks.check_steering(together, shallow.config, rows=B)
     row = jnp.array([7, 0, 4])
     found = run(shallow, batch.tokens, mask=batch.mask, steering=together, row=row).logits
     for i in range(B):
@@ -207,13 +208,13 @@ def test_only_a_steering_with_noise_draws_and_others_never_compile_again(shallow
         (lambda: noise(width=2.0), "width: got 2.0, expected an integer"),
         (lambda: interventions.amplify(layer=0, coeff=[[1.0]], width=D), "coeff: got shape"),
         (
-            lambda: steering.check_steering(
+            lambda: checks.check_steering(
                 replace(noise(), layer=jnp.array([[0, 1]])), SHALLOW, rows=1
             ),
             r"steering\.layer: got several for a row with noise",
         ),
         (
-            lambda: steering.token_coeffs(noise(), jnp.zeros((1, 1), int), jnp.zeros(1, int)),
+            lambda: steers.token_coeffs(noise(), jnp.zeros((1, 1), int), jnp.zeros(1, int)),
             "row: got None, expected integer row ids",
         ),
     ],

@@ -10,7 +10,8 @@ import pytest
 from oracle import SHALLOW, random_model, random_rows
 
 from jaxsteer.decoding import memory
-from jaxsteer.decoding.generation import Outcome, decode_step, generate
+from jaxsteer.decoding.generation import decode_step, generate
+from jaxsteer.decoding.results import Outcome
 from jaxsteer.decoding.samplers import sampling
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.llama.attention import cudnn_attention

@@ -29,7 +29,7 @@ from jaxsteer import (
     make_request,
     sampling,
 )
-from jaxsteer.decoding.generation import Generation
+from jaxsteer.decoding.results import Generation
 from jaxsteer.decoding.samplers import greedy
 
 B, G = 3, 8

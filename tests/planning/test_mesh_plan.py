@@ -1,4 +1,4 @@
-"""planning.fit: what fits where, and how long it takes; figures of chips by their names."""
+"""planning.mesh_plan: what fits where, and how long it takes; figures of chips by their names."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.decoding import memory
 from jaxsteer.decoding.memory import program_bytes
 from jaxsteer.planning import chips
-from jaxsteer.planning import fit as plan
+from jaxsteer.planning import mesh_plan as plan
 from jaxsteer.planning.chips import TOPOLOGIES, Chip, Topology, find
-from jaxsteer.planning.fit import SWEEPS, Work, read_config
-from jaxsteer.planning.fit import plan as make
+from jaxsteer.planning.mesh_plan import SWEEPS, Work, read_config
+from jaxsteer.planning.mesh_plan import plan as make
 from jaxsteer.planning.roofline import Machine, step_seconds
 from jaxsteer.sweeps.chunks import chunk_shape
 

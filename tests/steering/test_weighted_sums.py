@@ -1,4 +1,4 @@
-"""jaxsteer.steering.group_sums: what is reduced on the device is what float64 sums give."""
+"""jaxsteer.steering.weighted_sums: what is reduced on the device is what float64 sums give."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxsteer.steering import group_sums as sums
+from jaxsteer.steering import weighted_sums as sums
 
 B, T, D, E, N, G = 3, 11, 8, 5, 4, 3  # N offsets
 SAME = 1e-6  # float32 sums of some 40 numbers, relative to the largest

@@ -1,4 +1,4 @@
-"""decoding.refill: rows that take over each other's slots are the rows of the plain loop."""
+"""queues.refill: rows that take over each other's slots are the rows of the plain loop."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from oracle import SHALLOW, random_model, random_rows
 
 from experiments.benchmarks import refill as benchmark
 from experiments.benchmarks.refill_simulation import cost_of_refill
-from jaxsteer.decoding import refill, slots
 from jaxsteer.decoding.generation import DecodeState, decode_step, run
-from jaxsteer.decoding.refill import generate_queue
 from jaxsteer.decoding.request import Request, make_request
 from jaxsteer.decoding.samplers import Sampling, sample, sampling
-from jaxsteer.decoding.slots import FinishedRow, Occupancy, pool_sizes
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.tokens import TokenBatch, left_pad
+from jaxsteer.queues import refill, slots
+from jaxsteer.queues.refill import generate_queue
+from jaxsteer.queues.slots import FinishedRow, Occupancy, pool_sizes
 from jaxsteer.steering import scope
 from jaxsteer.steering.interventions import add
 from jaxsteer.steering.scope import broadcast_rows

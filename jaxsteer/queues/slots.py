@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.generation import DecodeState, Step, check_read, decode_step, outcome
-from jaxsteer.decoding.kept import Captured, captured_of
-from jaxsteer.decoding.request import Request, map_rows
-from jaxsteer.decoding.samplers import Sampler
+from jaxsteer.decoding import (
+    Captured,
+    DecodeState,
+    Request,
+    Sampler,
+    Step,
+    captured_of,
+    check_read,
+    decode_step,
+    map_rows,
+    outcome,
+)
 from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.stages import fingerprint, locked, run_stage
+from experiments.pipeline.stage_runner import fingerprint, locked, run_stage
 from jaxsteer.files.jsonl import append_rows, read_rows, recover_rows
 
 INPUTS = {"coeffs": [0.5, 1], "prompts": ({"id": "ä"},)}  # a tuple is a list after JSON
@@ -147,7 +147,7 @@ def test_a_killed_process_leaves_its_partial_folder_and_the_next_goes_on_in_it(
     script = f"""
 import os, signal
 from pathlib import Path
-from experiments.pipeline.stages import run_stage
+from experiments.pipeline.stage_runner import run_stage
 from jaxsteer.files import append_rows
 
 def work(folder):
@@ -180,7 +180,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from experiments.pipeline.stages import locked
+from experiments.pipeline.stage_runner import locked
 try:
     with locked(Path(sys.argv[1])):
         print("mine")

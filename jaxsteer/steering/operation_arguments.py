@@ -79,17 +79,17 @@ def own_layers(directions: Any) -> list[int]:
         raise ValueError("layers: got none, expected one for each vector") from None
 
 
-def placed(vectors: Vectors, where: Where) -> Where:
-    """`where`, with the layer and the site of directions where it does not say."""
-    each: Iterable[Any] = vectors if many(vectors) else [vectors]
-    known: list[Located] = [one for one in each if hasattr(one, "vector")]
-    if not known:
+def with_own_layer(vectors: Vectors, where: Where) -> Where:
+    """`where`, completed with the layer and the site of `vectors` that are directions."""
+    each: Iterable[Any] = vectors if is_several(vectors) else [vectors]
+    directions: list[Located] = [one for one in each if hasattr(one, "vector")]
+    if not directions:
         return where
     where = where.copy()
     if "layer" not in where:
-        where["layer"] = _shared("layer", known)
+        where["layer"] = _shared("layer", directions)
     if "site" not in where:
-        where["site"] = _shared("site", known)
+        where["site"] = _shared("site", directions)
     return where
 
 
@@ -113,7 +113,7 @@ def row_count(arrays: dict[str, Any]) -> int:
     return count
 
 
-def numbers(
+def finite_array(
     name: str, value: Vectors, ndim: int, shapes: str, *, at_least: int | None = None
 ) -> np.ndarray:
     """`value` as finite float32 with `ndim` axes after the row axis, which may be missing."""
@@ -128,13 +128,13 @@ def numbers(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: got {type(value).__name__}, expected {shapes}") from error
     if not (jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)):
-        found = f"dtype {array.dtype}" if array.dtype != object else type(value).__name__
-        raise ValueError(f"{name}: got {found}, expected real numbers, {shapes}")
+        got = f"dtype {array.dtype}" if array.dtype != object else type(value).__name__
+        raise ValueError(f"{name}: got {got}, expected real numbers, {shapes}")
     least = ndim if at_least is None else at_least
     if not least <= array.ndim <= ndim + 1 or array.size == 0:
         raise ValueError(f"{name}: got shape {array.shape}, expected {shapes}")
     array = array.reshape((1,) * (ndim + 1 - array.ndim) + array.shape)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+    with np.errstate(over="ignore"):  # numbers too large for float32 are refused below
         array = array.astype(np.float32)
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name}: got NaN or infinity, expected finite numbers in float32")
@@ -142,7 +142,9 @@ def numbers(
 
 
 def int32s(name: str, values: ArrayLike, *, low: int = 0, high: int = 2**31 - 1) -> np.ndarray:
-    """`values` as int32, if all are whole numbers from `low` to `high`: a cast would wrap others.
+    """`values` as int32; raises unless all are whole numbers from `low` to `high`.
+
+    A cast alone would wrap larger numbers.
 
     >>> int32s("offsets", [-13, 4], low=-100).tolist()
     [-13, 4]
@@ -175,31 +177,32 @@ def orthonormal(name: str, directions: np.ndarray) -> np.ndarray:
             "expected linearly independent ones"
         )
     q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None]  # the first one, not its opposite
-    more = power_of_two(R, 1) - R
-    return np.pad(np.swapaxes(q, -1, -2), ((0, 0), (0, more), (0, 0))).astype(np.float32)
+    padding = power_of_two(R, 1) - R
+    return np.pad(np.swapaxes(q, -1, -2), ((0, 0), (0, padding), (0, 0))).astype(np.float32)
 
 
-def layers(layer: Layers) -> np.ndarray:
+def layer_table(layer: Layers) -> np.ndarray:
     """Layers of each row, int32 `[B, A]`, A a power of two."""
     if hasattr(layer, "dtype"):
         layer = np.asarray(layer).tolist()
-    table = [list(row) if many(row) else [row] for row in (layer if many(layer) else [layer])]
-    if not table or not all(table):
+    given = layer if is_several(layer) else [layer]
+    rows = [list(row) if is_several(row) else [row] for row in given]
+    if not rows or not all(rows):
         raise ValueError(f"layer: got {layer!r}, expected at least one a row")
-    numbers = np.full((len(table), power_of_two(max(map(len, table)), 2)), NO_LAYER, np.int32)
-    for i, row in enumerate(table):
-        numbers[i, : len(row)] = [_layer(one) for one in row]
-    return numbers
+    table = np.full((len(rows), power_of_two(max(map(len, rows)), 2)), NO_LAYER, np.int32)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = [_layer(one) for one in row]
+    return table
 
 
 def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
-    """Refuse a flat list of layers that may mean one a row, or several in every row.
+    """Refuse a flat list of layers if it may mean one a row, and also several in every row.
 
-    `vectors` are those given, one a row; `rows` those of the other arguments.
+    `vectors` counts the vectors, one a row; `rows` counts the rows of the other arguments.
     """
     if hasattr(layer, "dtype"):
         layer = np.asarray(layer).tolist()
-    if not many(layer) or any(many(row) for row in layer):
+    if not is_several(layer) or any(is_several(row) for row in layer):
         return
     flat = list(layer)
     if len(flat) < 2 or (vectors == 1 and rows > 1):
@@ -212,7 +215,7 @@ def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
     raise ValueError(f"layer: got [{shown}] for {vectors} vectors, expected {a_row}, or {every}")
 
 
-def many(value: Any) -> TypeGuard[Iterable[Any]]:
+def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
     """Whether `value` is several values, one a row."""
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
@@ -227,7 +230,7 @@ def _layer(layer: Any) -> int:
     return int(layer)
 
 
-def seeds(seed: ArrayLike) -> np.ndarray:
+def seed_array(seed: ArrayLike) -> np.ndarray:
     """One seed, or one a row, as uint32 `[B]`."""
     array = np.atleast_1d(np.asarray(seed))
     if array.dtype.kind not in "iu" or array.ndim != 1 or array.size == 0:

@@ -31,20 +31,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.generation import (
+from jaxsteer.decoding import (
+    Asked,
     DecodeState,
+    Request,
+    Sampler,
     Step,
+    as_request,
+    check_room_for_kept,
+    choose_sampler,
     decode_step,
+    map_rows,
     prefill,
+    row_bytes_kept,
+    shared_or_repeated,
     tell_not_finite,
 )
-from jaxsteer.decoding.kept import row_bytes_kept
-from jaxsteer.decoding.memory import check_room_for_kept
-from jaxsteer.decoding.request import Asked, Request, as_request, map_rows
-from jaxsteer.decoding.samplers import Sampler, choose_sampler
-from jaxsteer.decoding.shared_prompts import shared_or_repeated
-from jaxsteer.decoding.shared_queue import count_groups, run_shared_queue
-from jaxsteer.decoding.slots import (
+from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
+from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
+from jaxsteer.queues.slots import (
     REFILL_SHARE,
     FinishedRow,
     Occupancy,
@@ -54,7 +59,6 @@ from jaxsteer.decoding.slots import (
     pool_sizes,
     read_rows,
 )
-from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
 
 

@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.generation import (
+from jaxsteer.decoding import (
     DecodeState,
+    Request,
+    Sampler,
     Step,
     begin_shared,
+    map_rows,
     new_state,
+    nothing_kept,
     tell_not_finite,
+    thinking_in,
 )
-from jaxsteer.decoding.kept import nothing_kept
-from jaxsteer.decoding.request import Request, map_rows
-from jaxsteer.decoding.samplers import Sampler
-from jaxsteer.decoding.slots import (
+from jaxsteer.llama import Model, TokenBatch, spread_rows
+from jaxsteer.queues.slots import (
     REFILL_SHARE,
     FinishedRow,
     Occupancy,
@@ -35,8 +38,6 @@ from jaxsteer.decoding.slots import (
     pool_sizes,
     read_rows,
 )
-from jaxsteer.decoding.thinking import thinking_in
-from jaxsteer.llama import Model, TokenBatch, spread_rows
 from jaxsteer.runtime import hosts
 
 _ROWS_A_SLOT = 4  # that a slot should hold one after another, or ends of groups leave it idle
