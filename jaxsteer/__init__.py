@@ -32,7 +32,7 @@ Rooms, each of which uses only those above it:
     planning     what fits on which chips
     cli          the command `jaxsteer`
 
-Read `llama.model`, `steering.steering`, `decoding.generation` and `sweeps.chunks`, in this order.
+Read `steering.steering`, `llama.model`, `decoding.generation` and `sweeps.chunks`, in this order.
 """
 
 from jaxsteer import (

@@ -15,6 +15,7 @@ import pytest
 import jaxsteer as js
 from jaxsteer.cli import commands, models, terminal
 from jaxsteer.models import conversion, exporting, verification
+from jaxsteer.planning import mesh_plan
 
 ROOT = Path(__file__).parents[1]
 MODEL = str(ROOT / "weights" / "small" / "reasoning")

@@ -131,6 +131,15 @@ def test_a_room_has_few_files(package: ModuleType) -> None:
     assert len(files) <= MOST_FILES or package.__name__ == "experiments.benchmarks"
 
 
+def test_the_heart_is_read_in_an_hour() -> None:
+    """The files that rooms.md lists, in order: model, steering, generate, sweep."""
+    section = (ROOT / "docs/how/rooms.md").read_text().split("\n## ")[2]
+    assert section.startswith("The heart")
+    heart = [ROOT / "jaxsteer" / name for name in re.findall(r"^\| `(\S+\.py)` ", section, re.M)]
+    assert len(heart) > 10
+    assert sum(len(file.read_text().splitlines()) for file in heart) <= 2500
+
+
 def test_pytorch_is_for_tests_and_comparisons_only() -> None:
     # Imported when asked for: to compare with.
     allowed = {

@@ -42,10 +42,10 @@ from jaxsteer.decoding.request import (
     Asked,
     Request,
     as_request,
-    check_think_tokens,
     make_request,
     map_rows,
 )
+from jaxsteer.decoding.request_checks import check_think_tokens
 from jaxsteer.decoding.results import Generation, Outcome, check_read, tell_not_finite
 from jaxsteer.decoding.samplers import (
     Sampler,

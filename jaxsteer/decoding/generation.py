@@ -225,7 +225,7 @@ def choose_and_append(
     token = sampler(logits, keys(request.sampling, position), request.sampling)
     if token.shape != position.shape or not jnp.issubdtype(token.dtype, jnp.integer):
         raise ValueError(
-            f"sampler: gave {token.dtype} {list(token.shape)}, expected an integer for each of the "
+            f"sampler: got {token.dtype} {list(token.shape)}, expected an integer for each of the "
             f"rows, {list(position.shape)}"
         )
     token = jnp.where(state.done, 0, token)

@@ -1,4 +1,4 @@
-"""Several rows on each prompt: whether they can share what is kept of it."""
+"""Several rows on each prompt: whether they can share its keys and values."""
 
 import warnings
 
@@ -18,9 +18,9 @@ def repeat_prompts(batch: TokenBatch, rows: int) -> TokenBatch:
 
 
 def shared_or_repeated(model: Model, batch: TokenBatch, request: Request) -> TokenBatch:
-    """The prompts of a request's rows: each once, if its rows can share it, or once a row.
+    """The prompts of a request's rows: each once, or repeated for each row if they cannot share it.
 
-    Warns where there are several rows a prompt and they cannot.
+    Warns if the rows of a prompt cannot share it.
     """
     P, B = batch.tokens.shape[0], request.max_tokens.shape[0]
     if P == B:
@@ -46,7 +46,7 @@ def _reach_prefix(request: Request, batch: TokenBatch) -> bool:
 
 @jax.jit
 def reaches_prefix(steering: Steering, batch: TokenBatch) -> jax.Array:
-    """Whether an intervention touches any token of any prompt but the last ones, bool scalar."""
+    """Whether an intervention may touch a prompt before its last token, bool scalar."""
     B, T = batch.tokens.shape
     position = jnp.broadcast_to(jnp.arange(T), (B, T))
     shared = position < batch.lengths[:, None] - 1

@@ -45,5 +45,5 @@ def thinking_in(tokens: jax.Array, mask: jax.Array, think_tokens: jax.Array) -> 
 def still_thinking(
     thinking: jax.Array, last: jax.Array, token: jax.Array, think_tokens: jax.Array
 ) -> jax.Array:
-    """Whether `token` `[B]` is thought, if it follows `last` and `thinking` says so of that."""
+    """Whether `token` `[B]` is thought; it follows `last`, for which `thinking` says the same."""
     return (thinking | (last == think_tokens[:, 0])) & (token != think_tokens[:, 1])

@@ -1,8 +1,8 @@
 """A Llama in Flax NNX whose residual stream can be read and steered at named sites.
 
-Read `Block.__call__` first: the sites stand there in reading order. The modules are built inside
-traced code only; what callers hold is `Model`, a pytree of plain arrays, so that two models of
-one shape share one compiled program and `jax.tree.map` can mix them.
+Read `Block.__call__` first: the sites stand there in reading order. Callers hold a `Model`, a
+pytree of plain arrays, so two models of one shape share one compiled program and `jax.tree.map`
+can mix them. NNX modules exist inside traced code only (`bind`).
 
 Letters: B rows, T query tokens, S key slots, D width, F MLP width, N query heads, K key/value
 heads, H head width, V vocabulary, L layers.
@@ -27,9 +27,9 @@ from jaxsteer.llama.cache import (
     write,
     write_layer,
 )
-from jaxsteer.llama.parameters import family_rows, packed_rows, shape_of
+from jaxsteer.llama.parameters import random_weights
 from jaxsteer.llama.rope import angles, rotate
-from jaxsteer.llama.tokens import TokenBatch, TokenRows, left_pad
+from jaxsteer.llama.tokens import TokenBatch, TokenRows, with_mask
 from jaxsteer.steering import Capture, Steering, as_tuple, check_steering_unless_traced
 from jaxsteer.steering import capture as capturing
 from jaxsteer.steering import steering as steers
@@ -37,7 +37,7 @@ from jaxsteer.steering import steering as steers
 Params = dict[Any, Any]  # nested dict of arrays, layers under their numbers
 # Called with a site's name and the stream there; returns the stream to go on with.
 Tap = Callable[[str, jax.Array], jax.Array]
-# Makes the parameter of a path in the table of `parameters`; None where the model has none there.
+# Makes the parameter of a path in the table of `parameters`; None if the model has none.
 Weight = Callable[[str], Any]
 
 
@@ -97,7 +97,7 @@ class Attention(nnx.Module):
 
     def join(self, heads: jax.Array) -> jax.Array:
         """The output projection of the heads' outputs `[B, T, N · H]`."""
-        # Heads and their widths as one axis, or CPUs would copy the weights in another order.
+        # Heads and their widths are one axis; with two, CPUs would copy the weights.
         o_proj = self.o_proj[...]
         return jnp.einsum("BTI,ID->BTD", heads, o_proj.reshape(-1, o_proj.shape[-1]))
 
@@ -159,13 +159,13 @@ class Head(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The whole network; layers are unrolled (a scan over them is 10 times slower in decode)."""
+    """The whole network. Layers are unrolled: a scan over them decodes 10 times slower."""
 
     def __init__(
         self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool = False
     ):
         self.vocab_size = config.vocab_size
-        weight = _random_weights(config, dtype=dtype, rngs=rngs, packed=packed)
+        weight = random_weights(config, dtype=dtype, rngs=rngs, packed=packed)
         self.embed = Embedding(weight)
         self.layers = nnx.List([Block(config, weight) for _ in range(config.n_layers)])
         self.final_norm = _norm("final_norm", config, weight)
@@ -174,7 +174,7 @@ class Llama(nnx.Module):
     def unembed(self, x: jax.Array) -> jax.Array:
         """Final norm and output projection: `[..., D]` to float32 logits `[..., V]`.
 
-        On a mesh the weight may have rows of padding behind the vocabulary (see `sharding`).
+        On a mesh the weight may be padded beyond the vocabulary (see `sharding`).
         """
         x = self.final_norm(x)
         if self.lm_head is None:
@@ -183,25 +183,6 @@ class Llama(nnx.Module):
             weight, spec = self.lm_head.kernel[...], "...D,DV->...V"
         logits = jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
         return logits[..., : self.vocab_size]
-
-
-def _random_weights(
-    config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool
-) -> Weight:
-    """Makes the parameters that the table has for this config: norms 1, the rest random."""
-    rows = family_rows(config)
-    axes = {row.path: row.axes for row in (packed_rows(rows) if packed else rows)}
-
-    def weight(path: str) -> nnx.Param | None:
-        letters = axes.get(path) or axes.get("layers.{}." + path)
-        if letters is None:
-            return None
-        shape = shape_of(letters, config)
-        if path.endswith("norm.scale"):
-            return nnx.Param(jnp.ones(shape, dtype))
-        return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
-
-    return weight
 
 
 def _norm(path: str, config: LlamaConfig, weight: Weight) -> Any:  # RMSNorm, or None
@@ -214,9 +195,8 @@ def _norm(path: str, config: LlamaConfig, weight: Weight) -> Any:  # RMSNorm, or
 class Model:
     """Weights and shape of a model: a pytree whose leaves are the weights.
 
-    It goes through `jax.jit` and `jax.tree.map` as it is, and through `jax.grad` with
-    `xla_attention`; config and attention are static, so models of one shape share one compiled
-    program.
+    It can be passed to `jax.jit` and `jax.tree.map`, and with `xla_attention` to `jax.grad`. Config
+    and attention are static, so models of one shape share one compiled program.
     """
 
     params: Params
@@ -229,7 +209,7 @@ class Model:
         return self.params["embed"]["embedding"].dtype
 
     def __repr__(self) -> str:
-        """One line without weights; also of a model whose leaves are no arrays (`jax.tree.map`)."""
+        """One line without weights; leaves need not be arrays (`jax.tree.map`)."""
         sizes = [getattr(x, "size", 0) for x in jax.tree.leaves(self.params)]
         dtype = getattr(self.params["embed"]["embedding"], "dtype", None)
         config = self.config
@@ -239,7 +219,7 @@ class Model:
         )
 
     def with_attention(self, attention: AttentionFn) -> "Model":
-        """The same model computing attention with another function (see `attention`)."""
+        """The same model with another attention function (see `attention`)."""
         return replace(self, attention=attention)
 
 
@@ -279,7 +259,7 @@ def abstract_params(config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> Para
 
 
 def from_params(params: Params, config: LlamaConfig) -> Model:
-    """A `Model` with the attention function that suits this machine."""
+    """A `Model` with this machine's default attention function."""
     dtype = params["embed"]["embedding"].dtype
     return Model(params, config, default_attention(dtype, config.head_dim))
 
@@ -316,51 +296,43 @@ def forward(
     last_only: bool = False,
     remat: bool = False,
 ) -> Output:
-    """Run the model over `tokens` `[B, T]`; pure, to be called inside `jax.jit`.
+    """Run the model over `tokens` `[B, T]`; pure, for use in `jax.jit`.
 
     Args:
         model: the weights.
         tokens: int32 `[B, T]`, left-padded; or a batch with its mask, or token ids row by row.
-        mask: bool `[B, T]`, True on real tokens; all real if not given.
-        cache: earlier keys and values; the pass reads them and returns the cache with its own
-            tokens written at the cursor. The caller sees to it that they fit.
+        mask: bool `[B, T]`, True on real tokens; by default all are real.
+        cache: keys and values of earlier tokens. The pass reads them and returns the cache with its
+            own tokens written at the cursor. The caller makes sure that they fit.
         steering: one intervention or several, applied in order.
-        prompt_length: int32 `[B]`, real tokens of each row that are prompt, which anchors the
-            scopes of `steering`; by default all tokens of this pass are prompt.
+        prompt_length: int32 `[B]`, real tokens of each row that are prompt; scopes of `steering`
+            count from it. By default all tokens of this pass are prompt.
         thinking: bool `[B, T]`, which of these tokens lie inside <think>…</think>; needed only by
-            a scope that asks for it.
-        row: integers `[B]`, who each row is wherever it stands in a batch; needed only by noise.
-        capture: what to bring back of the stream, after steering at the same site.
+            scopes that are confined to them.
+        row: integers `[B]` that identify each row in any batch; needed only by noise.
+        capture: what to return of the stream, after steering at the same site.
         last_only: unembed the last position only.
-        remat: under `jax.grad`, keep each block's input alone and run the block again on the way
-            back: a third more work, and memory for the stream instead of all activations.
+        remat: under `jax.grad`, save each block's input only and run the block again in the
+            backward pass: a third more work, and memory for the stream instead of all activations.
 
     Raises:
-        ValueError: for tokens of another shape, a capture that the model does not have, or a
-            steering that is known while tracing and does not fit or could steer nothing. Ids of
-            tokens are not checked.
+        ValueError: for tokens of another shape, a capture of what the model does not have, and a
+            steering that is not traced and does not fit or would steer nothing. Token ids are not
+            checked.
     """
-    if isinstance(tokens, list | tuple):
-        tokens = left_pad(tokens, step=1)
-    if isinstance(tokens, TokenBatch):
-        mask = tokens.mask if mask is None else mask
-        tokens = tokens.tokens
-    if isinstance(tokens, Sequence) or getattr(tokens, "ndim", None) != 2:
-        got = getattr(tokens, "shape", type(tokens).__name__)
-        raise ValueError(f"tokens: got {got}, expected int32 [B, T], or token ids row by row")
+    tokens, mask = with_mask(tokens, mask)
     B, T = tokens.shape
     config = model.config
     if capture is not None:
         capturing.check_capture(capture, config)
     module = bind(model)
-    mask = jnp.ones((B, T), bool) if mask is None else mask
     before: jax.Array | int = 0
     if cache is None:
         start, valid = jnp.zeros((), jnp.int32), mask
     else:
         start, before = cache.cursor, prefix_lengths(cache)
         valid = write(cache.valid, mask, start)
-    # The slot of position 0, [B]: rows are left-padded; before the first slot, in a prefix.
+    # The slot of position 0, [B]: the first real one, or negative if the row goes on from a prefix.
     origin = jnp.argmax(valid, axis=1).astype(jnp.int32) - before
     slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
     position = slot - origin[:, None]  # [B, T], negative on padding

@@ -10,10 +10,12 @@ Where devices share one copy of the weights they split the axes N, K, F and V; D
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
 
 from jaxsteer.config import LlamaConfig
 
@@ -101,6 +103,25 @@ def shape_of(axes: str, config: LlamaConfig) -> tuple[int, ...]:
     }
     groups = re.findall(r"\((\w+)\)|(\w)", axes)
     return tuple(math.prod(sizes[letter] for letter in "".join(group)) for group in groups)
+
+
+def random_weights(
+    config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, packed: bool
+) -> Callable[[str], nnx.Param | None]:
+    """Makes the parameter of a path, or None if the model has none: norms 1, others random."""
+    rows = family_rows(config)
+    axes = {row.path: row.axes for row in (packed_rows(rows) if packed else rows)}
+
+    def weight(path: str) -> nnx.Param | None:
+        letters = axes.get(path) or axes.get("layers.{}." + path)
+        if letters is None:
+            return None
+        shape = shape_of(letters, config)
+        if path.endswith("norm.scale"):
+            return nnx.Param(jnp.ones(shape, dtype))
+        return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+
+    return weight
 
 
 def axes_of(path: ParamPath) -> str:

@@ -87,6 +87,25 @@ def as_batch(batch: TokenBatch | TokenRows) -> TokenBatch:
     return left_pad(batch)
 
 
+def with_mask(
+    tokens: jax.Array | TokenBatch | TokenRows, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens `[B, T]` and their mask, which is all True if none is given.
+
+    Raises:
+        ValueError: for tokens of another shape.
+    """
+    if isinstance(tokens, list | tuple):
+        tokens = left_pad(tokens, step=1)
+    if isinstance(tokens, TokenBatch):
+        mask = tokens.mask if mask is None else mask
+        tokens = tokens.tokens
+    if isinstance(tokens, Sequence) or getattr(tokens, "ndim", None) != 2:
+        got = getattr(tokens, "shape", type(tokens).__name__)
+        raise ValueError(f"tokens: got {got}, expected int32 [B, T], or token ids row by row")
+    return tokens, jnp.ones(tokens.shape, bool) if mask is None else mask
+
+
 def _check_ids(row: Sequence[int], name: str) -> None:
     if isinstance(row, str):
         raise ValueError(f"{name}: got a text, expected token ids: encode it first")

@@ -21,33 +21,27 @@ differentiate, build the steering first and put traced arrays in with
 """
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.steering import scope as scopes
 from jaxsteer.steering.checks import check_noise
 from jaxsteer.steering.operation_arguments import (
     Vectors,
     Where,
-    check_layer_meaning,
+    checked_steering,
     finite_array,
-    is_several,
-    layer_table,
     orthonormal,
-    power_of_two,
     row_count,
     seed_array,
+    whole_number,
     with_own_layer,
 )
-from jaxsteer.steering.scope import Scope, broadcast_rows
-from jaxsteer.steering.sites import SITES, site_index
+from jaxsteer.steering.scope import broadcast_rows
 from jaxsteer.steering.steering import Steering
-
-_SHARED = tuple(Where.__annotations__)
 
 
 def add(vector: Vectors, *, coeff: ArrayLike, **where: Unpack[Where]) -> Steering:
@@ -57,7 +51,7 @@ def add(vector: Vectors, *, coeff: ArrayLike, **where: Unpack[Where]) -> Steerin
     length. 0 changes nothing, bit for bit.
     """
     added = finite_array("vector", vector, 1, "[D] or [B, D]")
-    return _steering(added, coeff, with_own_layer(vector, where))
+    return checked_steering(added, coeff, with_own_layer(vector, where))
 
 
 def ablate(directions: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
@@ -70,7 +64,7 @@ def ablate(directions: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where
     given = finite_array("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
     basis = orthonormal("directions", given)
     vector = np.zeros((len(basis), basis.shape[-1]), np.float32)
-    return _steering(vector, coeff, with_own_layer(directions, where), basis=basis)
+    return checked_steering(vector, coeff, with_own_layer(directions, where), basis=basis)
 
 
 def clamp(
@@ -86,13 +80,13 @@ def clamp(
     wanted = finite_array("value", value, 0, "a number or [B]")
     count = row_count({"direction": unit, "value": wanted})
     vector = np.broadcast_to(wanted[:, None] * unit[:, 0], (count, unit.shape[-1]))
-    return _steering(vector, coeff, with_own_layer(direction, where), basis=unit)
+    return checked_steering(vector, coeff, with_own_layer(direction, where), basis=unit)
 
 
 def replace(vector: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
     """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `coeff` of it."""
     new = finite_array("vector", vector, 1, "[D] or [B, D]")
-    return _steering(new, coeff, with_own_layer(vector, where), erase=np.ones(1, np.float32))
+    return checked_steering(new, coeff, with_own_layer(vector, where), erase=np.ones(1, np.float32))
 
 
 def amplify(
@@ -104,10 +98,11 @@ def amplify(
     the stream, `coeff · length` is added along x, whatever the length of x: as much as `add` adds
     with a vector of this length. `width` is the stream's, D.
     """
-    zero = np.zeros((1, _positive("width", width)), np.float32)
+    zero = np.zeros((1, whole_number("width", width, least=1)), np.float32)
     if length is None:
-        return _steering(zero, coeff, where, erase=-np.ones(1, np.float32))
-    return _steering(zero, coeff, where, along=finite_array("length", length, 0, "a number or [B]"))
+        return checked_steering(zero, coeff, where, erase=-np.ones(1, np.float32))
+    lengths = finite_array("length", length, 0, "a number or [B]")
+    return checked_steering(zero, coeff, where, along=lengths)
 
 
 def noise(
@@ -121,8 +116,8 @@ def noise(
     layers, give each a noise of its own.
     """
     lengths = finite_array("length", length, 0, "a number or [B]")
-    zero = np.zeros((1, _positive("width", width)), np.float32)
-    drawn = _steering(zero, coeff, where, noise=lengths, seed=seed_array(seed))
+    zero = np.zeros((1, whole_number("width", width, least=1)), np.float32)
+    drawn = checked_steering(zero, coeff, where, noise=lengths, seed=seed_array(seed))
     check_noise(lengths, np.asarray(drawn.layer))
     return drawn
 
@@ -171,49 +166,3 @@ def head_vector(vector: ArrayLike, *, head: int, config: LlamaConfig) -> np.ndar
     wide[:, head] = vectors
     flat = wide.reshape(len(vectors), N * H)
     return flat[0] if np.ndim(vector) == 1 else flat
-
-
-def _steering(vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndarray) -> Steering:
-    """Checked arrays brought to one row count; `own` are the operation's optional fields."""
-    if unknown := where.keys() - Where.__annotations__.keys():
-        raise TypeError(f"unexpected argument {min(unknown)!r}, expected {', '.join(_SHARED)}")
-    if "layer" not in where:
-        raise ValueError("layer: got none, expected a layer, or a Direction, which knows its own")
-    site = where.get("site", "resid_post")
-    names: list[Any] = list(site) if is_several(site) else [site]
-    schedule = where.get("schedule", 1.0)
-    steps = finite_array("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
-    scope = where.get("scope")
-    scope = scopes.generated() if scope is None else scope
-    if not isinstance(scope, Scope):
-        raise ValueError(f"scope: got {scope!r}, expected a Scope such as scope.generated()")
-    preserve_norm = where.get("preserve_norm", False)
-    keep = np.atleast_1d(np.asarray(preserve_norm))
-    if keep.dtype != np.bool_ or keep.ndim != 1:
-        raise ValueError(f"preserve_norm: got {preserve_norm!r}, expected a bool or bool [B]")
-    arrays = own | {
-        "vector": vector,
-        "coeff": finite_array("coeff", coeff, 0, "a number or [B]"),
-        "site": np.array([site_index(name) for name in names], np.int32),
-        "schedule": np.pad(
-            steps, ((0, 0), (0, power_of_two(steps.shape[1], 8) - steps.shape[1])), mode="edge"
-        ),
-    }
-    if keep.any():
-        arrays["preserve_norm"] = keep
-    scope = scopes.pad_windows(scope, power_of_two(scope.excluded.shape[1], 2))
-    rows = {"scope": scope.excluded, "preserve_norm": keep}
-    given = "basis" if "basis" in own else "vector"  # what the caller calls vectors
-    others = {name: array for name, array in (arrays | rows).items() if name != given}
-    check_layer_meaning(where["layer"], vectors=len(arrays[given]), rows=row_count(others))
-    arrays["layer"] = layer_table(where["layer"])
-    count = row_count(arrays | rows)
-    wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
-    used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
-    return Steering(**wide, scope=broadcast_rows(scope, count, "scope"), sites=used)
-
-
-def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
-    return int(value)

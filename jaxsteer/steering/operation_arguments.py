@@ -1,6 +1,6 @@
-"""Arguments of interventions as checked arrays with a row axis, in sizes that programs share.
+"""Arguments of operations as checked arrays with a row axis, in sizes that programs share.
 
-Each function raises `ValueError` naming the argument, what was found and what was expected.
+Each function raises `ValueError` naming the argument, what it is and what is expected.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxsteer.steering.scope import Scope
-from jaxsteer.steering.steering import EVERY_LAYER, NO_LAYER
+from jaxsteer.steering import scope as scopes
+from jaxsteer.steering.scope import Scope, broadcast_rows
+from jaxsteer.steering.sites import SITES, site_index
+from jaxsteer.steering.steering import EVERY_LAYER, NO_LAYER, Steering
 
 Layers = int | Literal["all"] | Sequence[Any] | ArrayLike
 
@@ -34,9 +36,9 @@ Vectors = ArrayLike | Located | Sequence[Located]
 
 
 class Where(TypedDict, total=False):
-    """What all operations share: where they act, and how their coefficient goes with the token.
+    """Arguments that all operations share: where they act, and how strongly at which token.
 
-    Each may be one value, for all rows, or have a leading row axis.
+    Each is one value for all rows, or has a leading row axis.
     """
 
     # The block, counted from 0: a number, "all", or `[B, A]`, several of each row. A flat list
@@ -53,6 +55,54 @@ class Where(TypedDict, total=False):
 
 # Of a direction's length: less than this outside the others' span is rounding of float32 input.
 _DEPENDENT = 1e-5
+
+
+def checked_steering(
+    vector: np.ndarray, coeff: ArrayLike, where: Where, **own: np.ndarray
+) -> Steering:
+    """A `Steering` of checked arrays, all with the same rows; `own` are the operation's own fields.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+        TypeError: for an argument that `where` does not have.
+    """
+    if unknown := where.keys() - Where.__annotations__.keys():
+        expected = ", ".join(Where.__annotations__)
+        raise TypeError(f"unexpected argument {min(unknown)!r}, expected {expected}")
+    if "layer" not in where:
+        raise ValueError("layer: got none, expected a layer, or a Direction, which knows its own")
+    site = where.get("site", "resid_post")
+    names: list[Any] = list(site) if is_several(site) else [site]
+    schedule = where.get("schedule", 1.0)
+    steps = finite_array("schedule", schedule, 1, "a number, [G] or [B, G]", at_least=0)
+    scope = where.get("scope")
+    scope = scopes.generated() if scope is None else scope
+    if not isinstance(scope, Scope):
+        raise ValueError(f"scope: got {scope!r}, expected a Scope such as scope.generated()")
+    preserve_norm = where.get("preserve_norm", False)
+    keep = np.atleast_1d(np.asarray(preserve_norm))
+    if keep.dtype != np.bool_ or keep.ndim != 1:
+        raise ValueError(f"preserve_norm: got {preserve_norm!r}, expected a bool or bool [B]")
+    arrays = own | {
+        "vector": vector,
+        "coeff": finite_array("coeff", coeff, 0, "a number or [B]"),
+        "site": np.array([site_index(name) for name in names], np.int32),
+        "schedule": np.pad(
+            steps, ((0, 0), (0, power_of_two(steps.shape[1], 8) - steps.shape[1])), mode="edge"
+        ),
+    }
+    if keep.any():
+        arrays["preserve_norm"] = keep
+    scope = scopes.pad_windows(scope, power_of_two(scope.excluded.shape[1], 2))
+    rows = {"scope": scope.excluded, "preserve_norm": keep}
+    given = "basis" if "basis" in own else "vector"  # what the caller calls vectors
+    others = {name: array for name, array in (arrays | rows).items() if name != given}
+    check_layer_meaning(where["layer"], vectors=len(arrays[given]), rows=row_count(others))
+    arrays["layer"] = layer_table(where["layer"])
+    count = row_count(arrays | rows)
+    wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
+    used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
+    return Steering(**wide, scope=broadcast_rows(scope, count, "scope"), sites=used)
 
 
 def power_of_two(size: int, least: int) -> int:
@@ -238,3 +288,10 @@ def seed_array(seed: ArrayLike) -> np.ndarray:
     if array.min() < 0 or array.max() >= 2**32:
         raise ValueError(f"seed: got {seed!r}, expected 0 to {2**32 - 1}")
     return array.astype(np.uint32)
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """`value`, if it is an integer of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+    return int(value)

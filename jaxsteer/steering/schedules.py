@@ -1,13 +1,15 @@
 """Schedules: how the coefficient changes over generated tokens.
 
-A schedule is any array of factors on the coefficient, float `[G]`: the g-th holds at the g-th
-generated token, the last one from there on, and the first one throughout the prompt, if the scope
-reaches there.
+A schedule is any array of factors on the coefficient, float `[G]`: the g-th factor is for the g-th
+generated token, and the last one for all that follow. The first factor is also that of the prompt,
+if the scope reaches there.
 """
 
 import math
 
 import numpy as np
+
+from jaxsteer.steering.operation_arguments import whole_number
 
 
 def linear_decay(steps: int, *, start: float = 1.0, end: float = 0.0) -> np.ndarray:
@@ -16,7 +18,7 @@ def linear_decay(steps: int, *, start: float = 1.0, end: float = 0.0) -> np.ndar
     >>> linear_decay(4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _check_count("steps", steps, 1)
+    whole_number("steps", steps, least=1)
     _check_factor("start", start)
     _check_factor("end", end)
     return np.linspace(start, end, steps + 1, dtype=np.float32)
@@ -34,21 +36,16 @@ def pulse(
     >>> pulse(1, period=3, steps=6).tolist()
     [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     """
-    _check_count("width", width, 1)
-    _check_count("start", start, 0)
+    whole_number("width", width, least=1)
+    whole_number("start", start, least=0)
     if (period is None) != (steps is None):
         raise ValueError(f"pulse: got period={period} and steps={steps}, expected both or neither")
     if period is None or steps is None:
         period = steps = start + width
-    _check_count("period", period, width)
-    _check_count("steps", steps, 1)
+    whole_number("period", period, least=width)
+    whole_number("steps", steps, least=1)
     token = np.arange(steps + 1) - start
     return ((token >= 0) & (token % period < width) & (token < steps - start)).astype(np.float32)
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
 
 
 def _check_factor(name: str, value: float) -> None:

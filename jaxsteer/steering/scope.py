@@ -22,21 +22,21 @@ Tree = TypeVar("Tree")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scope:
-    """Half-open windows of positions, less the excluded ones. An exclusion always wins.
+    """Half-open windows of positions; excluded windows are subtracted from the others.
 
-    The bounds of a window are `bounds`, counted from the row's first token, or from the end of
-    its prompt where `from_prompt_end` is set. Rows of one batch may differ in all of it.
+    Bounds count from the row's first token, or from the end of its prompt where `from_prompt_end`
+    is set. Rows of one batch may differ in all of it.
     """
 
     bounds: jax.Array  # int32 [B, W, 2]: start and stop of each window
     from_prompt_end: jax.Array  # bool [B, W, 2]
     excluded: jax.Array  # bool [B, W]: the window is cut out instead of added
-    # bool [B, W]: the window holds only inside <think>…</think>. None if that is so for none.
+    # bool [B, W]: the window holds only inside <think>…</think>; None if no window is so confined.
     in_thinking: jax.Array | None = None
 
     @property
     def needs_thinking(self) -> bool:
-        """Whether `covers` has to be told which tokens lie inside <think>…</think>."""
+        """Whether `covers` needs to know which tokens lie inside <think>…</think>."""
         return self.in_thinking is not None
 
     def covers(
@@ -48,7 +48,7 @@ class Scope:
         after the opening one up to, not including, the closing one.
 
         Raises:
-            ValueError: if the scope asks for thinking and `thinking` is None.
+            ValueError: if `needs_thinking` and `thinking` is None.
         """
         bounds = self.bounds + self.from_prompt_end * prompt_length[:, None, None]
         start, stop = bounds[:, None, :, 0], bounds[:, None, :, 1]  # [B, 1, W]
@@ -64,16 +64,15 @@ class Scope:
         return jnp.any(inside & ~cut, axis=-1) & ~jnp.any(inside & cut, axis=-1)
 
     def may_cover(self, position: jax.Array, prompt_length: jax.Array) -> jax.Array:
-        """Like `covers`, wherever <think>…</think> may turn out to be."""
-        found = [
-            self.covers(position, prompt_length, jnp.full(position.shape, thinking))
-            for thinking in (False, True)
-        ]
-        return found[0] | found[1]
+        """Whether each position may be in scope, wherever <think>…</think> turns out to be."""
+        never, always = (jnp.full(position.shape, thinking) for thinking in (False, True))
+        return self.covers(position, prompt_length, never) | self.covers(
+            position, prompt_length, always
+        )
 
     def only_behind(self, prompt_length: int) -> bool:
         """Whether it covers no position of a prompt of that length, but would without a prompt."""
-        with jax.ensure_compile_time_eval():  # also where a program is being traced
+        with jax.ensure_compile_time_eval():  # `forward` asks while it is traced
             lengths = jnp.full(len(self.bounds), prompt_length)
             position = jnp.broadcast_to(jnp.arange(prompt_length), (len(lengths), prompt_length))
             covered = jnp.any(self.may_cover(position, lengths))
@@ -111,12 +110,11 @@ def from_last_prompt_token() -> Scope:
 def window(start: int, stop: int | None = None) -> Scope:
     """Positions from `start` up to, not including, `stop`; without `stop`, to the end.
 
-    Negative numbers count from the prompt's end: `window(-5, -1)` is the prompt's last five
-    tokens but the very last.
+    Negative numbers count from the prompt's end: `window(-5, -1)` is the prompt's last five tokens
+    without the last one.
 
     Raises:
-        ValueError: if both bounds count from the same end and the window is empty, or one is no
-            integer.
+        ValueError: for a bound that is no integer, and for a window that is empty in every row.
     """
     _check_bound("window: start", start)
     if stop is not None:
@@ -129,10 +127,10 @@ def window(start: int, stop: int | None = None) -> Scope:
 
 
 def positions(wanted: ArrayLike) -> Scope:
-    """Exactly these positions, int `[N]` or, for rows that differ, `[B, N]` or a list for each.
+    """Exactly these positions: int `[N]`, or one list a row, `[B, N]` or of unequal lengths.
 
     Negative numbers count from the prompt's end: `positions([3, -1])` is the fourth token and the
-    prompt's last. A number that a row does not reach touches nothing there.
+    prompt's last. A position that a row does not have is ignored.
 
     Raises:
         ValueError: for no positions, or numbers that are not integers.
@@ -153,7 +151,7 @@ def positions(wanted: ArrayLike) -> Scope:
 def mask(covered: ArrayLike) -> Scope:
     """Positions where `covered`, bool `[P]`, `[B, P]` or a list a row, is True; none from P on.
 
-    It is kept as one window for each run of True.
+    Each run of True becomes one window.
 
     Raises:
         ValueError: for another shape or dtype.
@@ -176,20 +174,20 @@ def mask(covered: ArrayLike) -> Scope:
 
 
 def thinking(*, within: Scope | None = None) -> Scope:
-    """Only inside <think>…</think>, and there only what `within` covers, everything if not given.
+    """The positions of `within`, by default all, that lie inside <think>…</think>.
 
-    From the token after the opening one up to, not including, the closing one, be they in the
+    That is from the token after the opening one up to, not including, the closing one, in the
     prompt or generated. `thinking(within=generated())` leaves the prompt alone.
     """
     within = everywhere() if within is None else within
-    # What `within` cuts out stays cut out.
+    # Windows that `within` excludes stay excluded, inside <think>…</think> or not.
     return replace(within, in_thinking=~within.excluded)
 
 
 def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     """Positions that lie in any of `scopes` and in none of `exclude`.
 
-    What one of `scopes` cuts out is cut out of the whole: exclusions always subtract.
+    Positions that one of `scopes` excludes are excluded from the whole union.
 
     Raises:
         ValueError: for no scope, or an excluded scope that itself excludes something.
@@ -211,7 +209,7 @@ def rows(scopes: Sequence[Scope]) -> Scope:
 
 
 def align(scopes: Sequence[Scope]) -> list[Scope]:
-    """The same scopes with equally many windows and the same fields, ready to be stacked.
+    """The scopes with equally many windows and the same fields, so that they can be stacked.
 
     Raises:
         ValueError: for no scope.
@@ -235,7 +233,7 @@ def pad_windows(scope: Scope, windows: int) -> Scope:
 
 
 def _table(rows: Any, fill: Callable[[list[Any]], Any]) -> np.ndarray:
-    """An array of rows; lists of unequal length are filled up with what `fill` gives for each."""
+    """An array of rows; shorter lists are filled up with `fill(row)`."""
     if isinstance(rows, list | tuple) and all(
         isinstance(row, list | tuple) and row for row in rows
     ):

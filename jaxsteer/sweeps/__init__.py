@@ -6,7 +6,8 @@ Uses `runtime`, `files`, `config`, `steering`, `llama`, `decoding`.
 """
 
 from jaxsteer.sweeps.cells import Cell, grid, stack_cells
-from jaxsteer.sweeps.chunks import CellResult, chunk_shape, sweep
+from jaxsteer.sweeps.chunk_sizes import chunk_shape
+from jaxsteer.sweeps.chunks import CellResult, sweep
 from jaxsteer.sweeps.fingerprints import tree_print, weights_print
 from jaxsteer.sweeps.sweep_file import sweep_to_file
 

@@ -200,7 +200,7 @@ def test_sampler_and_step_can_be_swapped(shallow, batch):
     [lambda logits, keys, params: jnp.argmax(logits), lambda logits, keys, params: logits[:, 0]],
 )
 def test_a_sampler_that_gives_no_token_a_row_is_named(shallow, batch, wrong):
-    with pytest.raises(ValueError, match=r"sampler: gave .*, expected an integer for each"):
+    with pytest.raises(ValueError, match=r"sampler: got .*, expected an integer for each"):
         generate(shallow, batch, max_new_tokens=4, sampler=wrong)
 
 

@@ -19,7 +19,7 @@ from jaxsteer.planning.chips import TOPOLOGIES, Chip, Topology, find
 from jaxsteer.planning.mesh_plan import SWEEPS, Work, read_config
 from jaxsteer.planning.mesh_plan import plan as make
 from jaxsteer.planning.roofline import Machine, step_seconds
-from jaxsteer.sweeps.chunks import chunk_shape
+from jaxsteer.sweeps.chunk_sizes import chunk_shape
 
 LLAMA_8B = LlamaConfig.llama31_8b()
 LAYERS = 2  # are enough where only shapes are counted

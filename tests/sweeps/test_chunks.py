@@ -299,8 +299,8 @@ def test_all_hosts_know_before_a_chunk_begins_that_one_has_no_room(
     told = []
     monkeypatch.setattr(sweeping.hosts, "any_of", lambda no: told.append(no) or no or elsewhere)
     monkeypatch.setattr(sweeping, "has_room", lambda program, model: room)
-    with pytest.raises(sweeping._NoRoom, match=reason):
-        sweeping._agree_on_room(Lowered, shallow)
+    with pytest.raises(sweeping.NoRoom, match=reason):
+        sweeping.agree_on_room(Lowered, shallow)
     assert told == [not elsewhere]
 
 
@@ -311,7 +311,7 @@ def test_a_host_that_runs_out_of_memory_alone_ends(shallow, batch, cells, monkey
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes")
 
     monkeypatch.setattr(sweeping.hosts, "several", lambda: True)
-    monkeypatch.setattr(sweeping, "_agree_on_room", lambda lower, model: None)
+    monkeypatch.setattr(sweeping, "agree_on_room", lambda lower, model: None)
     monkeypatch.setattr(sweeping.hosts, "gather", lambda tree: jax.device_get(tree))
     monkeypatch.setattr(sweeping, "usable_bytes", lambda model: 10**9)
     monkeypatch.setattr(sweeping, "_run_cells", full)
