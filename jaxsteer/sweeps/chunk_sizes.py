@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from jaxsteer.decoding import has_room, is_out_of_memory
+from jaxsteer.decoding import has_room, is_out_of_memory, sweep_bytes, usable_bytes
 from jaxsteer.llama import Model, mesh_sizes
 from jaxsteer.runtime import hosts
 
@@ -38,6 +39,12 @@ def _shapes(cells: int, prompts: int, data: int) -> list[tuple[int, int]]:
     step = 1 if prompts % data == 0 else data
     shapes = [(share(cells, n, step), prompts) for n in range(1, cells + 1)]
     return shapes + [(1, share(prompts, n, data)) for n in range(2, prompts + 1)]
+
+
+def in_memory(model: Model, **sizes: Any) -> Fits:
+    """Chunks fit that take no more bytes than may be used; `sizes` are those of `sweep_bytes`."""
+    usable = usable_bytes(model)
+    return lambda C, B: sweep_bytes(model, cells=C, prompts=B, **sizes) <= usable
 
 
 def at_most(rows: int) -> Fits:

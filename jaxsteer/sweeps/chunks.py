@@ -32,15 +32,20 @@ from jaxsteer.decoding import (
     outcome,
     reaches_prefix,
     row_bytes_kept,
-    sweep_bytes,
     tell_not_finite,
-    usable_bytes,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps.cells import Cell, check_cells, stack_cells
-from jaxsteer.sweeps.chunk_sizes import NoRoom, agree_on_room, at_most, chunk_shape, smaller_chunk
+from jaxsteer.sweeps.chunk_sizes import (
+    NoRoom,
+    agree_on_room,
+    at_most,
+    chunk_shape,
+    in_memory,
+    smaller_chunk,
+)
 from jaxsteer.sweeps.vmapped_cells import run_cells
 
 
@@ -162,40 +167,21 @@ def _planned(
     steer_prompt = any(np.any(reaches(one, batch)) for one in steering)
     steer_prompt |= request.keeping is not None and request.keeping.prompt_slots > 0
     prompts, length = batch.tokens.shape
-    usable, kept = usable_bytes(model), row_bytes_kept(request.keeping, model)
-
-    def by_calculation(C: int, B: int) -> bool:
-        needed = sweep_bytes(
-            model,
-            cells=C,
-            prompts=B,
-            prompt_length=length,
-            new_tokens=request.max_new_tokens,
-            steer_prompt=steer_prompt,
-            kept=kept,
-        )
-        return needed <= usable
-
-    fits = by_calculation if rows_per_chunk is None else at_most(rows_per_chunk)
+    sizes = {
+        "prompt_length": length,
+        "new_tokens": request.max_new_tokens,
+        "kept": row_bytes_kept(request.keeping, model),
+    }
+    if rows_per_chunk is None:
+        fits = in_memory(model, steer_prompt=steer_prompt, **sizes)
+    else:
+        fits = at_most(rows_per_chunk)
     data, _ = mesh_sizes(model)
     C, B = chunk_shape(len(cells), prompts, fits, data)
-    check_room_for_kept(
-        model,
-        rows=C * B,
-        prompts=B if C > 1 and not steer_prompt else None,
-        prompt_length=length,
-        new_tokens=request.max_new_tokens,
-        kept=kept,
-    )
-    return _Plan(
-        model,
-        cells,
-        batch,
-        request,
-        steering,
-        options={"steer_prompt": steer_prompt, **options},
-        shape=(C, B),
-    )
+    shared = B if C > 1 and not steer_prompt else None
+    check_room_for_kept(model, rows=C * B, prompts=shared, **sizes)
+    options = {"steer_prompt": steer_prompt, **options}
+    return _Plan(model, cells, batch, request, steering, options, shape=(C, B))
 
 
 def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:

@@ -19,6 +19,7 @@ from jaxsteer.llama.tokens import left_pad
 from jaxsteer.steering import scope
 from jaxsteer.steering.interventions import ablate, add, clamp, when
 from jaxsteer.steering.interventions import replace as replaced
+from jaxsteer.sweeps import chunk_sizes
 from jaxsteer.sweeps import chunks as sweeping
 from jaxsteer.sweeps.cells import Cell, grid
 from jaxsteer.sweeps.chunks import CellResult, sweep
@@ -313,7 +314,7 @@ def test_a_host_that_runs_out_of_memory_alone_ends(shallow, batch, cells, monkey
     monkeypatch.setattr(sweeping.hosts, "several", lambda: True)
     monkeypatch.setattr(sweeping, "agree_on_room", lambda lower, model: None)
     monkeypatch.setattr(sweeping.hosts, "gather", lambda tree: jax.device_get(tree))
-    monkeypatch.setattr(sweeping, "usable_bytes", lambda model: 10**9)
+    monkeypatch.setattr(chunk_sizes, "usable_bytes", lambda model: 10**9)
     monkeypatch.setattr(sweeping, "_run_cells", full)
     with pytest.raises(MemoryError, match=r"of this host; start again with fewer rows_per_chunk"):
         next(sweep(shallow, batch, cells, max_new_tokens=G))
@@ -341,7 +342,7 @@ def test_chunks_are_as_large_as_the_memory_allows(shallow, batch, cells, monkeyp
     def shape(room: int, prompt_rows: int, *, shared: bool = False, **options) -> tuple[int, int]:
         asked = {"rows": room, "prompt_rows": prompt_rows, "prompt_length": 9, "new_tokens": G}
         usable = memory.program_bytes(shallow, shared=shared, **asked)
-        monkeypatch.setattr(sweeping, "usable_bytes", lambda model: usable)
+        monkeypatch.setattr(chunk_sizes, "usable_bytes", lambda model: usable)
         collect(shallow, batch, **options)
         return shapes[-1]
 
