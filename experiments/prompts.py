@@ -61,13 +61,14 @@ def make_prompts(*, per_kind: int = 30, held_out: int = 2, seed: int = 0) -> lis
         texts: set[str] = set()
         chosen: list[Problem] = []
         for i in range(per_kind):
-            found = _new(rng, templates[i % len(templates)], texts)
-            if found.answer != found.check:
+            problem = _new(rng, templates[i % len(templates)], texts)
+            if problem.answer != problem.check:
                 raise ValueError(
-                    f"{kind}: answer {found.answer}, its check finds {found.check}: {found.text}"
+                    f"{kind}: answer {problem.answer}, its check finds {problem.check}: "
+                    f"{problem.text}"
                 )
-            texts.add(found.text)
-            chosen.append(found)
+            texts.add(problem.text)
+            chosen.append(problem)
         held = set(rng.sample(range(per_kind), held_out))
         rows += [
             {
@@ -96,9 +97,9 @@ def prompts_file(rows: Sequence[Mapping[str, str]]) -> bytes:
 def _new(rng: random.Random, template: Template, texts: set[str]) -> Problem:
     """A problem whose text is not in `texts`."""
     for _ in range(_TRIES):
-        found = template(rng)
-        if found.text not in texts:
-            return found
+        problem = template(rng)
+        if problem.text not in texts:
+            return problem
     raise ValueError(f"per_kind: {template.__name__} has no more different problems")
 
 

@@ -283,8 +283,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder of folders with config.json")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models alone")
     args = parser.parse_args(argv)
-    found = [args.folder] if (args.folder / "config.json").is_file() else args.folder.iterdir()
-    models = sorted(path for path in found if (path / "config.json").is_file())
+    folders = [args.folder] if (args.folder / "config.json").is_file() else args.folder.iterdir()
+    models = sorted(path for path in folders if (path / "config.json").is_file())
     if args.only:
         if missing := set(args.only) - {path.name for path in models}:
             raise FileNotFoundError(f"{args.folder}: no model {', '.join(sorted(missing))}")

@@ -109,14 +109,14 @@ def check_directions(path: Path, *, expected: float) -> Report:
     if missing := {"base.union", "reasoning.union"} - set(directions):
         return Report([], [f"{path.name}: no {sorted(missing)[0]}"])
     base, reasoning = directions["base.union"], directions["reasoning.union"]
-    found = cosine(base, reasoning)
+    similarity = cosine(base, reasoning)
     lines = [
         f"directions: {len(directions)}, layer {base.layer}, {base.site}, width {base.width}; "
         f"norms of the unions: base {base.norm:.3f}, reasoning {reasoning.norm:.3f}",
-        f"cosine of base.union and reasoning.union: {found:.4f}",
+        f"cosine of base.union and reasoning.union: {similarity:.4f}",
     ]
-    if abs(found - expected) > 5e-5:
-        return Report(lines, [f"{path.name}: cosine {found:.6f}, expected {expected}"])
+    if abs(similarity - expected) > 5e-5:
+        return Report(lines, [f"{path.name}: cosine {similarity:.6f}, expected {expected}"])
     return Report(lines, [])
 
 

@@ -60,8 +60,8 @@ def _work(args: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> None:
         print(f"\n{seed}:")
         with locked(run.out):
             reproduce(run)
-    found = hosts.from_writer(lambda: str(write_seeds(args.out, list(runs))))
-    print(f"Claims over seeds:  {found}")
+    summary = hosts.from_writer(lambda: str(write_seeds(args.out, list(runs))))
+    print(f"Claims over seeds:  {summary}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,9 +52,9 @@ def fetch(folder: Path) -> Path:
 
 
 def _check(file: Path, expected: str) -> None:
-    found = sha256(file)
-    if found != expected:
-        raise ValueError(f"{file.name}: SHA-256: got {found}, expected {expected}")
+    got = sha256(file)
+    if got != expected:
+        raise ValueError(f"{file.name}: SHA-256: got {got}, expected {expected}")
 
 
 @guarded("smollm2")

@@ -221,11 +221,11 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     """Refuse to mix two runs in one folder; note the settings of a new one."""
     path = out / "run.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        recorded = json.loads(path.read_text())
         other = [
-            f"{name}: got {found.get(name)}, expected {wanted.get(name)}"
-            for name in sorted(found.keys() | wanted.keys())
-            if found.get(name) != wanted.get(name)
+            f"{name}: got {recorded.get(name)}, expected {wanted.get(name)}"
+            for name in sorted(recorded.keys() | wanted.keys())
+            if recorded.get(name) != wanted.get(name)
         ]
         if other:
             raise ValueError(f"{out} holds a run with other settings: " + "; ".join(other))

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         Text(list(trace.tokens), trace.prompt_length, list(trace.starts[1:]))
         for trace in traces[: args.sensitivity_texts]
     ]
-    found = {
+    times = {
         "lens": timed(lambda: lens(model, vectors, range(8))),
         "projections": timed(
             lambda: list(project_texts(model, texts, drawn, [layer] * DIRECTIONS))
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         ),
     }
-    again = found["projections"]["again_s"]
+    again = times["projections"]["again_s"]
     sizes = {
         "preset": args.preset,
         "texts": args.texts,
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         "sensitivity_cells": args.sensitivity_layers * COLUMNS,
         "sensitivity_texts": args.sensitivity_texts,
     }
-    print(json.dumps(sizes | found))
+    print(json.dumps(sizes | times))
     return 0
 
 

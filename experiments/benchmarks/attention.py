@@ -69,12 +69,12 @@ def relative_error(case: Case, *, rows: int = 8, slots: int = 512) -> float:
 
         return jax.jit(jax.vmap(one) if case.cells else one)
 
-    found = over_cells(cudnn_attention, *shared)(q, k, v).astype(jnp.float32)
+    got = over_cells(cudnn_attention, *shared)(q, k, v).astype(jnp.float32)
     with jax.default_matmul_precision("highest"):
         wide = [x.astype(jnp.float32) for x in (q, k, v, *shared)]
         expected = over_cells(xla_attention, *wide[3:])(*wide[:3])
     real = (case.start + jnp.arange(case.queries) >= padding[:, None])[..., None, None]
-    error = jnp.where(real, jnp.abs(found - expected), 0.0).max()
+    error = jnp.where(real, jnp.abs(got - expected), 0.0).max()
     return float(error / jnp.abs(expected).max())
 
 

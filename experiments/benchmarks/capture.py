@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     spent = {name: one * args.batches for name, one in spent.items()}
     spent["pipeline"] = pipeline_seconds(model, traces)
     operations = prefill_operations(model, rows=count, prompt=args.length)
-    found = {
+    figures = {
         name: {
             "tokens_per_s": round(count * args.length / one),
             "share_of_matrix_rate": round(operations / one / rate, 3),
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         "matrix_TFLOP_s": round(rate / 1e12, 1),
         "peak_GB": peak_GB(),
     }
-    print(json.dumps(sizes | found))
+    print(json.dumps(sizes | figures))
     return 0
 
 

@@ -155,11 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     same = True
     for rows in args.rows:
         sizes = {"rows": rows, "prompt": args.prompt, "steps": args.steps}
-        found = compare(model, twin, layer=LAYER, repeats=args.repeats, **sizes)
+        figures = compare(model, twin, layer=LAYER, repeats=args.repeats, **sizes)
         floor = least_ms(model, machine, **sizes)
-        found |= {"floor_ms": floor, "at_most": found["transformers_ms"] / floor}
-        print(json.dumps(found), flush=True)
-        same &= found["same_tokens"]
+        figures |= {"floor_ms": floor, "at_most": figures["transformers_ms"] / floor}
+        print(json.dumps(figures), flush=True)
+        same &= figures["same_tokens"]
     large = replace(model.config, vocab_size=args.vocabulary)
     steps = max(1, args.steps // 4)
     sizes = {"rows": max(args.rows), "prompt": args.prompt, "steps": steps}

@@ -141,19 +141,19 @@ def main(argv: list[str] | None = None) -> int:
         for name, options in variants(config, rows).items():
             if args.only and not name.startswith(tuple(args.only)):
                 continue
-            found = time_case(model, batch, steps=steps, options=options, repeats=args.repeats)
-            found |= {
-                "tokens_per_s": rows / found["step_ms"] * 1e3,
+            figures = time_case(model, batch, steps=steps, options=options, repeats=args.repeats)
+            figures |= {
+                "tokens_per_s": rows / figures["step_ms"] * 1e3,
                 "floor_ms": floor_ms,
-                "ratio": found["step_ms"] / floor_ms,
-                "prefill_share_of_rate": operations / found["prefill_s"] / machine.rate,
+                "ratio": figures["step_ms"] / floor_ms,
+                "prefill_share_of_rate": operations / figures["prefill_s"] / machine.rate,
             }
-            greedy_ms = found["step_ms"] if name == "greedy" else greedy_ms
+            greedy_ms = figures["step_ms"] if name == "greedy" else greedy_ms
             if "capture" in options and greedy_ms is not None:
-                found["added_share"] = found["step_ms"] / greedy_ms - 1
-            found["peak_GB"] = peak_GB() or 0.0
+                figures["added_share"] = figures["step_ms"] / greedy_ms - 1
+            figures["peak_GB"] = peak_GB() or 0.0
             labels = {"rows": rows, "prompt": prompt, "steps": steps, "case": name}
-            say(labels | found)
+            say(labels | figures)
     return 0
 
 

@@ -124,8 +124,8 @@ def _scaled(tensor: hf.Tensor, x: np.ndarray, start: int) -> np.ndarray:
 
 def _biases(start: int, count: int) -> np.ndarray:
     """What the head adds to the logits of ids from `start`."""
-    found = np.zeros(count)
+    biases = np.zeros(count)
     for word, token in vocabulary().items():
         if start <= token < start + count and (word not in SPECIAL or word == EOS):
-            found[token - start] = _WORD_BIAS + _BIAS.get(word, 0.0)
-    return found
+            biases[token - start] = _WORD_BIAS + _BIAS.get(word, 0.0)
+    return biases

@@ -207,14 +207,14 @@ def measured(stage: str, argv: list[str], folder: Path) -> dict[str, Any]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise ValueError(f"{stage}: ended with {process.returncode}")
-    found = json.loads(result.read_bytes())
+    result_of_stage = json.loads(result.read_bytes())
     result.unlink()
     return {
         "stage": stage,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_GB": round(usage.ru_maxrss * 1024 / 1e9, 2),
         "disk_GB": round(used(folder) / 1e9, 2),
-        **found,
+        **result_of_stage,
     }
 
 
@@ -236,11 +236,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.inside.startswith("convert"):
             without_torch()  # as the command does
         try:
-            found = run_stage(args.inside, args)
+            figures = run_stage(args.inside, args)
         except (ValueError, OSError) as error:
             print(f"full_size: {args.inside}: {error}", file=sys.stderr)
             return 1
-        (args.folder / f".{args.inside}.json").write_text(json.dumps(found))
+        (args.folder / f".{args.inside}.json").write_text(json.dumps(figures))
         return 0
     records = args.folder / _RECORDS
     done = {row["stage"] for row in recover_rows(records)}

@@ -26,8 +26,8 @@ class Operation:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of what it gives: several where that is a tuple."""
-        found = _ARRAY.findall(self.gives)
-        return [tuple(int(n) for n in sizes.split(",") if n) for sizes in found]
+        arrays = _ARRAY.findall(self.gives)
+        return [tuple(int(n) for n in sizes.split(",") if n) for sizes in arrays]
 
 
 @dataclass
@@ -40,25 +40,25 @@ class Computation:
 
 def computations(text: str) -> dict[str, Computation]:
     """Every computation of a program, by its name."""
-    found: dict[str, Computation] = {}
+    by_name: dict[str, Computation] = {}
     current = Computation()
     for line in text.splitlines():
         if begun := _COMPUTATION.match(line):
-            current = found.setdefault(begun[1], Computation())
+            current = by_name.setdefault(begun[1], Computation())
         elif match := _OPERATION.match(line):
             operation = Operation(match[3], match[2], tuple(_CALLED.findall(line)))
             current.operations.append(operation)
             current.root = operation if match[1] else current.root
-    return found
+    return by_name
 
 
 def loops(text: str) -> list[list[Operation]]:
     """What each `while` repeats, in the program's order; fusions are one operation each."""
-    found = computations(text)
+    by_name = computations(text)
 
     def inside(name: str) -> list[Operation]:
         operations = []
-        for one in found[name].operations:
+        for one in by_name[name].operations:
             operations.append(one)
             if one.kind in ("call", "conditional"):
                 operations += [each for called in one.called for each in inside(called)]
@@ -66,7 +66,7 @@ def loops(text: str) -> list[list[Operation]]:
 
     return [
         [each for name in one.called for each in inside(name)]
-        for computation in found.values()
+        for computation in by_name.values()
         for one in computation.operations
         if one.kind == "while"
     ]
@@ -84,7 +84,7 @@ def rewritten(text: str, loop: list[Operation], *, elements: int) -> Counter[str
     Their update in place is left out, and so is reading them into a chip's fast memory; writing
     them back from there is "written back".
     """
-    found = computations(text)
+    by_name = computations(text)
 
     def writes(one: Operation) -> str | None:
         if not one.shapes or math.prod(one.shapes[0]) < elements or one.kind in _IN_PLACE:
@@ -94,7 +94,7 @@ def rewritten(text: str, loop: list[Operation], *, elements: int) -> Counter[str
         if one.kind == "copy-start":
             return None
         if one.kind == "fusion":
-            root = found[one.called[0]].root
+            root = by_name[one.called[0]].root
             return None if root is None or root.kind in _IN_PLACE else f"fusion of {root.kind}"
         return one.kind
 

@@ -128,7 +128,7 @@ def _times(
 
 def measure(model: Model, machine: Machine, every: list[Case]) -> Iterator[dict[str, Any]]:
     """A line a case, and how they compare."""
-    found: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    by_case: dict[tuple[int, int, bool], dict[str, Any]] = {}
     todo = list(every)
     while todo:
         case = todo.pop(0)
@@ -148,10 +148,10 @@ def measure(model: Model, machine: Machine, every: list[Case]) -> Iterator[dict[
                 half = case.rows // 2
                 todo[:0] = [Case(half, case.prompt, case.steps, shared) for shared in (True, False)]
             continue
-        found[case.rows, case.prompt, case.shared] = line
+        by_case[case.rows, case.prompt, case.shared] = line
         yield labels | line
-    for (rows, prompt, shared), private in found.items():
-        if not shared and (ours := found.get((rows, prompt, True))):
+    for (rows, prompt, shared), private in by_case.items():
+        if not shared and (ours := by_case.get((rows, prompt, True))):
             yield {
                 "case": "compared",
                 "rows": rows,
@@ -185,9 +185,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(figures: dict[str, Any]) -> str:
     return json.dumps(
-        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
     )
 
 

@@ -86,9 +86,9 @@ def measure(model: Model, lengths: Sequence[int], *, slots: int, prompt: int) ->
             sampler=sample,
             occupancy=spent,
         )
-        found = list(queue)
+        finished = list(queue)
         refill_s = time.perf_counter() - started
-    same = sum(row.tokens == expected[row.index] for row in found)
+    same = sum(row.tokens == expected[row.index] for row in finished)
     return {
         "device": jax.devices()[0].device_kind,
         "prompts": len(lengths),

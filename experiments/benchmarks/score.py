@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     tokens = args.texts * args.length
     heads = 2 * (tokens - args.texts) * config.vocab_size * config.d_model  # of all tokens
     operations = prefill_operations(model, rows=args.texts, prompt=args.length) + heads
-    found = {
+    figures = {
         "texts": args.texts,
         "length": args.length,
         "rows": rows,
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "matrix_TFLOP_s": round(rate / 1e12, 1),
         "peak_GB": peak_GB(),
     }
-    print(json.dumps(found))
+    print(json.dumps(figures))
     return 0
 
 

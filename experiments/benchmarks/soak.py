@@ -183,8 +183,8 @@ def summary(rows: list[dict[str, Any]], *, kills: int, lanes: int) -> dict[str, 
     }
 
 
-def _without_numbers(found: Iterator[str]) -> dict[str, int]:
-    return dict(Counter("rows" if text.endswith(" rows") else text for text in found).most_common())
+def _without_numbers(texts: Iterator[str]) -> dict[str, int]:
+    return dict(Counter("rows" if text.endswith(" rows") else text for text in texts).most_common())
 
 
 def _cores(lanes: int) -> list[frozenset[int] | None]:
@@ -242,10 +242,10 @@ def main(argv: list[str] | None = None) -> int:
     except Lost as error:
         print(f"LOST: {error}", file=sys.stderr)
         return 1
-    found = {name: summary(rows[name], kills=args.kills, lanes=args.lanes) for name in names}
+    summaries = {name: summary(rows[name], kills=args.kills, lanes=args.lanes) for name in names}
     for name in names:
-        say({"what": name, **found[name]})
-    complete = all(one["complete"] for one in found.values())
+        say({"what": name, **summaries[name]})
+    complete = all(one["complete"] for one in summaries.values())
     say({"lanes": args.lanes, "minutes": round(minutes(), 1), "lost": 0, "complete": complete})
     if not complete:
         print(f"{args.minutes} minutes were over before all of it was done", file=sys.stderr)

@@ -92,11 +92,11 @@ def _convert_job(
         if ended.code == 0 and "written" in ended.said and "written" not in ended.said_before:
             raise Lost("SIGTERM was not heeded: it went on to the end")
         allowed = {"dst"} if clean else {"dst", ".dst.building"}
-        found = target
+        place = target
         if attempt % 2 and "dst" not in names and ".dst.old" in names:
-            found = work / ".dst.old"  # killed between two renames; the next run puts it back
+            place = work / ".dst.old"  # killed between two renames; the next run puts it back
             allowed = {".dst.old", ".dst.building"}
-        if ended.code < 0 and attempt % 2 and found == target:
+        if ended.code < 0 and attempt % 2 and place == target:
             allowed |= {".dst.old", ".dst.removing"}  # killed while it removed the old one
         if remains[0] and ended.code != 0:
             allowed.add(".dst.removing")
@@ -104,17 +104,17 @@ def _convert_job(
             raise Lost(f"left behind: {sorted(names - allowed)}")
         if any(sha256(file) != one for file, one in hashes.items()):
             raise Lost("the source has changed")
-        if found.name not in names:
+        if place.name not in names:
             if attempt % 2:
                 raise Lost("the checkpoint that was there is gone")
             return "nothing" if ".dst.building" not in names else "nothing but a half-built one"
         try:
-            which = prints.index(_weights_print(found))
+            which = prints.index(_weights_print(place))
         except ValueError as error:
-            raise Lost(f"{found}: {error}") from None
+            raise Lost(f"{place}: {error}") from None
         if which == 1 and not attempt % 2:
             raise Lost("a checkpoint of nowhere")
-        return ("the new one" if which == 0 else "the old one") + f", whole ({found.name})"
+        return ("the new one" if which == 0 else "the old one") + f", whole ({place.name})"
 
     def argv(attempt: int) -> list[str]:
         options = ["--overwrite"] if attempt % 2 else []

@@ -199,14 +199,14 @@ def _whole_rows(file: Path) -> list[str]:
 
 def _texts(out: Path) -> dict[str, list[str]]:
     """What was generated, without what a program compiled anew may round differently."""
-    found = {}
+    by_run = {}
     for file in sorted([*out.glob("rollouts/traces.jsonl"), *out.glob("sweep-*/*.jsonl")]):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         keys = ("id", "source", "coeff", "prompt", "text")
-        found[file.parent.name] = sorted(
+        by_run[file.parent.name] = sorted(
             json.dumps({k: row[k] for k in keys if k in row}) for row in rows
         )
-    return found
+    return by_run
 
 
 def _names(out: Path) -> set[str]:

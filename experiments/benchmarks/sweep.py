@@ -104,7 +104,7 @@ def time_steps(
     for name in programs:
         first, whole = (min(times[name] for times in spent[limit]) for limit in (1, steps + 1))
         step_ms[name] = (whole - first) / steps * 1e3
-        found = {
+        figures = {
             "case": name,
             "rows": C * B,
             "prompt": work.prompt_length,
@@ -116,8 +116,8 @@ def time_steps(
             **compiled[name],
         }
         if name == "vmapped":
-            found["ratio_to_rows"] = step_ms["vmapped"] / step_ms["rows"]
-        yield found | _memory()
+            figures["ratio_to_rows"] = step_ms["vmapped"] / step_ms["rows"]
+        yield figures | _memory()
 
 
 def time_figure(
@@ -189,9 +189,9 @@ def measure(work: Work, *, steps: int, repeats: int) -> Iterator[dict[str, Any]]
     yield from time_steps(model, work, machine, steps=steps, repeats=repeats)
 
 
-def compare(found: list[dict[str, Any]]) -> dict[str, Any]:
+def compare(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """How many times faster jaxsteer made the figure, from both engines' lines."""
-    cases = {line["case"]: line for line in found if "case" in line}
+    cases = {line["case"]: line for line in lines if "case" in line}
     ours, theirs = cases["figure 3"], cases["sweep, transformers with a hook"]
     extrapolated = "seconds_extrapolated" in theirs
     seconds = theirs["seconds_extrapolated" if extrapolated else "seconds"]
@@ -234,12 +234,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.engine == "both":
         given = sys.argv[1:] if argv is None else argv
-        found = []
+        printed = []
         for engine in ("jaxsteer", "transformers"):
             for text in _child([*given, "--engine", engine]):
                 print(text, end="", flush=True)
-                found.append(json.loads(text))
-        say(compare(found))
+                printed.append(json.loads(text))
+        say(compare(printed))
         return 0
     asked = {name: getattr(args, name) for name in PRESETS[args.preset]}
     sizes = {k: PRESETS[args.preset][k] if v is None else v for k, v in asked.items()}

@@ -38,7 +38,7 @@ def measure(work: Work, *, batch: int, tokens: int) -> Iterator[dict[str, Any]]:
     seconds = time.perf_counter() - started
     step_ms = seconds / (len(parts) * tokens) * 1e3
     rows = work.cells * work.prompts
-    found = {
+    figures = {
         "case": "sweep, transformers with a hook",
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "transformers": transformers.__version__,
@@ -52,10 +52,10 @@ def measure(work: Work, *, batch: int, tokens: int) -> Iterator[dict[str, Any]]:
     }
     if tokens < work.new_tokens:
         # Later tokens attend to more, so this is rather too little.
-        found["seconds_extrapolated"] = seconds * work.new_tokens / tokens
+        figures["seconds_extrapolated"] = seconds * work.new_tokens / tokens
     if device == "cuda":
-        found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
-    yield found
+        figures["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+    yield figures
 
 
 def random_model(config: LlamaConfig, device: str) -> Any:

@@ -64,56 +64,56 @@ class Checked:
 
 def check(name: str, config: LlamaConfig, topology: str, program: str, work: Work) -> Checked:
     """Compile one program and look at it; rows that do not fit at once are left out."""
-    found = plan(config, find(topology), work)
-    if not found.fits:
+    made = plan(config, find(topology), work)
+    if not made.fits:
         each = work.prompts or 1
-        work = replace(work, rows=found.largest // each * each)
-        found = plan(config, find(topology), work)
+        work = replace(work, rows=made.largest // each * each)
+        made = plan(config, find(topology), work)
     labels = {
         "model": name,
         "topology": topology,
-        "mesh": f"{found.data}x{found.tensor}",
+        "mesh": f"{made.data}x{made.tensor}",
         "program": program,
         "layers": config.n_layers,
         **(CAPTURE if program == "capture" else vars(work)),
     }
     started = time.perf_counter()
     try:
-        compiled = compile_program(found, program)
+        compiled = compile_program(made, program)
     except jax.errors.JaxRuntimeError as error:
         return Checked(labels, [str(error).splitlines()[0]])
     seconds = time.perf_counter() - started
     facts = labels | {
-        "weights_GB": found.memory.weights / 1e9,
-        "cache_GB": 0.0 if program == "capture" else found.memory.cache / 1e9,
+        "weights_GB": made.memory.weights / 1e9,
+        "cache_GB": 0.0 if program == "capture" else made.memory.cache / 1e9,
         "temporaries_GB": compiled.temporaries / 1e9,
         "total_GB": compiled.total / 1e9,
         "code_GB": compiled.code / 1e9,
-        "chip_GB": found.topology.chip.memory / 1e9,
+        "chip_GB": made.topology.chip.memory / 1e9,
         "compile_s": seconds,
     }
     problems = []
-    if compiled.total + compiled.code > found.topology.chip.memory:
+    if compiled.total + compiled.code > made.topology.chip.memory:
         problems.append("does not fit")
     if program in ("decode", "sweep"):
-        more, wrong = check_loop(found, compiled.text)
+        more, wrong = check_loop(made, compiled.text)
         facts |= more
         problems += wrong
     if program == "decode" and compiled.temporaries >= MOST_TEMPORARIES:
         problems.append(f"temporaries of {compiled.temporaries / 1e9:.2f} GB")
     if program in ("prefill", "sweep"):
-        expected = footprint(found.model, found.work).total
+        expected = footprint(made.model, made.work).total
         facts["formula_GB"] = expected / 1e9
         if abs(expected / compiled.total - 1) > FORMULA_ERROR:
             problems.append(f"the formula is off by {expected / compiled.total - 1:+.1%}")
     return Checked(facts, problems)
 
 
-def compile_program(found: Plan, program: str) -> aot.Compiled:
+def compile_program(made: Plan, program: str) -> aot.Compiled:
     """One of `PROGRAMS` for a plan's topology, mesh and work."""
-    mesh = aot.mesh_for(found.topology, data=found.data, tensor=found.tensor)
-    model = aot.abstract_model(found.model.config, mesh)
-    work = found.work
+    mesh = aot.mesh_for(made.topology, data=made.data, tensor=made.tensor)
+    model = aot.abstract_model(made.model.config, mesh)
+    work = made.work
     if program == "capture":
         return aot.compile_capture(model, mesh, **CAPTURE)
     if program == "sweep":
@@ -124,15 +124,15 @@ def compile_program(found: Plan, program: str) -> aot.Compiled:
     return compiling(model, mesh, rows=work.rows, prompt=work.prompt, new=work.new)
 
 
-def check_loop(found: Plan, text: str) -> tuple[dict[str, Any], list[str]]:
+def check_loop(made: Plan, text: str) -> tuple[dict[str, Any], list[str]]:
     """Collectives and writes of the last loop of a program, which is the one that decodes."""
-    config, problems = found.model.config, []
+    config, problems = made.model.config, []
     loop = hlo.loops(text)[-1]
-    rows = math.ceil(found.work.rows / found.data)
+    rows = math.ceil(made.work.rows / made.data)
     moved = hlo.collectives(loop)
     stream = {key: n for key, n in moved.items() if key[1][-1:] == (config.d_model,)}
     reduces = sum(n for (kind, _), n in stream.items() if kind == "all-reduce")
-    expected = 2 * config.n_layers + 1 if found.tensor > 1 else 0
+    expected = 2 * config.n_layers + 1 if made.tensor > 1 else 0
     if reduces != expected or sum(stream.values()) != reduces:
         problems.append(f"all-reduces of the stream: {reduces}, expected {expected}")
     large = [
@@ -142,8 +142,8 @@ def check_loop(found: Plan, text: str) -> tuple[dict[str, Any], list[str]]:
     ]
     problems += [f"moves in each step: {name}" for name in large]
     # Keys of one layer on one chip.
-    slots = found.work.prompt + found.work.new
-    elements = rows * slots * config.n_kv_heads // found.tensor * config.head_dim
+    slots = made.work.prompt + made.work.new
+    elements = rows * slots * config.n_kv_heads // made.tensor * config.head_dim
     written = hlo.rewritten(text, loop, elements=elements)
     problems += [f"writes a whole cache in each step: {kind} × {n}" for kind, n in written.items()]
     return {"all_reduces": reduces, "whole_caches_written": sum(written.values())}, problems

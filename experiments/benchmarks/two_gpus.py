@@ -130,9 +130,9 @@ def model_cases(config: LlamaConfig) -> Iterator[dict[str, Any]]:
     with jax.default_matmul_precision("highest"):
         expected = _results(exact, batch)
         for name, mesh in meshes().items():
-            found = _results(shard_model(exact, mesh), batch)
-            off = _off(found["logits"], expected["logits"])
-            same = all(np.array_equal(found[k], expected[k]) for k in ("tokens", "sweep"))
+            results = _results(shard_model(exact, mesh), batch)
+            off = _off(results["logits"], expected["logits"])
+            same = all(np.array_equal(results[k], expected[k]) for k in ("tokens", "sweep"))
             yield {
                 "case": "float32",
                 "mesh": name,
@@ -146,15 +146,15 @@ def model_cases(config: LlamaConfig) -> Iterator[dict[str, Any]]:
     alone = _results(model, batch)
     limit = _FURTHER * _off(alone["logits"], expected["logits"])
     for name, mesh in meshes().items():
-        found = _results(shard_model(model, mesh), batch)
-        off = _off(found["logits"], expected["logits"])
+        results = _results(shard_model(model, mesh), batch)
+        off = _off(results["logits"], expected["logits"])
         yield {
             "case": "bfloat16",
             "mesh": name,
             "off": off,
             "at_most": limit,
-            "tokens_equal_share": float(np.mean(found["tokens"] == alone["tokens"])),
-            "sweep_equal_share": float(np.mean(found["sweep"] == alone["sweep"])),
+            "tokens_equal_share": float(np.mean(results["tokens"] == alone["tokens"])),
+            "sweep_equal_share": float(np.mean(results["sweep"] == alone["sweep"])),
             "ok": off <= limit,
         }
 
@@ -195,12 +195,12 @@ def step_cases(
             if mesh is not None and rows % mesh.shape["data"]:
                 continue  # every device would do all of it
             asked = {"rows": rows, "prompt": prompt, "steps": steps}
-            found = _time_step(model, **asked, repeats=repeats)
+            times = _time_step(model, **asked, repeats=repeats)
             sizes = {"rows": rows, "tokens": prompt + steps / 2, **(mesh.shape if mesh else {})}
             floor = 1e3 * step_seconds(model, chip, **sizes)
-            found |= {"floor_ms": floor, "of_floor": found["step_ms"] / floor}
-            speedup = alone.setdefault(rows, found["step_ms"]) / found["step_ms"]
-            yield {"case": "step", "mesh": name, **asked, **found, "speedup": speedup}
+            times |= {"floor_ms": floor, "of_floor": times["step_ms"] / floor}
+            speedup = alone.setdefault(rows, times["step_ms"]) / times["step_ms"]
+            yield {"case": "step", "mesh": name, **asked, **times, "speedup": speedup}
         del model
         jax.clear_caches()
         gc.collect()  # the next model takes its place in memory
@@ -233,10 +233,10 @@ def _time_step(
     }
 
 
-def _off(found: Any, expected: Any) -> float:
+def _off(got: Any, expected: Any) -> float:
     """The largest difference, relative to the largest value."""
-    found, expected = (np.asarray(x, np.float32) for x in (found, expected))
-    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+    got, expected = (np.asarray(x, np.float32) for x in (got, expected))
+    return float(np.max(np.abs(got - expected)) / np.max(np.abs(expected)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -265,10 +265,10 @@ def main(argv: list[str] | None = None) -> int:
         "step": lambda: step_cases(preset, cases, repeats=args.repeats),
     }
     right = True
-    for found in itertools.chain.from_iterable(parts[name]() for name in args.only):
-        right &= found.get("ok", True)
+    for result in itertools.chain.from_iterable(parts[name]() for name in args.only):
+        right &= result.get("ok", True)
         seconds = time.monotonic() - started
-        say(found | {"seconds": seconds})
+        say(result | {"seconds": seconds})
         if seconds > 60 * args.minutes:
             say({"case": "stopped", "seconds": seconds, "ok": right})
             return 3 if right else 1

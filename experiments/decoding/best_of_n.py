@@ -67,10 +67,10 @@ def show(run: Run) -> None:
     """Print the best and the worst of eight answers to a few problems."""
     pair = load_pair(run, problems=2)
     G, stops = pair.max_new_tokens, pair.stop_tokens
-    found = best_of_n(pair.models[0], pair.prompts[0], n=8, max_new_tokens=G, stop_tokens=stops)
-    for row, answers in enumerate(found.tokens):
-        for name, j in (("best", found.best[row]), ("worst", found.score[row].argmin())):
-            pair.print(f"{name}: {found.score[row, j]:.3f} nats a token", row, answers[j])
+    answered = best_of_n(pair.models[0], pair.prompts[0], n=8, max_new_tokens=G, stop_tokens=stops)
+    for row, answers in enumerate(answered.tokens):
+        for name, j in (("best", answered.best[row]), ("worst", answered.score[row].argmin())):
+            pair.print(f"{name}: {answered.score[row, j]:.3f} nats a token", row, answers[j])
 
 
 if __name__ == "__main__":

@@ -66,23 +66,23 @@ def steered_texts(rows: Iterable[dict[str, Any]]) -> dict[str, Texts]:
 
 def agreements(groups: Groups, keywords: Sequence[str]) -> dict[str, Row]:
     """By group that has sentences, the keywords against the better judge on backtracking."""
-    found = {}
+    rows = {}
     for name, (texts, better) in groups.items():
         if any(texts.values()):
             first = sentence_labels(texts, keyword_judge(texts, keywords))
             second = sentence_labels(texts, better)
-            found[name] = compare(first, second, n_resamples=RESAMPLES).rows[0]
-    return found
+            rows[name] = compare(first, second, n_resamples=RESAMPLES).rows[0]
+    return rows
 
 
-def draw(found: Mapping[str, Row], folder: Path) -> list[Path]:
+def draw(rows: Mapping[str, Row], folder: Path) -> list[Path]:
     """Write `appendix-c.png` and `.svg`: each measure with its 95% interval by group of texts."""
-    names = list(found)
+    names = list(rows)
     figure, axes = plt.subplots(
         1, len(MEASURES), figsize=(10.5, 1.4 + 0.36 * len(names)), sharey=True, layout="constrained"
     )
     for axis, name in zip(axes, MEASURES, strict=True):
-        for place, row in enumerate(found.values()):
+        for place, row in enumerate(rows.values()):
             value, low, high = row.measures[name]
             axis.errorbar(
                 value,
@@ -97,17 +97,17 @@ def draw(found: Mapping[str, Row], folder: Path) -> list[Path]:
         frame.tidy(axis)
     axes[0].set_yticks(
         [-place for place in range(len(names))],
-        [f"{name} ({row.n_second} of {row.n})" for name, row in found.items()],
+        [f"{name} ({row.n_second} of {row.n})" for name, row in rows.items()],
     )
     figure.supxlabel("keywords against the better judge (its backtracking sentences of all)")
     return frame.save(figure, folder, STEM)
 
 
-def to_csv(found: Mapping[str, Row]) -> str:
+def to_csv(by_name: Mapping[str, Row]) -> str:
     """A line a group of texts."""
     ends = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
     rows = []
-    for name, row in found.items():
+    for name, row in by_name.items():
         numbers = [x for measure in MEASURES for x in row.measures[measure]]
         rows.append([name, row.n, row.n_first, row.n_second, row.n_both, *numbers])
     return csv_text(["texts", "n", "n_keywords", "n_judge", "n_both", *ends], rows)
@@ -140,8 +140,8 @@ def stage(run: Run) -> Path:
     judge = "the grammar of the text" if sweep else label.label_source(settings.labels)
 
     def work(folder: Path) -> None:
-        found = agreements(_groups(run, labels, sweep), settings.labels.keywords)
-        write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
+        by_name = agreements(_groups(run, labels, sweep), settings.labels.keywords)
+        write_atomic(folder / f"{STEM}.csv", to_csv(by_name).encode())
         rows = {
             name: {
                 "n": row.n,
@@ -153,10 +153,10 @@ def stage(run: Run) -> Path:
                     for measure, values in row.measures.items()
                 },
             }
-            for name, row in found.items()
+            for name, row in by_name.items()
         }
         write_json(folder / f"{STEM}.json", {"judge": judge, "texts": rows})
-        draw(found, folder)
+        draw(by_name, folder)
 
     inputs = {
         "labels": fingerprint(labels),

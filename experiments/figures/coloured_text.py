@@ -37,11 +37,11 @@ def pieces(tokenizer: Any, text: str) -> list[str]:
     first has it.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    found, done = [], 0
+    parts, done = [], 0
     for _, stop in encoded["offset_mapping"]:
-        found.append(text[done : max(done, stop)])
+        parts.append(text[done : max(done, stop)])
         done = max(done, stop)
-    return found
+    return parts
 
 
 def colour(score: float) -> str:

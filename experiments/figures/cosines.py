@@ -86,12 +86,12 @@ def reliability(one: Groups) -> dict[str, float]:
 
 def random_cosines(base: Groups, reasoning: Groups) -> list[float]:
     """Cosines of both models' directions of the sentences drawn at random."""
-    found = []
+    values = []
     for kind in KINDS:
         there = base.count[:, KINDS.index(kind)].sum(axis=0).all()
         if kind.startswith("random") and there:
-            found.append(cosine(base.direction(kind), reasoning.direction(kind)))
-    return found
+            values.append(cosine(base.direction(kind), reasoning.direction(kind)))
+    return values
 
 
 def to_csv(maps: dict[str, NDArray[np.float64]], offsets: Sequence[int]) -> str:
@@ -107,7 +107,7 @@ def to_csv(maps: dict[str, NDArray[np.float64]], offsets: Sequence[int]) -> str:
 def draw(
     maps: dict[str, NDArray[np.float64]],
     offsets: Sequence[int],
-    found: dict[str, Any],
+    numbers: dict[str, Any],
     folder: Path,
     *,
     window: Sequence[int],
@@ -127,10 +127,10 @@ def draw(
         axis.set_title(
             f"{title}\n({'cosine' if name == 'cosine' else 'reliability'})", fontsize=9.5
         )
-        _mark_window(axis, offsets, window, found["cosine"]["layer"])
+        _mark_window(axis, offsets, window, numbers["cosine"]["layer"])
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, label="cosine", fraction=0.025)
-    figure.suptitle(_headline(found), fontsize=10)
+    figure.suptitle(_headline(numbers), fontsize=10)
     return frame.save(figure, folder, STEM)
 
 
@@ -141,9 +141,9 @@ def _mark_window(axis: plt.Axes, offsets: Sequence[int], window: Sequence[int], 
     axis.add_patch(plt.Rectangle(corner, width, 1, fill=False, edgecolor="white", lw=1.6))
 
 
-def _headline(found: dict[str, Any]) -> str:
-    one, random = found["cosine"], found["random"]["cosines"]
-    halves = [f"{found['reliability'][role]['halves']:.2f} ({role})" for role in ROLES]
+def _headline(numbers: dict[str, Any]) -> str:
+    one, random = numbers["cosine"], numbers["random"]["cosines"]
+    halves = [f"{numbers['reliability'][role]['halves']:.2f} ({role})" for role in ROLES]
     text = (
         f"Over the window at layer {one['layer']}: cosine {one['value']:.3f} "
         f"[{one['low']:.3f}, {one['high']:.3f}], from {one['n']} backtracking sentences.\n"
@@ -171,7 +171,7 @@ def stage(run: Run) -> Path:
             halves = facts["reliability"][role]
             maps[f"reliability_{role}"] = unknown if halves is None else _array(halves)
         random = random_cosines(by_role["base"], by_role["reasoning"])
-        found = {
+        numbers = {
             "cosine": {
                 **jackknife(by_role["base"], by_role["reasoning"]),
                 "layer": settings.direction.layer,
@@ -183,8 +183,8 @@ def stage(run: Run) -> Path:
             "map": {name: one.tolist() for name, one in maps.items()},
         }
         write_atomic(folder / f"{STEM}.csv", to_csv(maps, offsets).encode())
-        write_json(folder / f"{STEM}.json", found)
-        draw(maps, offsets, found, folder, window=settings.direction.offsets)
+        write_json(folder / f"{STEM}.json", numbers)
+        draw(maps, offsets, numbers, folder, window=settings.direction.offsets)
 
     inputs = {
         "directions": fingerprint(directions),

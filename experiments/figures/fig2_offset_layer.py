@@ -137,14 +137,14 @@ def spots(
 ) -> tuple[list[Spot], dict[tuple[int, int], list[float]]]:
     """Every cell's outcome; and by layer and offset the gains of the prompts, NaN where unknown."""
     grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
-    found: dict[tuple[Any, Any], dict[str, Scores]] = {}
+    by_place: dict[tuple[Any, Any], dict[str, Scores]] = {}
     for row in rows:
         one = score(row, keywords=settings.labels.keywords, grammar=grammar)
-        found.setdefault((row["layer"], row["offset"]), {})[row["prompt"]] = one
-    plain = found.pop((None, None))
+        by_place.setdefault((row["layer"], row["offset"]), {})[row["prompt"]] = one
+    plain = by_place.pop((None, None))
     floor = _coherence(list(plain.values())) - settings.report.margin
     done, gains = [], {}
-    for (layer, offset), by_prompt in found.items():
+    for (layer, offset), by_prompt in by_place.items():
         texts_here = [by_prompt[prompt] for prompt in plain]
         shares = [text.judged for text in texts_here]
         change = paired(shares, [text.judged for text in plain.values()])
@@ -171,17 +171,19 @@ def spots(
     return done, gains
 
 
-def _coherence(found: Sequence[Scores]) -> float:
-    whole = sum(text.coherence_of for text in found)
-    return sum(text.coherent for text in found) / whole if whole else math.nan
+def _coherence(scores: Sequence[Scores]) -> float:
+    whole = sum(text.coherence_of for text in scores)
+    return sum(text.coherent for text in scores) / whole if whole else math.nan
 
 
-def table_of(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -> dict[str, Any]:
+def table_of(
+    all_spots: Sequence[Spot], gains: dict[tuple[int, int], list[float]]
+) -> dict[str, Any]:
     """The gains by prompt, as the rule of C1 takes them, and the best coherent cell.
 
     `gains` `[n, layers, offsets]` is NaN where a text does not count, or a cell is not coherent.
     """
-    able = [s for s in found if s.coherent and s.offset is not None and s.n]
+    able = [s for s in all_spots if s.coherent and s.offset is not None and s.n]
     layers, offsets = (sorted(set(axis)) for axis in zip(*gains, strict=True))
     table = np.full((len(next(iter(gains.values()))), len(layers), len(offsets)), math.nan)
     for spot in able:
@@ -197,17 +199,19 @@ def table_of(found: Sequence[Spot], gains: dict[tuple[int, int], list[float]]) -
     }
 
 
-def to_csv(found: Sequence[Spot]) -> str:
+def to_csv(all_spots: Sequence[Spot]) -> str:
     """A line a cell."""
     return records_csv(
-        [{**asdict(s), "offset": WINDOW if s.offset is None else s.offset} for s in found]
+        [{**asdict(s), "offset": WINDOW if s.offset is None else s.offset} for s in all_spots]
     )
 
 
-def draw(found: Sequence[Spot], folder: Path, *, window: Sequence[int], title: str) -> list[Path]:
+def draw(
+    all_spots: Sequence[Spot], folder: Path, *, window: Sequence[int], title: str
+) -> list[Path]:
     """Write `figure2.png` and `figure2.svg`; hatched cells are not coherent. Returns the paths."""
-    layers = sorted({spot.layer for spot in found})
-    offsets = sorted({spot.offset for spot in found if spot.offset is not None})
+    layers = sorted({spot.layer for spot in all_spots})
+    offsets = sorted({spot.offset for spot in all_spots if spot.offset is not None})
     figure, (left, right) = plt.subplots(
         1,
         2,
@@ -216,13 +220,13 @@ def draw(found: Sequence[Spot], folder: Path, *, window: Sequence[int], title: s
         sharey=True,
         layout="constrained",
     )
-    _map(figure, left, found, layers, offsets)
+    _map(figure, left, all_spots, layers, offsets)
     _window_marks(left, offsets, window, len(layers))
-    _by_layer(right, found, layers, window)
+    _by_layer(right, all_spots, layers, window)
     left.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     left.set_ylabel("layer")
     left.set_xlabel("offset from the start of the backtracking sentence, in tokens")
-    n = max(spot.n for spot in found)
+    n = max(spot.n for spot in all_spots)
     figure.suptitle(
         f"Backtracking per sentence, change over unsteered ({title}; {n} prompts a cell)\n"
         "hatched, hollow: coherence beyond the margin; ring: the best of the others; solid line: "
@@ -235,12 +239,12 @@ def draw(found: Sequence[Spot], folder: Path, *, window: Sequence[int], title: s
 def _map(
     figure: plt.Figure,
     axis: plt.Axes,
-    found: Sequence[Spot],
+    all_spots: Sequence[Spot],
     layers: Sequence[int],
     offsets: Sequence[int],
 ) -> None:
     table = np.full((len(layers), len(offsets)), np.nan)
-    spots = [spot for spot in found if spot.offset is not None]
+    spots = [spot for spot in all_spots if spot.offset is not None]
     for spot in spots:
         row, column = layers.index(spot.layer), offsets.index(spot.offset or 0)
         table[row, column] = spot.gain
@@ -283,9 +287,9 @@ def _window_marks(
 
 
 def _by_layer(
-    axis: plt.Axes, found: Sequence[Spot], layers: Sequence[int], window: Sequence[int]
+    axis: plt.Axes, all_spots: Sequence[Spot], layers: Sequence[int], window: Sequence[int]
 ) -> None:
-    spots = [spot for spot in found if spot.offset is None]
+    spots = [spot for spot in all_spots if spot.offset is None]
     for spot in spots:
         colour = frame.BLUE if spot.coherent else frame.GREY
         axis.errorbar(
@@ -308,18 +312,18 @@ def stage(run: Run) -> Path:
     source, settings = texts(run), run.settings
 
     def work(folder: Path) -> None:
-        found, gains = spots(read_rows(source / steer.FILE), settings)
-        write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
+        all_spots, gains = spots(read_rows(source / steer.FILE), settings)
+        write_atomic(folder / f"{STEM}.csv", to_csv(all_spots).encode())
         numbers = {
             "coeff": map_coeff(settings),
             "unit": settings.steering.unit,
             "prompts": f"the first {settings.figure2.prompts} of {settings.prompts.evaluate_split}",
-            "table": table_of(found, gains),
-            "cells": [asdict(spot) for spot in found],
+            "table": table_of(all_spots, gains),
+            "cells": [asdict(spot) for spot in all_spots],
         }
         write_json(folder / f"{STEM}.json", numbers)
         draw(
-            found,
+            all_spots,
             folder,
             window=settings.direction.offsets,
             title=f"{frame.axis_name(settings.steering.unit)}: {map_coeff(settings):g}",

@@ -103,10 +103,10 @@ def numbers(table: Sequence[CellOutcome], *, margin: float) -> dict[str, Any]:
     }
 
 
-def to_csv(found: Mapping[str, Any]) -> str:
+def to_csv(figures: Mapping[str, Any]) -> str:
     """The bars as CSV: each measure with its interval and number of prompts."""
     rows = []
-    for bar in found["bars"]:
+    for bar in figures["bars"]:
         row = {"source": bar["source"], "coeff": bar["coeff"], "length": bar["length"]}
         for name in ("backtracking_rate", "judged", "keyword_rate", "coherence", "perplexity"):
             ends = {f"{name}.{end}": bar[name][end] for end in ("low", "high", "n")}
@@ -276,15 +276,15 @@ def stage(run: Run) -> Path:
     settings = run.settings
 
     def work(folder: Path) -> None:
-        found = numbers(table.cells, margin=settings.report.margin)
-        write_json(folder / f"{STEM}.json", found)
+        figures = numbers(table.cells, margin=settings.report.margin)
+        write_json(folder / f"{STEM}.json", figures)
         words = to_markdown(table.cells, margin=settings.report.margin)
         write_atomic(folder / f"{STEM}.md", ("\n".join(words) + "\n").encode())
-        if found["shown"] is None:
+        if figures["shown"] is None:
             return
-        write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
+        write_atomic(folder / f"{STEM}.csv", to_csv(figures).encode())
         draw(
-            bars(table.cells, found["shown"]),
+            bars(table.cells, figures["shown"]),
             folder,
             margin=settings.report.margin,
             unit=settings.steering.unit,

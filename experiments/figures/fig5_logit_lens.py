@@ -71,17 +71,17 @@ def look(
 
     `resampled` has, for some of the names, the direction of groups of traces drawn anew `[S, D]`.
     """
-    found = keyword_tokens(tokenizer, keywords)
-    again = {name: lens(model, some, [*found], top=1) for name, some in resampled.items()}
+    tokens = keyword_tokens(tokenizer, keywords)
+    again = {name: lens(model, some, [*tokens], top=1) for name, some in resampled.items()}
     vectors = np.concatenate([np.stack([*named.values()]), drawn])
-    lenses = {kind: lens(model, vectors, [*found], kind=kind, top=TOP) for kind in LENSES}
+    lenses = {kind: lens(model, vectors, [*tokens], kind=kind, top=TOP) for kind in LENSES}
     pieces = token_bytes(tokenizer)
     wanted = {int(i) for one in lenses.values() for i in one.top_tokens[: len(named)].flat}
     texts = {  # a vocabulary may be padded beyond the tokenizer's
         i: pieces[i].decode(errors="replace") if i < len(pieces) else f"<{i}>" for i in wanted
     }
     best = {name: one.ranks.min(axis=1) for name, one in again.items()}
-    return Seen([*named], best, found, model.config.vocab_size, texts, lenses)
+    return Seen([*named], best, tokens, model.config.vocab_size, texts, lenses)
 
 
 def resample(one: Groups, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
@@ -98,8 +98,8 @@ def resample(one: Groups, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.fl
             (one.total.sum(axis=1), one.count.sum(axis=1)),
         )
     )  # sums [S, O, D] and counts [S, O, 1]
-    there = positive[1].all(axis=(1, 2))
-    means = [total[there] / n[there] for total, n in (positive, every)]
+    complete = positive[1].all(axis=(1, 2))
+    means = [total[complete] / n[complete] for total, n in (positive, every)]
     return (means[0] - means[1]).mean(axis=1)
 
 
@@ -193,10 +193,10 @@ def to_csv(seen: dict[str, Seen]) -> str:
     """A row for each model, lens, direction (the random ones, too) and keyword token."""
     rows: list[list[Any]] = []
     for role, one in seen.items():
-        for kind, found in one.lenses.items():
-            n_random = len(found.ranks) - len(one.names)
+        for kind, reading in one.lenses.items():
+            n_random = len(reading.ranks) - len(one.names)
             names = [*one.names, *(f"random-{i}" for i in range(n_random))]
-            for name, ranks, logits in zip(names, found.ranks, found.logits, strict=True):
+            for name, ranks, logits in zip(names, reading.ranks, reading.logits, strict=True):
                 rows += [
                     [role, kind, name, text, i, rank, f"{logit:.6g}", one.vocab_size]
                     for (i, text), rank, logit in zip(
@@ -207,21 +207,21 @@ def to_csv(seen: dict[str, Seen]) -> str:
     return csv_text(head, rows)
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
+def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     """The top tokens at the steered layer, and the best rank of a keyword by layer."""
     figure = plt.figure(figsize=(11, 7.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.25, 1])
     top = above.subplots(1, 4)
-    panels = [(name, role) for role in ROLES[::-1] for name in found["directions"]]
+    panels = [(name, role) for role in ROLES[::-1] for name in figures["directions"]]
     for axis, (name, role) in zip(top, panels, strict=True):
-        _top_tokens(axis, found["directions"][name][role], name, role)
+        _top_tokens(axis, figures["directions"][name][role], name, role)
     axes = below.subplots(1, 2)
     for axis, role in zip(axes, ROLES[::-1], strict=True):
-        _ranks(axis, found, role)
+        _ranks(axis, figures, role)
     handles, labels = axes[0].get_legend_handles_labels()
     below.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     above.suptitle(
-        f"What the directions of layer {found['layer']} say through the logit lens: the highest "
+        f"What the directions of layer {figures['layer']} say through the logit lens: the highest "
         "tokens, keywords in orange; below, the rank of the keywords from 1",
         fontsize=10,
     )
@@ -249,27 +249,27 @@ def _shown(text: str) -> str:
     return text.strip(" ").encode("unicode_escape").decode() if text.strip() else repr(text)
 
 
-def _ranks(axis: plt.Axes, found: dict[str, Any], role: str) -> None:
+def _ranks(axis: plt.Axes, figures: dict[str, Any], role: str) -> None:
     for source in ROLES:
         label, colour, marker = frame.style(source)
         points = {
             int(name.split(".")[1]): by_model[role]["rank"] + 1
-            for name, by_model in found["layers"].items()
+            for name, by_model in figures["layers"].items()
             if name.startswith(f"{source}.")
         }
         axis.plot([*points], [*points.values()], color=colour, marker=marker, ms=4, label=label)
-    random, size = found["random"][role], found["sizes"][role]["vocab_size"]
+    random, size = figures["random"][role], figures["sizes"][role]["vocab_size"]
     axis.axhspan(random["low"] + 1, random["high"] + 1, color=GREY, alpha=0.2, lw=0)
     axis.axhline(random["median"] + 1, color=GREY, lw=1, label="random directions: median and 95%")
     axis.axhspan(0.5, TOP + 0.5, color=ORANGE, alpha=0.12, lw=0, label=f"first {TOP} tokens")
-    axis.axvline(found["layer"], color="0.6", lw=0.8, ls=":")
+    axis.axvline(figures["layer"], color="0.6", lw=0.8, ls=":")
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(size, 0.8)
     axis.set_xlabel("layer")
     axis.set_ylabel("best rank of a keyword, from 1")
     axis.set_title(
-        f"lens of the {frame.TARGETS[role]} ({found['sizes'][role]['keyword_tokens']} keyword "
+        f"lens of the {frame.TARGETS[role]} ({figures['sizes'][role]['keyword_tokens']} keyword "
         f"tokens among {size})",
         fontsize=9,
     )
@@ -299,10 +299,10 @@ def stage(run: Run) -> Path:
                 keywords=settings.labels.keywords,
                 resampled=resampled,
             )
-        found = numbers(seen, layer=layer, groups=len(by_role["base"].total))
+        figures = numbers(seen, layer=layer, groups=len(by_role["base"].total))
         write_atomic(folder / f"{STEM}.csv", to_csv(seen).encode())
-        write_json(folder / f"{STEM}.json", found)
-        draw(found, folder)
+        write_json(folder / f"{STEM}.json", figures)
+        draw(figures, folder)
 
     inputs = {
         "models": {role: run.model_print(role) for role in ROLES},

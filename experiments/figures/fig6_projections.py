@@ -124,8 +124,10 @@ def _random(
     """
     areas, tails, parts = [], [], []
     for row in projections.astype(np.float64):
-        found = presence.detection(presence.before(row, where, window), where, n_resamples=0)
-        areas.append(max(found.mean, 1 - found.mean))
+        scores_of_row = presence.detection(
+            presence.before(row, where, window), where, n_resamples=0
+        )
+        areas.append(max(scores_of_row.mean, 1 - scores_of_row.mean))
         tails.append(presence.excess_kurtosis(row[where.reasoning]))
         parts.append(presence.variance_along(row, where, window) / variance)
 
@@ -255,10 +257,10 @@ def _histogram(axis: plt.Axes, counts: dict[str, Any], what: str, label: str) ->
     frame.tidy(axis)
 
 
-def _area(found: dict[str, Any]) -> str:
+def _area(area: dict[str, Any]) -> str:
     return (
-        f"AUROC {found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}], "
-        f"{found['n_events']} against {found['n_other']}"
+        f"AUROC {area['mean']:.2f} [{area['low']:.2f}, {area['high']:.2f}], "
+        f"{area['n_events']} against {area['n_other']}"
     )
 
 

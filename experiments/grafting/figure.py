@@ -33,7 +33,7 @@ def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
 def _map(axis: plt.Axes, numbers: dict[str, Any]) -> None:
     """Shares of the reasoning model's response, with each part alone grafted or put back."""
     ceiling = numbers["ceilings"][numbers["format"]]
-    found = {row["part"]: row for row in numbers["parts"]}
+    by_part = {row["part"]: row for row in numbers["parts"]}
     n_layers = len(numbers["depth"]) - 1
     columns = ["embed", *map(str, range(n_layers)), "head"]
     kinds = {"attention": ".attn", "MLP": ".mlp", "whole layer": ""}
@@ -41,9 +41,9 @@ def _map(axis: plt.Axes, numbers: dict[str, Any]) -> None:
     for block, way in enumerate(("grafted", "put_back")):
         for i, suffix in enumerate(kinds.values()):
             row = table[len(kinds) * block + i]
-            row[1:-1] = [found[f"layers.{layer}{suffix}"][way] for layer in range(n_layers)]
+            row[1:-1] = [by_part[f"layers.{layer}{suffix}"][way] for layer in range(n_layers)]
         for column, part in ((0, "embed"), (-1, "head")):
-            table[len(kinds) * block + 1, column] = found[part][way]
+            table[len(kinds) * block + 1, column] = by_part[part][way]
     table *= 100 / ceiling
     image = axis.imshow(table, cmap="Blues", vmin=0, vmax=max(100, np.nanmax(table)), aspect="auto")
     axis.axhline(len(kinds) - 0.5, color="black", linewidth=1.2)

@@ -154,11 +154,11 @@ def find(
         return search(ask, names, target=target, largest=largest)
 
 
-def draw_sets(names: Sequence[str], found: Found, count: int) -> list[Tuned]:
+def draw_sets(names: Sequence[str], result: Found, count: int) -> list[Tuned]:
     """Random sets of as many parts; every other one holds the part that the search took first."""
-    size, own = len(found.responding), frozenset(found.responding)
+    size, own = len(result.responding), frozenset(result.responding)
     half = (count + 1) // 2
-    first = found.responding[:1]
+    first = result.responding[:1]
     holding = random_sets(names, size, count=half, without=own, holding=first, seed=1)
     free = random_sets(names, size, count=count, without=own)
     others = [some for some in free if some not in holding][: count - len(holding)]
@@ -185,14 +185,14 @@ def measure(run: Run, folder: Path, bench: Bench, *, coeff: float) -> dict[str, 
         return said | {"answers": [asdict(no_response(ceilings[form]))]}
     writer = Writer(run=run, folder=folder / "hybrids", bench=bench, form=form, coeff=coeff)
     surveyed = survey(bench, names, texts=f"search {form}")
-    found = find(bench, writer, names, texts=f"search {form}", largest=grafting.largest)
-    responding, chosen = frozenset(found.responding), frozenset(found.chosen)
-    drawn = draw_sets(names, found, grafting.random_sets)
+    result = find(bench, writer, names, texts=f"search {form}", largest=grafting.largest)
+    responding, chosen = frozenset(result.responding), frozenset(result.chosen)
+    drawn = draw_sets(names, result, grafting.random_sets)
     judged = {
         one: judge_responses(
             bench,
             everything,
-            path=found.path if one == form else (),
+            path=result.path if one == form else (),
             responding=responding,
             drawn=drawn if one == form else (),
             texts=f"judge {one}",
@@ -210,7 +210,7 @@ def measure(run: Run, folder: Path, bench: Bench, *, coeff: float) -> dict[str, 
     )
     two = {REASONING: everything, RESPONDING: responding}
     return said | {
-        **asdict(found),
+        **asdict(result),
         **surveyed,
         "judged": judged,
         "directions": other_directions(bench, two, texts=f"judge {form}"),

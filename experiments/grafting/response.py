@@ -131,8 +131,8 @@ def _read_out(
     # Only here, where logits at all tokens would be gigabytes with a large vocabulary.
     logits = bind(model).unembed(out.captured["resid_post"][0])
     mass = jnp.sum(jax.nn.softmax(logits[:, :most])[..., ids], axis=-1)
-    found = jnp.take_along_axis(logits[:, most:], starts.following[..., None], axis=-1)[..., 0]
-    return mass, found - jax.nn.logsumexp(logits[:, most:], axis=-1)
+    chosen = jnp.take_along_axis(logits[:, most:], starts.following[..., None], axis=-1)[..., 0]
+    return mass, chosen - jax.nn.logsumexp(logits[:, most:], axis=-1)
 
 
 def make_directions(
@@ -220,9 +220,9 @@ class Bench:
         """The keywords' probability in a hybrid."""
         key = _key(texts, direction, tuned)
         if key not in self.known:
-            self.known[key] = found = self._measure(tuned, texts, direction)
+            self.known[key] = response = self._measure(tuned, texts, direction)
             row = {"texts": texts, "direction": direction, "tuned": sorted(tuned)}
-            numbers = {name: value.tolist() for name, value in vars(found).items()}
+            numbers = {name: value.tolist() for name, value in vars(response).items()}
             append_rows(self.file, [row | numbers])
         return self.known[key]
 
@@ -239,8 +239,8 @@ class Bench:
 
     def fluency(self, tuned: Tuned, *, texts: str, direction: str = "base") -> float:
         """Mean log-probability of a token of the texts, with the direction."""
-        found = self.mass(tuned, texts=texts, direction=direction)
-        return float(found.logprob.sum() / found.tokens.sum())
+        response = self.mass(tuned, texts=texts, direction=direction)
+        return float(response.logprob.sum() / response.tokens.sum())
 
     def _measure(self, tuned: Tuned, texts: str, direction: str) -> Mass:
         model = graft(self.base, self.reasoning, tuned)
@@ -248,9 +248,9 @@ class Bench:
         sums: list[list[np.ndarray]] = []
         for batch in self.texts[texts]:
             placed = spread_rows(batch, model)
-            found = hosts.gather(_read_out(model, placed, self.directions[direction], ids))
+            read = hosts.gather(_read_out(model, placed, self.directions[direction], ids))
             row = []
-            for at, values in zip((batch.positions, batch.probes), found, strict=True):
+            for at, values in zip((batch.positions, batch.probes), read, strict=True):
                 here = np.asarray(at) >= 0
                 kept = np.where(here, values, 0.0)
                 row += [here.sum(axis=1), kept.sum(axis=1, dtype=np.float64)]

@@ -14,11 +14,11 @@ def short(part: str) -> str:
     >>> short("layers.5.mlp"), short("layers.5"), short("head")
     ('MLP 5', 'layer 5', 'head')
     """
-    found = re.fullmatch(r"layers\.(\d+)(?:\.(attn|mlp))?", part)
-    if not found:
+    match = re.fullmatch(r"layers\.(\d+)(?:\.(attn|mlp))?", part)
+    if not match:
         return part
     kinds = {"attn": "attention", "mlp": "MLP", None: "layer"}
-    return f"{kinds[found[2]]} {found[1]}"
+    return f"{kinds[match[2]]} {match[1]}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -178,8 +178,8 @@ def _content(numbers: dict[str, Any]) -> str:
 def _fitting(numbers: dict[str, Any], name: str) -> str:
     if numbers["fitting"] is None:
         return "unknown"
-    found = numbers["fitting"][name]
-    return ", ".join(f"{fit} of {of}" for fit, of in (found["backtracking"], found["other"]))
+    fitted = numbers["fitting"][name]
+    return ", ".join(f"{fit} of {of}" for fit, of in (fitted["backtracking"], fitted["other"]))
 
 
 def to_csv(measurements: Iterable[dict[str, Any]]) -> str:

@@ -112,10 +112,10 @@ def answers(
     floor = coherence_floor(table, margin)
     ceiling = _gain(_steered(table, REASONING))
     sets = {RESPONDING: responding} | ({GRAFTED: chosen} if chosen > responding else {})
-    found = []
+    rows = []
     for name, size in sets.items():
         cell = _steered(table, name)
-        found.append(
+        rows.append(
             Answer(
                 f"with {size} part{'s' if size > 1 else ''} of the reasoning model, the direction "
                 "induces backtracking in the base model",
@@ -127,7 +127,7 @@ def answers(
     put_back = _steered(table, PUT_BACK)
     least = min(differences, key=lambda one: one["mean"], default=None)
     return [
-        *found,
+        *rows,
         Answer(
             f"the {responding} are needed: put back, less than half of the reasoning model's gain "
             "is left",

@@ -130,13 +130,13 @@ def cohens_kappa(table: Counts) -> Counts:
 
 
 def _by_span(labels: Sequence[SentenceLabel], name: str) -> dict[tuple[str, int, int], str]:
-    found: dict[tuple[str, int, int], str] = {}
+    by_span: dict[tuple[str, int, int], str] = {}
     for label in labels:
         span = (label.trace, label.start, label.stop)
-        if span in found:
+        if span in by_span:
             raise ValueError(f"the {name} judge labels trace {span[0]!r} {span[1]}:{span[2]} twice")
-        found[span] = label.label
-    return found
+        by_span[span] = label.label
+    return by_span
 
 
 def _resampled(tables: Counts, n_resamples: int, seed: int) -> Counts:
@@ -189,20 +189,20 @@ def _measures(tables: Counts) -> dict[str, Counts]:
         }
 
 
-def as_csv(found: Agreement) -> str:
+def as_csv(agreement: Agreement) -> str:
     """One line a label; intervals beside the values."""
     file = io.StringIO()
     columns = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", "n", "n_first", "n_second", "n_both", *columns])
-    for row in found.rows:
+    for row in agreement.rows:
         numbers = [x for name in MEASURES for x in row.measures.get(name, (np.nan,) * 3)]
         told = ["" if np.isnan(x) else f"{x:.6f}" for x in numbers]
         writer.writerow([row.label, row.n, row.n_first, row.n_second, row.n_both, *told])
     return file.getvalue()
 
 
-def as_json(found: Agreement, about: Mapping[str, Any]) -> str:
+def as_json(agreement: Agreement, about: Mapping[str, Any]) -> str:
     """All of it, with `about` before it; what has no value is null."""
 
     def plain(value: Any) -> Any:
@@ -212,17 +212,18 @@ def as_json(found: Agreement, about: Mapping[str, Any]) -> str:
             return [plain(item) for item in value]
         return None if isinstance(value, float) and np.isnan(value) else value
 
-    return json.dumps({**about, **plain(asdict(found))}, indent=1)
+    return json.dumps({**about, **plain(asdict(agreement))}, indent=1)
 
 
-def table(found: Agreement) -> list[str]:
+def table(agreement: Agreement) -> list[str]:
     """Lines to read."""
     lines = [
-        f"{found.sentences} sentences of {found.traces} traces labelled by both "
-        f"({found.only_first} by the first judge only, {found.only_second} by the second only)",
+        f"{agreement.sentences} sentences of {agreement.traces} traces labelled by both "
+        f"({agreement.only_first} by the first judge only, "
+        f"{agreement.only_second} by the second only)",
         f"{'':24}{'first':>6} {'second':>6} {'both':>6}" + "".join(f"{m:>22}" for m in MEASURES),
     ]
-    for row in found.rows:
+    for row in agreement.rows:
         told = "".join(f"{_told(row.measures.get(name)):>22}" for name in MEASURES)
         lines.append(f"{row.label:24}{row.n_first:6} {row.n_second:6} {row.n_both:6}{told}")
     return lines
@@ -251,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     default = args.first.with_name(f"agreement-{args.first.stem}-{args.second.stem}")
     out = str(args.out or default)
-    found = compare(
+    agreement = compare(
         read_labels(args.first),
         read_labels(args.second),
         level=args.level,
@@ -265,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "resamples": args.resamples,
         "seed": args.seed,
     }
-    write_atomic(f"{out}.csv", as_csv(found).encode())
-    write_atomic(f"{out}.json", as_json(found, about).encode())
-    print("\n".join(table(found)))
+    write_atomic(f"{out}.csv", as_csv(agreement).encode())
+    write_atomic(f"{out}.json", as_json(agreement, about).encode())
+    print("\n".join(table(agreement)))
     return 0
 
 

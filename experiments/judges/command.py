@@ -74,9 +74,9 @@ def sentence_labels(traces: Traces, names: Names) -> list[SentenceLabel]:
     ]
 
 
-def ask_user(found: Estimate) -> None:
+def ask_user(estimated: Estimate) -> None:
     """Agree if somebody at the terminal says yes."""
-    print(found)
+    print(estimated)
     if not sys.stdin.isatty():
         raise ValueError("nobody is there to agree to the cost: pass --yes")
     if input("Go ahead? [y/N] ").strip().lower() not in ("y", "yes"):

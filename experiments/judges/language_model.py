@@ -128,11 +128,12 @@ def estimate(requests: Sequence[Request], judge: Judge, *, cached: int = 0) -> E
 def within(max_cost: float) -> Callable[[Estimate], None]:
     """Agrees to an estimate up to `max_cost` dollars, and says it."""
 
-    def agree(found: Estimate) -> None:
-        print(f"  {found}")
-        if found.dollars > max_cost:
+    def agree(estimated: Estimate) -> None:
+        print(f"  {estimated}")
+        if estimated.dollars > max_cost:
             raise ValueError(
-                f"max_cost: the estimate is ${found.dollars:.2f}, and ${max_cost:.2f} are allowed"
+                f"max_cost: the estimate is ${estimated.dollars:.2f}, "
+                f"and ${max_cost:.2f} are allowed"
             )
 
     return agree

@@ -74,16 +74,16 @@ def read_answer(text: str, n: int) -> list[str]:
     >>> read_answer('```json\n{"1": "Deduction", "2": "adding_knowledge"}\n```', 2)
     ['deduction', 'adding-knowledge']
     """
-    found = _last_object(_without_thoughts(text))
-    if found is None:
+    answer = _last_object(_without_thoughts(text))
+    if answer is None:
         raise ValueError("it has no JSON object")
-    if set(found) != {str(i) for i in range(1, n + 1)}:
-        missing = [str(i) for i in range(1, n + 1) if str(i) not in found]
+    if set(answer) != {str(i) for i in range(1, n + 1)}:
+        missing = [str(i) for i in range(1, n + 1) if str(i) not in answer]
         what = f"no label for {', '.join(missing[:5])}" if missing else "more labels than sentences"
         raise ValueError(f"expected the keys 1 to {n}, found {what}")
     labels = []
     for i in range(1, n + 1):
-        value = found[str(i)]
+        value = answer[str(i)]
         label = re.sub(r"[\s_]+", "-", value.strip().lower()) if isinstance(value, str) else ""
         if label not in LABELS:
             told = value[:40] if isinstance(value, str) else type(value).__name__
@@ -115,9 +115,9 @@ def _last_object(text: str) -> dict[str, Any] | None:
         if start < 0:
             return None
         try:
-            found, _ = json.JSONDecoder().raw_decode(text[start:stop])
+            value, _ = json.JSONDecoder().raw_decode(text[start:stop])
         except (ValueError, RecursionError):
             stop = start
             continue
-        return found
+        return value
     return None

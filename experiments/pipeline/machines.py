@@ -64,17 +64,17 @@ def together(args: argparse.Namespace) -> Iterator[jax.sharding.Mesh | None]:
 def _address(text: str) -> tuple[str, int, int] | tuple[()]:
     if text == "auto":
         return ()
-    found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text)
-    if not found or int(found[3]) >= int(found[2]):
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text)
+    if not match or int(match[3]) >= int(match[2]):
         raise ValueError(
             f"--hosts: got {text}, expected auto or ADDRESS:PORT,NUMBER,INDEX with an index below "
             "the number, as in 10.0.0.1:1234,4,0"
         )
-    return found[1], int(found[2]), int(found[3])
+    return match[1], int(match[2]), int(match[3])
 
 
 def _mesh(text: str) -> jax.sharding.Mesh:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
         raise ValueError(f"--mesh: got {text}, expected DATAxTENSOR, as in 2x4")
-    return make_mesh(data=int(found[1]), tensor=int(found[2]))
+    return make_mesh(data=int(match[1]), tensor=int(match[2]))

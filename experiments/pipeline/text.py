@@ -69,13 +69,13 @@ def _entries(rows: Any) -> list[dict[str, str]]:
     for i, row in enumerate(raw):
         if not isinstance(row, dict):
             raise ValueError(f"entry {i}: expected an object or a text")
-        found = {
+        by_name = {
             ours: row[name] for ours, names in _NAMES.items() for name in names[::-1] if name in row
         }
-        for name, value in found.items():
+        for name, value in by_name.items():
             if not isinstance(value, str) or not value:
                 raise ValueError(f"entry {i}: expected a text {name!r}")
-        entries.append(found)
+        entries.append(by_name)
     if not any("id" in entry for entry in entries):
         entries = [{**entry, "id": f"prompt-{i:03}"} for i, entry in enumerate(entries)]
     needed = ["id", "prompt", *(["split"] if any("split" in e for e in entries) else [])]

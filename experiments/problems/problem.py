@@ -47,6 +47,6 @@ def ordinal(n: int) -> str:
     return f"{n}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"
 
 
-def only(found: list[str]) -> str:
+def only(answers: list[str]) -> str:
     """The only solution of a search, or a text that equals no answer."""
-    return found[0] if len(found) == 1 else f"{len(found)} solutions"
+    return answers[0] if len(answers) == 1 else f"{len(answers)} solutions"

@@ -74,13 +74,15 @@ def garden_path(rng: random.Random) -> Problem:
     """The width of a path around a garden of known area."""
     length, width, path = draw(rng, 8, 24), draw(rng, 5, 16), draw(rng, 1, 4)
     area = 2 * path * (length + width) + 4 * path * path
-    found = [w for w in range(1, 50) if (length + 2 * w) * (width + 2 * w) - length * width == area]
+    widths = [
+        w for w in range(1, 50) if (length + 2 * w) * (width + 2 * w) - length * width == area
+    ]
     return problem(
         f"A rectangular garden measures {length} m by {width} m. A path of the same width on all "
         f"sides runs around it, and the path alone covers {area} square metres. How wide is the "
         "path, in metres?",
         path,
-        only([str(w) for w in found]),
+        only([str(w) for w in widths]),
     )
 
 
@@ -125,7 +127,7 @@ def ages(rng: random.Random) -> Problem:
     old, young = rng.sample(PEOPLE, 2)
     factor, child, years = draw(rng, 3, 6), draw(rng, 4, 14), draw(rng, 3, 12)
     total = (factor + 1) * child + 2 * years
-    found = [
+    answers = [
         (b, a)
         for a, b in product(range(1, 150), repeat=2)
         if b == factor * a and a + years + b + years == total
@@ -134,7 +136,7 @@ def ages(rng: random.Random) -> Problem:
         f"{old} is {factor} times as old as {young}. In {years} years the sum of their ages will "
         f"be {total}. How old are {old} and {young} now?",
         f"{factor * child} and {child}",
-        only([f"{b} and {a}" for b, a in found]),
+        only([f"{b} and {a}" for b, a in answers]),
     )
 
 
@@ -143,7 +145,7 @@ def coins(rng: random.Random) -> Problem:
     nickels, dimes = draw(rng, 3, 20), draw(rng, 3, 20)
     quarters = nickels + draw(rng, 1, 6)
     number, cents = nickels + dimes + quarters, 5 * nickels + 10 * dimes + 25 * quarters
-    found = [
+    answers = [
         (n, number - n - q, q)
         for n, q in product(range(number + 1), repeat=2)
         if n + q <= number
@@ -156,7 +158,7 @@ def coins(rng: random.Random) -> Problem:
         f"{quarters - nickels} more quarters than nickels. How many nickels, dimes and quarters "
         "are there?",
         f"{nickels}, {dimes}, {quarters}",
-        only([", ".join(map(str, three)) for three in found]),
+        only([", ".join(map(str, three)) for three in answers]),
     )
 
 
@@ -169,12 +171,12 @@ def mixture(rng: random.Random) -> Problem:
         if not fraction:
             break
     total = x + y
-    found = [n for n in range(total + 1) if weak * n + strong * (total - n) == goal * total]
+    answers = [n for n in range(total + 1) if weak * n + strong * (total - n) == goal * total]
     return problem(
         f"A chemist has a {weak}% and a {strong}% salt solution. How many litres of the {weak}% "
         f"solution does she need to make {total} litres of a {goal}% solution?",
         x,
-        only([str(n) for n in found]),
+        only([str(n) for n in answers]),
     )
 
 

@@ -46,14 +46,14 @@ def split(traces: Sequence[Trace], *, tokens: int, held_out: int) -> Texts:
     Raises:
         ValueError: if there are not enough of them for either.
     """
-    found = [trace for trace in traces if spans(trace, tokens=tokens)]
-    judge = found[held_out - 1 :: held_out]
+    with_events = [trace for trace in traces if spans(trace, tokens=tokens)]
+    judge = with_events[held_out - 1 :: held_out]
     if not judge:
         raise ValueError(
-            f"search: {len(found)} texts have a backtracking sentence within {tokens} tokens, "
-            f"expected at least {held_out}"
+            f"search: {len(with_events)} texts have a backtracking sentence within {tokens} "
+            f"tokens, expected at least {held_out}"
         )
-    return Texts([t for i, t in enumerate(found) if i % held_out != held_out - 1], judge)
+    return Texts([t for i, t in enumerate(with_events) if i % held_out != held_out - 1], judge)
 
 
 def sentence_targets(traces: Sequence[Trace], *, tokens: int) -> Targets:
@@ -69,17 +69,19 @@ def answer_targets(traces: Sequence[Trace], *, tokens: int) -> Targets:
     )
 
 
-def _targets(traces: Sequence[Trace], found: Sequence[Sequence[Span]]) -> Targets:
-    return make_targets([t.tokens for t in traces], [t.prompt_length for t in traces], found)
+def _targets(traces: Sequence[Trace], spans_of_texts: Sequence[Sequence[Span]]) -> Targets:
+    return make_targets(
+        [t.tokens for t in traces], [t.prompt_length for t in traces], spans_of_texts
+    )
 
 
-def within(targets: Targets, found: Sequence[Sequence[Span]]) -> np.ndarray:
+def within(targets: Targets, spans_of_texts: Sequence[Sequence[Span]]) -> np.ndarray:
     """Which of the targets lie in the spans of their row, bool `[B, P]`."""
     position = np.asarray(targets.position)
     return np.stack(
         [
             np.any([(row >= start) & (row < stop) for start, stop in of_row], axis=0)
-            for row, of_row in zip(position, found, strict=True)
+            for row, of_row in zip(position, spans_of_texts, strict=True)
         ]
     )
 
@@ -122,15 +124,15 @@ def event_activations(
         [_positions(trace, trace.starts[i], offsets) for i in of_trace]
         for trace, of_trace in zip(traces, sentences, strict=True)
     ]
-    kept = [(trace, found) for trace, found in zip(traces, wanted, strict=True) if found]
+    kept = [(trace, events) for trace, events in zip(traces, wanted, strict=True) if events]
     length = bucket(max(len(trace.tokens) for trace, _ in kept), step=16)
-    most = max(len(found) for _, found in kept)
+    most = max(len(events) for _, events in kept)
     means = []
     for first in range(0, len(kept), rows):
         chunk = kept[first : first + rows]
         table = np.full((rows, most, len(offsets)), -1, np.int32)
-        for row, (_, found) in zip(table, chunk, strict=False):
-            for cell, positions in zip(row, found, strict=False):
+        for row, (_, events) in zip(table, chunk, strict=False):
+            for cell, positions in zip(row, events, strict=False):
                 cell[: len(positions)] = positions
         texts = [trace.tokens for trace, _ in chunk]
         batch = left_pad(texts + texts[:1] * (rows - len(chunk)), length=length)
@@ -151,5 +153,5 @@ def _read(
 
 
 def _positions(trace: Trace, start: int, offsets: Sequence[int]) -> list[int]:
-    found = [start + offset for offset in offsets]
-    return [p for p in found if trace.prompt_length <= p < len(trace.tokens)]
+    shifted = [start + offset for offset in offsets]
+    return [p for p in shifted if trace.prompt_length <= p < len(trace.tokens)]

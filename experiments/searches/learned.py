@@ -99,7 +99,7 @@ def vectors(run: Run) -> Path:
             "label_source": label.label_source(settings.labels),
             "texts": len(texts.learn),
         }
-        found = learn_directions(
+        learned = learn_directions(
             run.load("reasoning")[0],
             sentence_targets(texts.learn, tokens=search.tokens),
             layers=layers,
@@ -120,7 +120,9 @@ def vectors(run: Run) -> Path:
                 f"reasoning.{layer}.learned.{seed}",
                 {**about, **how, "norm": radii[layers.index(layer)], "seed": int(seed)},
             )
-            for vector, layer, seed in zip(found.vectors, found.layers, found.seeds, strict=True)
+            for vector, layer, seed in zip(
+                learned.vectors, learned.layers, learned.seeds, strict=True
+            )
         ]
         saved += _from_activations(run.load("base")[0], texts, run, about)
         save_directions(folder / FILE, saved)
@@ -130,7 +132,7 @@ def vectors(run: Run) -> Path:
             "losses": {
                 f"reasoning.{layer}.learned.{seed}": losses.tolist()
                 for layer, seed, losses in zip(
-                    found.layers, found.seeds, found.losses.T, strict=True
+                    learned.layers, learned.seeds, learned.losses.T, strict=True
                 )
             },
         }
@@ -179,16 +181,16 @@ def named_vectors(run: Run) -> dict[str, np.ndarray]:
     """Everything that is compared at the steered layer, by source."""
     layer = run.settings.direction.layer
     by_means = load_directions(derive.stage(run) / derive.FILE)
-    found = load_directions(vectors(run) / FILE)
+    directions = load_directions(vectors(run) / FILE)
     learned = {
-        f"learned-{seed}": found[f"reasoning.{layer}.learned.{seed}"].vector
+        f"learned-{seed}": directions[f"reasoning.{layer}.learned.{seed}"].vector
         for seed in range(run.settings.search.seeds)
     }
     return {
         "base": by_means[f"base.{layer}.union"].vector,
         "reasoning": by_means[f"reasoning.{layer}.union"].vector,
-        "pca": found[f"base.{layer}.pca"].vector,
-        "probe": found[f"base.{layer}.probe"].vector,
+        "pca": directions[f"base.{layer}.pca"].vector,
+        "probe": directions[f"base.{layer}.probe"].vector,
         **learned,
     }
 
@@ -216,10 +218,10 @@ def gains_on_text(run: Run, named: dict[str, np.ndarray], seeds: int = 2) -> lis
         site=settings.direction.site,
         progress=_ON_TEXT,
     ).astype(np.float64)
-    found = [spans(trace, tokens=search.tokens) for trace in texts]
-    inside = within(targets, found)
+    spans_of_texts = [spans(trace, tokens=search.tokens) for trace in texts]
+    inside = within(targets, spans_of_texts)
     outside = (np.asarray(targets.position) >= 0) & ~inside
-    sentences, tokens = np.array([len(f) for f in found]), outside.sum(axis=1)
+    sentences, tokens = np.array([len(f) for f in spans_of_texts]), outside.sum(axis=1)
     return [
         {
             "source": source,
@@ -258,11 +260,11 @@ def make_cells(run: Run) -> list[Cell]:
         for source, vector in named.items()
         if source not in ("base", "reasoning", "learned-0")
     ]
-    found = load_directions(vectors(run) / FILE)
+    directions = load_directions(vectors(run) / FILE)
     return cells + [
         equal_lengths.cell(
             f"learned-0@{other}",
-            found[f"reasoning.{other}.learned.0"].vector,
+            directions[f"reasoning.{other}.learned.0"].vector,
             layer=other,
             site=site,
             coeff=main,
@@ -309,7 +311,7 @@ def stage(run: Run) -> Path:
     """The folder with `learned.{png,svg,csv,json}`."""
     settings, coeff = run.settings, equal_lengths.main_coeff(run.settings)
     main = steer.stage(run)[equal_lengths.TARGET]
-    found, own = vectors(run), texts(run)
+    folder_of_vectors, own = vectors(run), texts(run)
 
     def work(folder: Path) -> None:
         named = named_vectors(run)
@@ -320,7 +322,7 @@ def stage(run: Run) -> Path:
             "coeff": coeff,
             "unit": settings.steering.unit,
             "layer": settings.direction.layer,
-            **json.loads((found / FACTS).read_text()),
+            **json.loads((folder_of_vectors / FACTS).read_text()),
             "on_text": gains,
             "cosines": {"sources": list(named), "table": cosines},
             "cells": [asdict(one) for one in table],
@@ -331,7 +333,7 @@ def stage(run: Run) -> Path:
         learned_figure.draw(table, numbers, folder, report=settings.report)
 
     inputs = {
-        "vectors": fingerprint(found),
+        "vectors": fingerprint(folder_of_vectors),
         "texts": fingerprint(own),
         "main": fingerprint(main),
         "report": asdict(settings.report),

@@ -54,7 +54,7 @@ def read_texts(
     """The unsteered texts of the reasoning model on the prompts, those with a sentence to ask."""
     encoded = put_prompts(tokenizer, prompts, role="reasoning", form=form, base_template=template)
     heads = {prompt.id: put.text for prompt, put in zip(prompts, encoded, strict=True)}
-    found = []
+    texts = []
     for row in read_rows(sweep_file):
         if row["source"] != "none" or row["prompt"] not in heads:
             continue
@@ -69,8 +69,8 @@ def read_texts(
         # The token before is steered only if it is a generated one.
         before = [first - 1 for first in starts if length < first < len(offsets)]
         if before:
-            found.append(Text(encoded["input_ids"], length, before))
-    return found
+            texts.append(Text(encoded["input_ids"], length, before))
+    return texts
 
 
 def columns_of(saved: dict[str, Direction], offsets: Sequence[int], layers: int) -> list[str]:
@@ -112,7 +112,7 @@ def slopes(
     length = bucket(max(len(text.tokens) for text in texts), step=32)
     rows = _rows(model, len(texts), length, copies=directions.shape[1] + 1)
     places = bucket(max(len(text.before) for text in texts), step=8)
-    found = []
+    parts = []
     for first in tqdm(range(0, len(texts), rows), desc=name, unit="batch"):
         some = list(texts[first : first + rows])
         filled = [*some, *[Text([0], 1, [])] * (rows - len(some))]
@@ -129,8 +129,8 @@ def slopes(
             tokens=tokens,
             site=site,
         )
-        found.append(slope[:, :, : len(some)])
-    return np.concatenate(found, axis=2)
+        parts.append(slope[:, :, : len(some)])
+    return np.concatenate(parts, axis=2)
 
 
 def _rows(model: Model, count: int, length: int, *, copies: int) -> int:
@@ -171,24 +171,24 @@ def summarised(
     }
 
 
-def to_csv(found: dict[str, Any]) -> str:
+def to_csv(figures: dict[str, Any]) -> str:
     """A row for each target, layer and column."""
     rows = []
-    for target, one in found["targets"].items():
+    for target, one in figures["targets"].items():
         units = one["per_length"], one["per_residual"]
-        for layer in range(len(found["residual_norm"])):
-            for o, column in enumerate(found["columns"]):
+        for layer in range(len(figures["residual_norm"])):
+            for o, column in enumerate(figures["columns"]):
                 values = [unit[name][layer][o] for unit in units for name in ("mean", "se")]
                 numbers = [f"{value:.6g}" for value in values]
-                rows.append([target, layer, column, *numbers, found["n"]])
+                rows.append([target, layer, column, *numbers, figures["n"]])
     names = ["per_length", "se_per_length", "per_residual", "se_per_residual"]
     return csv_text(["target", "layer", "offset", *names, "n"], rows)
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
+def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """A heat map for each target, on one scale."""
-    targets, columns = found["targets"], found["columns"]
-    layers = len(found["residual_norm"])
+    targets, columns = numbers["targets"], numbers["columns"]
+    layers = len(numbers["residual_norm"])
     figure, axes = plt.subplots(
         1,
         len(targets),
@@ -212,7 +212,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     )
     figure.suptitle(
         "Base-derived directions: how much they move the keywords at sentence starts, the text "
-        f"held fixed\n({found['n']} texts of held-out prompts, {found['starts']} starts)",
+        f"held fixed\n({numbers['n']} texts of held-out prompts, {numbers['starts']} starts)",
         fontsize=10,
     )
     return frame.save(figure, folder, STEM)
@@ -250,10 +250,10 @@ def stage(run: Run) -> Path:
             for target in sorted(run.sources, key=list(frame.TARGETS).index)
         }
         starts = sum(len(text.before) for text in texts)
-        found = summarised(by_target, columns, residual_norm, starts=starts)
-        write_atomic(folder / f"{STEM}.csv", to_csv(found).encode())
-        write_json(folder / f"{STEM}.json", found)
-        draw(found, folder)
+        numbers = summarised(by_target, columns, residual_norm, starts=starts)
+        write_atomic(folder / f"{STEM}.csv", to_csv(numbers).encode())
+        write_json(folder / f"{STEM}.json", numbers)
+        draw(numbers, folder)
 
     inputs = {
         "models": {role: run.model_print(role) for role in run.sources},

@@ -64,7 +64,7 @@ def vectors(run: Run) -> Path:
         radius = coeff * equal_lengths.unit_lengths(directions, settings)[layer]
         targets = sentence_targets(learned.read_texts(run).learn, tokens=search.tokens)
         model, _ = run.load("reasoning")
-        found = [start.vector]
+        learned_so_far = [start.vector]
         for i in range(1, search.directions):
             one = learn_directions(
                 model,
@@ -74,12 +74,12 @@ def vectors(run: Run) -> Path:
                 norm=radius,
                 steps=search.steps,
                 rows_per_step=search.rows,
-                orthogonal_to=np.stack(found),
+                orthogonal_to=np.stack(learned_so_far),
                 site=site,
                 remat=learned.remat(),
                 progress=f"learning direction {i + 1} of {search.directions}",
             )
-            found.append(one.vectors[0])
+            learned_so_far.append(one.vectors[0])
         save_directions(
             folder / FILE,
             [
@@ -90,7 +90,7 @@ def vectors(run: Run) -> Path:
                     f"reasoning.{layer}.several.{i}",
                     {**start.provenance, "seed": i, "orthogonal_to": list(range(i))},
                 )
-                for i, vector in enumerate(found)
+                for i, vector in enumerate(learned_so_far)
             ],
         )
 
@@ -118,7 +118,7 @@ def random_set(count: int, width: int, *, seed: int) -> np.ndarray:
 
 
 def make_cells(
-    found: np.ndarray,
+    vectors: np.ndarray,
     means: np.ndarray,
     *,
     layer: int,
@@ -131,7 +131,7 @@ def make_cells(
 
     The first direction alone has been run by `experiments.learned`.
     """
-    k, width = found.shape
+    k, width = vectors.shape
     long = coeff * math.sqrt(k)
 
     def added(source: str, vector: np.ndarray, length: float) -> Cell:
@@ -142,14 +142,14 @@ def make_cells(
         return Cell(labels, ablate(span, layer=layer, site=site))
 
     drawn = random_set(k, width, seed=1)
-    cells = [added(f"single-{i + 1}", found[i], coeff) for i in range(1, k)]
-    for name, directions in (("together", found), ("random-together", drawn)):
+    cells = [added(f"single-{i + 1}", vectors[i], coeff) for i in range(1, k)]
+    for name, directions in (("together", vectors), ("random-together", drawn)):
         cells += [
             added(name, directions.sum(axis=0), coeff),
             added(f"{name}-long", directions.sum(axis=0), long),
         ]
-    cells.append(added("single-long", found[0], long))
-    cells += [without(f"ablate-{i + 1}", found[: i + 1]) for i in range(k)]
+    cells.append(added("single-long", vectors[0], long))
+    cells += [without(f"ablate-{i + 1}", vectors[: i + 1]) for i in range(k)]
     cells.append(without("ablate-means", means))
     return cells + [
         without(f"ablate-random-{i}", random_set(k, width, seed=2 + i)) for i in range(random_spans)
@@ -158,7 +158,7 @@ def make_cells(
 
 def texts(run: Run) -> Path:
     """The folder with `sweep.jsonl`."""
-    settings, found, directions = run.settings, vectors(run), derive.stage(run)
+    settings, folder_of_vectors, directions = run.settings, vectors(run), derive.stage(run)
     layer, site = settings.direction.layer, settings.direction.site
 
     def work(folder: Path) -> None:
@@ -175,7 +175,7 @@ def texts(run: Run) -> Path:
 
     inputs = {
         **equal_lengths.text_inputs(run),
-        "vectors": fingerprint(found),
+        "vectors": fingerprint(folder_of_vectors),
         "directions": fingerprint(directions),
         "coeff": equal_lengths.main_coeff(settings),
         "random_spans": settings.search.random_spans,
@@ -198,12 +198,12 @@ def comparisons(scores: dict[Key, dict[str, Scores]], k: int) -> dict[str, Any]:
 
     `ablated` is the span of all k against the mean of the random spans, prompt by prompt.
     """
-    by_source = {source: found for (_, source, _), found in scores.items()}
+    by_source = {source: measures for (_, source, _), measures in scores.items()}
 
     def shares(source: str) -> np.ndarray:
         return np.array([by_source[source][p].judged for p in by_source["together"]])
 
-    found = {
+    measures = {
         "together": paired(shares("together"), shares("single-1")),
         "together-long": paired(shares("together-long"), shares("single-long")),
         "together-random": paired(shares("together"), shares("random-together")),
@@ -211,15 +211,15 @@ def comparisons(scores: dict[Key, dict[str, Scores]], k: int) -> dict[str, Any]:
     spans = [source for source in by_source if source.startswith("ablate-random")]
     if spans:
         mean = np.mean([shares(source) for source in spans], axis=0)
-        found["ablated"] = paired(shares(f"ablate-{k}"), mean)
-    return {name: asdict(one) for name, one in found.items()}
+        measures["ablated"] = paired(shares(f"ablate-{k}"), mean)
+    return {name: asdict(one) for name, one in measures.items()}
 
 
 def on_text(run: Run) -> list[dict[str, Any]]:
     """What each direction alone and all together do to held-out text; see `experiments.learned`."""
-    found = load_set(run)
-    named = {f"single-{i + 1}": vector for i, vector in enumerate(found)}
-    return learned.gains_on_text(run, {**named, "together": found.sum(axis=0)})
+    vectors = load_set(run)
+    named = {f"single-{i + 1}": vector for i, vector in enumerate(vectors)}
+    return learned.gains_on_text(run, {**named, "together": vectors.sum(axis=0)})
 
 
 def stage(run: Run) -> Path:

@@ -83,16 +83,16 @@ class Boundary:
 
 def boundaries_of(traces: dict[str, Trace], most: int | None = None) -> list[Boundary]:
     """Every backtracking sentence that has a token of its own, or so many of them at random."""
-    found = [
+    boundaries = [
         Boundary(id, i, trace.tokens[:start])
         for id, trace in traces.items()
         for i, (start, positive) in enumerate(zip(trace.starts, trace.positive, strict=True))
         if positive and trace.prompt_length <= start < len(trace.tokens)
     ]
-    if most is None or most >= len(found):
-        return found
-    chosen = np.random.default_rng(SEED).choice(len(found), most, replace=False)
-    return [found[i] for i in sorted(chosen)]
+    if most is None or most >= len(boundaries):
+        return boundaries
+    chosen = np.random.default_rng(SEED).choice(len(boundaries), most, replace=False)
+    return [boundaries[i] for i in sorted(chosen)]
 
 
 def known_boundaries(count: int, *, room: int) -> list[Boundary]:
@@ -106,10 +106,10 @@ def known_boundaries(count: int, *, room: int) -> list[Boundary]:
     from weights.small_language.text import CONTROL, documents
     from weights.small_language.tokenizer import encode
 
-    found: list[Boundary] = []
+    boundaries: list[Boundary] = []
     for number, document in enumerate(documents(40 * count, CONTROL, split="eval")):
         places = [i for i, s in enumerate(document.sentences) if s.backtracking]
-        if len(found) == count:
+        if len(boundaries) == count:
             break
         if not places or not places[0]:
             continue
@@ -118,8 +118,8 @@ def known_boundaries(count: int, *, room: int) -> list[Boundary]:
         prefix = encode(f"{head} {before}")
         if len(prefix) <= room:
             doubt = document.sentences[places[0]].doubt
-            found.append(Boundary(f"known-{number}", places[0], prefix, doubt))
-    return found
+            boundaries.append(Boundary(f"known-{number}", places[0], prefix, doubt))
+    return boundaries
 
 
 def resample(
@@ -150,7 +150,7 @@ def resample(
             boundary = boundaries[row // samples]
             text = decode(tokenizer, boundary.prefix, tokens, stops)
             first = split_sentences(text)[:1]
-            found = {
+            outcome = {
                 "trace": boundary.trace,
                 "sentence": boundary.sentence,
                 "sample": row % samples,
@@ -158,7 +158,7 @@ def resample(
                 "doubt": boundary.doubt,
                 "text": text,
             }
-            append_rows(file, [found])
+            append_rows(file, [outcome])
             bar.update()
             preemption.stop_if_asked(f"{bar.n} of {len(left)} continuations are in {file}")
 
@@ -206,10 +206,10 @@ def _continued(
 
 def counts_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[bool]]:
     """By trace and sentence, which continuations backtrack again."""
-    found: dict[tuple[str, int], list[bool]] = {}
+    counts: dict[tuple[str, int], list[bool]] = {}
     for row in rows:
-        found.setdefault((row["trace"], row["sentence"]), []).append(row["again"])
-    return found
+        counts.setdefault((row["trace"], row["sentence"]), []).append(row["again"])
+    return counts
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -258,15 +258,15 @@ def resampled(run: Run, choice: Choice) -> Path:
     def work(folder: Path) -> None:
         model, tokenizer = run.load("reasoning")
         marked = _marked(run, traces, labels)
-        found = boundaries_of(marked, choice.boundaries)
+        boundaries = boundaries_of(marked, choice.boundaries)
         if _has_grammar(settings):
             room = model.config.max_positions - choice.tokens
-            found += known_boundaries(choice.known, room=room)
+            boundaries += known_boundaries(choice.known, room=room)
         resample(
             folder,
             model,
             tokenizer,
-            found,
+            boundaries,
             choice=choice,
             stops=run.stop_tokens("reasoning"),
             keywords=settings.labels.keywords,
@@ -302,19 +302,19 @@ def stage(run: Run, choice: Choice) -> Path:
         own = [row for row in rows if row["doubt"] is None]
         shares = {key: float(np.mean(one)) for key, one in counts_of(own).items()}
         _write_labels(folder, labels / label.FILE, shares)
-        found = {
+        numbers = {
             "traces": summary(own),
             "known": truth([row for row in rows if row["doubt"] is not None]),
             "stable_from": STABLE,
             "choice": asdict(choice),
         }
         marked = _marked(run, traces, labels)
-        found["directions"] = stable_directions.compare(
+        numbers["directions"] = stable_directions.compare(
             run, folder, marked, shares, directions=directions, main=main, stable=STABLE
         )
-        write_json(folder / f"{STEM}.json", found)
-        stability_figure.draw(found, folder)
-        write_atomic(folder / f"{STEM}.md", ("\n".join(words(found)) + "\n").encode())
+        write_json(folder / f"{STEM}.json", numbers)
+        stability_figure.draw(numbers, folder)
+        write_atomic(folder / f"{STEM}.md", ("\n".join(words(numbers)) + "\n").encode())
 
     inputs = {
         "resamples": fingerprint(drawn),
@@ -343,16 +343,16 @@ def _write_labels(folder: Path, sentences: Path, shares: dict[tuple[str, int], f
     )
 
 
-def words(found: dict[str, Any]) -> list[str]:
+def words(numbers: dict[str, Any]) -> list[str]:
     """What came out, as Markdown."""
-    one, known = found["traces"], found["known"]
+    one, known = numbers["traces"], numbers["known"]
     lines = [
         "# Stability of backtracking boundaries",
         "",
         f"Of {one['boundaries']} keyword boundaries, each resampled {one['samples']} times, the "
         f"first sentence backtracks again in {between(one['again'], 'value')} of the "
         f"continuations; {between(one['stable'], 'share')} of the boundaries are stable (at "
-        f"least {found['stable_from']:g}), {between(one['never'], 'share')} never backtrack "
+        f"least {numbers['stable_from']:g}), {between(one['never'], 'share')} never backtrack "
         "again. Intervals are 95% over traces.",
         "",
     ]
@@ -365,7 +365,7 @@ def words(found: dict[str, Any]) -> list[str]:
             f"backtrack again under doubt, {three(known['again']['without'])} without.",
             "",
         ]
-    return [*lines, *stable_directions.words(found["directions"])]
+    return [*lines, *stable_directions.words(numbers["directions"])]
 
 
 def _positive(text: str) -> int:

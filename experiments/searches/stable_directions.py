@@ -58,12 +58,12 @@ def marked_by_stability(traces: Mapping[str, Trace], shares: Shares, stable: flo
     ]
 
 
-def directions_of(found: Moments, stable: float) -> dict[str, NDArray[np.float64]]:
+def directions_of(moments: Moments, stable: float) -> dict[str, NDArray[np.float64]]:
     """Eq. 3 at one layer, the mean over the offsets, `[D]`, by which events are D+.
 
     Those without an event at some offset are left out.
     """
-    events = [label for label in found.labels if label != OTHER]
+    events = [label for label in moments.labels if label != OTHER]
     share = {label: float(label.rpartition(".")[0]) for label in events}
     weights = {
         "all": dict.fromkeys(events, 1.0),
@@ -72,13 +72,13 @@ def directions_of(found: Moments, stable: float) -> dict[str, NDArray[np.float64
         "drawn": {label: float(label.endswith(".drawn")) for label in events},
         "weighted": share,
     }
-    whole = found.total[0].sum(axis=0) / found.count.sum(axis=0)[:, None]  # [O, D]
+    whole = moments.total[0].sum(axis=0) / moments.count.sum(axis=0)[:, None]  # [O, D]
     directions = {}
     for name, by_label in weights.items():
-        weight = np.array([by_label.get(label, 0.0) for label in found.labels])
-        of = weight @ found.count  # [O]
+        weight = np.array([by_label.get(label, 0.0) for label in moments.labels])
+        of = weight @ moments.count  # [O]
         if of.all():
-            mean = np.einsum("K,KOD->OD", weight, found.total[0]) / of[:, None]
+            mean = np.einsum("K,KOD->OD", weight, moments.total[0]) / of[:, None]
             directions[name] = (mean - whole).mean(axis=0)
     return directions
 
@@ -115,7 +115,7 @@ def compare(
     unit = equal_lengths.unit_lengths(directions, settings)[layer]
     marked = marked_by_stability(traces, shares, stable)
     labels = sorted({label for trace in marked for label in trace.labels})
-    found = {
+    by_role = {
         role: directions_of(
             activation_moments(
                 run.load(role)[0],
@@ -140,7 +140,7 @@ def compare(
                 name=f"{role}.{layer}.{name}",
                 provenance={"model": role, "events": name, "stable_from": stable},
             )
-            for role, by_name in found.items()
+            for role, by_name in by_role.items()
             for name, vector in by_name.items()
         ],
     )
@@ -154,7 +154,7 @@ def compare(
             coeff=coeff,
             unit=unit,
         )
-        for name in found["base"]
+        for name in by_role["base"]
     ]
     equal_lengths.write_texts(run, folder, cells)
     own = list(read_rows(folder / steer.FILE))
@@ -162,13 +162,13 @@ def compare(
     return {
         "coeff": coeff,
         "counts": _counts(shares, stable),
-        "cosines": _cosines(found),
+        "cosines": _cosines(by_role),
         "unsteered": asdict(select(table, "reasoning", "none")[0]),
-        "cells": [asdict(c) for c in table if c.source in found["base"]],
-        "stable_less": _less(scores, coeff, list(found["base"])),
+        "cells": [asdict(c) for c in table if c.source in by_role["base"]],
+        "stable_less": _less(scores, coeff, list(by_role["base"])),
         "lengths": {
             role: {name: float(np.linalg.norm(v)) for name, v in by_name.items()}
-            for role, by_name in found.items()
+            for role, by_name in by_role.items()
         },
     }
 
@@ -200,9 +200,9 @@ def _counts(shares: Shares, stable: float) -> dict[str, int]:
     }
 
 
-def _cosines(found: Mapping[str, Mapping[str, NDArray]]) -> dict[str, dict[str, float]]:
+def _cosines(directions: Mapping[str, Mapping[str, NDArray]]) -> dict[str, dict[str, float]]:
     """Of each base-derived direction with that of all events, and with the reasoning model's."""
-    base, reasoning = found["base"], found["reasoning"]
+    base, reasoning = directions["base"], directions["reasoning"]
     return {
         name: {
             "with_all": cosine(vector, base["all"]),
@@ -212,11 +212,11 @@ def _cosines(found: Mapping[str, Mapping[str, NDArray]]) -> dict[str, dict[str, 
     }
 
 
-def words(found: dict[str, Any]) -> list[str]:
+def words(numbers: dict[str, Any]) -> list[str]:
     """A table of the directions, as Markdown."""
-    plain = found["unsteered"]
+    plain = numbers["unsteered"]
     rows = [
-        f"At coefficient {found['coeff']:g}, all of one length, added to the reasoning model at "
+        f"At coefficient {numbers['coeff']:g}, all of one length, added to the reasoning model at "
         "the held-out prompts. Unsteered: share of distinct backtracking sentences "
         f"{between(plain['judged'])}, coherence {three(plain['coherence']['mean'])}. *Drawn* are "
         "as many events as are stable, at random.",
@@ -225,11 +225,11 @@ def words(found: dict[str, Any]) -> list[str]:
         "coherence |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for cell in found["cells"]:
+    for cell in numbers["cells"]:
         name, change = cell["source"], cell["difference"]
-        cosines = found["cosines"][name]
+        cosines = numbers["cosines"][name]
         rows.append(
-            f"| {name} | {found['counts'][name]} | {three(cosines['with_all'])} "
+            f"| {name} | {numbers['counts'][name]} | {three(cosines['with_all'])} "
             f"| {three(cosines['with_reasoning'])} | {between(cell['judged'])} "
             f"| {between(change, 'diff')} | {three(cell['coherence']['mean'])} |"
         )

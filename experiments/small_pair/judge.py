@@ -122,7 +122,7 @@ def judge(models: Path, out: Path, plan: Plan) -> dict[str, Any]:
         "negative": negative,
         "facts": facts,
         "selection": [asdict(one) for one in table],
-        "judged": {role: [asdict(one) for one in found] for role, found in judged.items()},
+        "judged": {role: [asdict(one) for one in items] for role, items in judged.items()},
         "verdicts": verdicts(judged, layer, coeff, negative),
     }
 
@@ -202,9 +202,9 @@ def natural_rates(
     hedges = {p for slot in SLOTS.values() for p in slot.hedges}
     confident = {p for slot in SLOTS.values() for p in slot.confident}
     counts = {"hedged": [0, 0], "confident": [0, 0]}
-    for found, row in zip(kinds, rows, strict=True):
+    for row_kinds, row in zip(kinds, rows, strict=True):
         texts = [f" {s.text} " for s in whole_sentences(row)]
-        for before, kind in zip(texts, found[1 : len(texts)], strict=False):
+        for before, kind in zip(texts, row_kinds[1 : len(texts)], strict=False):
             has = [any(f" {p} " in before for p in phrases) for phrases in (hedges, confident)]
             if has[0] == has[1]:
                 continue

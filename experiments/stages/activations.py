@@ -64,12 +64,10 @@ def save_role(run: Run, role: str, choice: Choice) -> Path:
         tokenizer = run.tokenizer("reasoning")
         marked = derive.read_traces(tokenizer, traces / rollouts.FILE, labels / label.FILE)
         ids = [row["id"] for row in read_rows(traces / rollouts.FILE)]
-        found = {
-            id: (t, positions_of(t, choice.offsets)) for id, t in zip(ids, marked, strict=True)
-        }
-        kept = {id: at for id, (_, at) in found.items() if at}
+        read = {id: (t, positions_of(t, choice.offsets)) for id, t in zip(ids, marked, strict=True)}
+        kept = {id: at for id, (_, at) in read.items() if at}
         rows = [
-            {"id": id, "starts": list(found[id][0].starts), "labels": list(found[id][0].labels)}
+            {"id": id, "starts": list(read[id][0].starts), "labels": list(read[id][0].labels)}
             for id in kept
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -77,7 +75,7 @@ def save_role(run: Run, role: str, choice: Choice) -> Path:
         save_activations(
             folder,
             run.load(role)[0],
-            {id: found[id][0].tokens for id in kept},
+            {id: read[id][0].tokens for id in kept},
             kept,
             sites=choice.sites,
             layers=choice.layers,

@@ -34,13 +34,13 @@ def baseline_vectors(saved: Mapping[str, Any], *, layer: int) -> dict[str, np.nd
     names is no behaviour.
     """
     start, end = f"base.{layer}.", ".union"
-    found = {"mean": saved[f"{start}mean"].vector} if f"{start}mean" in saved else {}
+    vectors = {"mean": saved[f"{start}mean"].vector} if f"{start}mean" in saved else {}
     for name, direction in saved.items():
         behaviour = name.removeprefix(start).removesuffix(end)
         whole = name == f"{start}{behaviour}{end}"
         if whole and behaviour not in (BACKTRACKING, OTHER):
-            found[BEHAVIOUR + behaviour] = direction.vector
-    return found
+            vectors[BEHAVIOUR + behaviour] = direction.vector
+    return vectors
 
 
 def baseline_cells(

@@ -94,14 +94,14 @@ def moments_of_parts(
 
     Labels are those that occur, backtracking first.
     """
-    found = {label for trace in traces for label in trace.labels} - {BACKTRACKING}
+    behaviours = {label for trace in traces for label in trace.labels} - {BACKTRACKING}
     parts = [traces[part::PARTS] for part in range(min(PARTS, len(traces)))]
     length = bucket(max(len(trace.tokens) for trace in traces))
     return [
         activation_moments(
             model,
             part,
-            labels=(BACKTRACKING, *sorted(found)),
+            labels=(BACKTRACKING, *sorted(behaviours)),
             offsets=offsets,
             site=site,
             rows=equal_rows(model, len(parts[0]), length),
@@ -193,7 +193,7 @@ def _of_model(
 ) -> list[SavedDirection]:
     """A model's directions, with the provenance of each."""
     difference, rest = "mean(D+) - mean(D)", "mean(D+) - mean(D-)"
-    found = [
+    kinds = [
         ("union", stats.window_direction(window, BACKTRACKING), window, BACKTRACKING, difference),
         (
             "against_rest",
@@ -204,13 +204,13 @@ def _of_model(
         ),
         ("mean", stats.mean_activation(window), window, None, "mean(D)"),
     ]
-    found += [
+    kinds += [
         (f"{name}.union", stats.window_direction(window, name), window, name, difference)
         for name in behaviours
         if name != BACKTRACKING
     ]
     by_offset = stats.difference_of_means(whole, BACKTRACKING)
-    found += [
+    kinds += [
         (f"offset.{offset}", by_offset[:, o], whole.at([offset]), BACKTRACKING, difference)
         for o, offset in enumerate(whole.offsets)
         if whole.count[0, o]
@@ -230,7 +230,7 @@ def _of_model(
                 "norm": float(np.linalg.norm(vector)),
             },
         )
-        for name, vectors, read, label, kind in found
+        for name, vectors, read, label, kind in kinds
         for layer, vector in enumerate(vectors)
     ]
 
@@ -270,9 +270,9 @@ def _lengths(vectors: np.ndarray) -> list[Any]:
 
 def _listed(x: np.ndarray) -> list[Any]:
     """As lists for JSON, which has no NaN: None in its place."""
-    found = x.astype(object)
-    found[np.isnan(x)] = None
-    return found.tolist()
+    array = x.astype(object)
+    array[np.isnan(x)] = None
+    return array.tolist()
 
 
 def stage(run: Run) -> Path:

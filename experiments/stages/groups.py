@@ -106,7 +106,7 @@ def sums_by_group(
     name: str | None = None,
 ) -> Groups:
     """One pass over all traces, up to the steered layer."""
-    found = activation_moments(
+    moments = activation_moments(
         model,
         mark(traces, groups),
         labels=[f"{group}.{kind}" for group in range(groups) for kind in KINDS],
@@ -117,9 +117,9 @@ def sums_by_group(
     )
     shape = groups, len(KINDS), len(direction.offsets)
     return Groups(
-        total=found.total[0].reshape(*shape, -1),
-        count=found.count.reshape(shape),
-        squares=found.squares[0].sum(axis=0),
+        total=moments.total[0].reshape(*shape, -1),
+        count=moments.count.reshape(shape),
+        squares=moments.squares[0].sum(axis=0),
     )
 
 

@@ -73,11 +73,11 @@ def write_labels(
             "id": id,
             "sentences": [
                 [s.start, s.stop, name == "backtracking"]
-                for s, name in zip(found, names[id], strict=True)
+                for s, name in zip(sentences, names[id], strict=True)
             ],
             "labels": names[id],
         }
-        for id, found in traces.items()
+        for id, sentences in traces.items()
     ]
     counts = {
         "traces": len(rows),

@@ -100,10 +100,10 @@ def with_logprobs(
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["target"], row["source"], row["coeff"], row["prompt"]
 
-    found = {
+    by_key = {
         key(row): {"logprob_sum": row["logprob_sum"], "n_tokens": row["n_tokens"]} for row in scored
     }
-    return [{**row, **found.get(key(row), {})} for row in rows]
+    return [{**row, **by_key.get(key(row), {})} for row in rows]
 
 
 def scores_by_cell(
@@ -191,8 +191,8 @@ def _perplexity(texts: Sequence[Scores]) -> Measured:
 
 def select(table: Sequence[CellOutcome], target: str, source: str) -> list[CellOutcome]:
     """The curve of one source on one target by coefficient, the unsteered cell included."""
-    found = [c for c in table if c.target == target and c.source in (source, "none")]
-    return sorted(found, key=lambda c: c.coeff)
+    cells = [c for c in table if c.target == target and c.source in (source, "none")]
+    return sorted(cells, key=lambda c: c.coeff)
 
 
 def sources_of(table: Sequence[CellOutcome], target: str) -> list[str]:
@@ -218,8 +218,8 @@ def judged_at(table: Sequence[CellOutcome], margin: float) -> float | None:
     It is the largest positive one of the base-derived direction in the reasoning model at which
     coherence is within the margin.
     """
-    found = [c for c in coherent(table, "reasoning", margin) if c.source == "base" and c.coeff > 0]
-    return max((c.coeff for c in found), default=None)
+    cells = [c for c in coherent(table, "reasoning", margin) if c.source == "base" and c.coeff > 0]
+    return max((c.coeff for c in cells), default=None)
 
 
 def to_csv(table: Sequence[CellOutcome]) -> str:

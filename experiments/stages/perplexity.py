@@ -70,8 +70,8 @@ def score_rows(
     for first in range(0, len(todo), _AT_ONCE):
         part = todo[first : first + _AT_ONCE]
         texts = {tuple(cut[i][0]): i for i in part if len(cut[i][0]) > cut[i][1]}
-        found = score(model, list(texts), length=length, progress=progress) if texts else []
-        logprobs = dict(zip(texts, found, strict=True))
+        scores = score(model, list(texts), length=length, progress=progress) if texts else []
+        logprobs = dict(zip(texts, scores, strict=True))
         append_rows(path, (_scored(rows[i], *cut[i], logprobs) for i in part))
 
 

@@ -135,17 +135,17 @@ def detection(score: NDArray, where: Layout, *, n_resamples: int = 1000) -> Auro
 
 def curves(scores: NDArray, where: Layout) -> dict[str, Any]:
     """Mean score and 95% interval at each offset around either kind of sentence, and AUROC."""
-    found = around(scores, where)
+    windows = around(scores, where)
     out: dict[str, Any] = {"offsets": list(where.offsets)}
     for name, kind in (("backtracking", where.positive), ("other", ~where.positive)):
-        means = [mean_se(column[kind], groups=where.sentence_text[kind]) for column in found.T]
+        means = [mean_se(column[kind], groups=where.sentence_text[kind]) for column in windows.T]
         out[name] = {
             "mean": [m.mean for m in means],
             "low": [m.mean - _NORMAL_95 * m.se for m in means],
             "high": [m.mean + _NORMAL_95 * m.se for m in means],
-            "n": [int(n) for n in (~np.isnan(found[kind])).sum(axis=0)],
+            "n": [int(n) for n in (~np.isnan(windows[kind])).sum(axis=0)],
         }
-    areas = [detection(column, where, n_resamples=_CURVE_RESAMPLES) for column in found.T]
+    areas = [detection(column, where, n_resamples=_CURVE_RESAMPLES) for column in windows.T]
     out["auroc"] = {name: [getattr(a, name) for a in areas] for name in ("mean", "low", "high")}
     return out
 

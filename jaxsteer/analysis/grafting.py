@@ -83,11 +83,11 @@ def part_sizes(model: Model) -> dict[str, int]:
 
 def _check_alike(into: Model, source: Model) -> None:
     if into.config != source.config:
-        expected, found = vars(into.config), vars(source.config)
+        expected, got = vars(into.config), vars(source.config)
         differing = [
-            f"{name} {found[name]} (expected {expected[name]})"
+            f"{name} {got[name]} (expected {expected[name]})"
             for name in expected
-            if found[name] != expected[name]
+            if got[name] != expected[name]
         ]
         raise ValueError(f"source: got another config than `into`: {', '.join(differing)}")
     if is_packed(into) != is_packed(source):

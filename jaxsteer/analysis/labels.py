@@ -78,7 +78,7 @@ def labels_from_file(
         trace: {(s.start, s.stop): i for i, s in enumerate(items)}
         for trace, items in sentences.items()
     }
-    found: dict[str, dict[int, str]] = {trace: {} for trace in sentences}
+    labelled: dict[str, dict[int, str]] = {trace: {} for trace in sentences}
     for where, record in _records(as_path(path)):
         label = _checked_label(record, where)
         if label.trace not in spans:
@@ -89,17 +89,19 @@ def labels_from_file(
                 f"{where}: trace {label.trace!r:.80} has no sentence {label.start}:{label.stop}; "
                 "the labels are for another text or another splitting"
             )
-        if index in found[label.trace]:
+        if index in labelled[label.trace]:
             raise ValueError(f"{where}: sentence {label.start}:{label.stop} is labelled twice")
-        found[label.trace][index] = label.label
+        labelled[label.trace][index] = label.label
     for trace, items in sentences.items():
-        if len(found[trace]) < len(items):
-            missing = next(s for i, s in enumerate(items) if i not in found[trace])
+        if len(labelled[trace]) < len(items):
+            missing = next(s for i, s in enumerate(items) if i not in labelled[trace])
             raise ValueError(
-                f"{path}: trace {trace!r} has {len(items)} sentences, {len(found[trace])} of them "
-                f"labelled; the first without a label is {missing.start}:{missing.stop}"
+                f"{path}: trace {trace!r} has {len(items)} sentences, {len(labelled[trace])} of "
+                f"them labelled; the first without a label is {missing.start}:{missing.stop}"
             )
-    return {trace: [found[trace][i] for i in range(len(sentences[trace]))] for trace in sentences}
+    return {
+        trace: [labelled[trace][i] for i in range(len(sentences[trace]))] for trace in sentences
+    }
 
 
 def _records(path: Path) -> list[tuple[str, Any]]:
@@ -114,12 +116,12 @@ def _records(path: Path) -> list[tuple[str, Any]]:
 def _checked_label(record: Any, where: str) -> SentenceLabel:
     fields = {"trace": str, "start": int, "stop": int, "label": str}
     if not isinstance(record, dict) or set(record) != set(fields):
-        found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise wrong(where, found, f"the fields {sorted(fields)}")
+        got = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise wrong(where, got, f"the fields {sorted(fields)}")
     for name, kind in fields.items():
         if type(record[name]) is not kind:
-            found = f"{record[name]!r:.80}"
-            raise wrong(f"{where}: {name}", found, kind.__name__)
+            got = f"{record[name]!r:.80}"
+            raise wrong(f"{where}: {name}", got, kind.__name__)
     if record["label"] not in LABELS:
         raise wrong(f"{where}: label", f"{record['label']!r:.80}", f"one of {', '.join(LABELS)}")
     return SentenceLabel(**record)

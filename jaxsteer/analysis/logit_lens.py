@@ -53,10 +53,10 @@ def keyword_tokens(tokenizer: Any, keywords: Sequence[str]) -> dict[int, str]:
     if not wanted:
         raise ValueError(f"keywords: got {list(keywords)!r}, expected at least one word")
     texts = [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
-    found = {i: text for i, text in enumerate(texts) if text.strip().casefold() in wanted}
-    if not found:
+    tokens = {i: text for i, text in enumerate(texts) if text.strip().casefold() in wanted}
+    if not tokens:
         raise ValueError(f"keywords: no token of the tokenizer spells {' or '.join(keywords)}")
-    return found
+    return tokens
 
 
 def lens(
@@ -98,8 +98,8 @@ def lens(
     if not 1 <= top <= V:
         raise ValueError(f"top: got {top}, expected 1 to {V}")
     units = jnp.asarray(vectors / scale, jnp.float32)
-    found = _read(model, units, jnp.asarray(ids), kind=kind, top=top)
-    return Lens(*hosts.gather(found))
+    readings = _read(model, units, jnp.asarray(ids), kind=kind, top=top)
+    return Lens(*hosts.gather(readings))
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "top"))

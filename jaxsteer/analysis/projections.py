@@ -83,8 +83,8 @@ def project(
     check_batch(batch, model.config)
     placed = spread_rows(batch, model)
     last = int(at.max())
-    found = _project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site, last)
-    return hosts.gather(found)
+    projections = _project(model, placed, jnp.asarray(vectors), jnp.asarray(at), site, last)
+    return hosts.gather(projections)
 
 
 def _projections(
@@ -92,8 +92,8 @@ def _projections(
 ) -> jax.Array:
     capture = Capture(sites=(site,), layers=range(last + 1), read=Project(directions))
     # What comes behind the last layer is not used, so the compiler leaves it out.
-    found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
-    own = found[layers, jnp.arange(len(layers))]  # [R, B, T]
+    products = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
+    own = products[layers, jnp.arange(len(layers))]  # [R, B, T]
     return jnp.where(batch.mask, own, jnp.nan)
 
 
@@ -118,9 +118,9 @@ def project_texts(
     for first in range(0, len(texts), rows):
         some = texts[first : first + rows]
         filled = [*some, *[texts[0][:1]] * (rows - len(some))]
-        found = project(model, left_pad(filled, length=length), directions, layers, site=site)
+        projections = project(model, left_pad(filled, length=length), directions, layers, site=site)
         for row, text in enumerate(some):
-            yield found[:, row, length - len(text) :]
+            yield projections[:, row, length - len(text) :]
 
 
 @dataclass(frozen=True)

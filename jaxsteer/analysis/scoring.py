@@ -162,7 +162,7 @@ def score(
     rows = min(len(texts), rows_per_batch or rows_that_score(model, length=length, reads=reads))
     shared = None if prefix is None else _share(model, front)
     order = np.argsort([len(text) for text in texts], kind="stable")
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
+    scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
     for first in tqdm(
         range(0, len(texts), rows), desc=progress, unit="batch", disable=progress is None
     ):
@@ -179,8 +179,8 @@ def score(
             scored = _behind(model, shared, batch, **asked)
         for i, row in zip(index, hosts.gather(scored), strict=True):
             n = len(texts[i])
-            found[i] = row[len(row) - n :] if prefix is None else row[1:n]
-    return found
+            scores[i] = row[len(row) - n :] if prefix is None else row[1:n]
+    return scores
 
 
 def _check_reach(steerings: Sequence[Steering], prefix: int, prompts: np.ndarray) -> None:

@@ -222,8 +222,8 @@ def _full_stop_ends(text: str, stop: int, begin: int, first: str) -> bool:
     start = _VISIBLE.search(text, begin)
     if start and stop - start.start() < 24 and _LIST_MARKER.match(text[start.start() : stop]):
         return False
-    found = _WORD_BEFORE.search(text[max(begin, stop - 24) : stop])
-    word = found.group() if found else ""
+    match = _WORD_BEFORE.search(text[max(begin, stop - 24) : stop])
+    word = match.group() if match else ""
     lower = word.lower()
     if word in _TITLES or lower in _NEVER_ENDS:
         return False

@@ -200,8 +200,8 @@ def load(
     if sharding is not None and mesh is not None:
         raise ValueError("load: got both sharding and mesh, expected at most one")
     if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
-        found = type(mesh).__name__
-        raise ValueError(f"mesh: got {found}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
+        got = type(mesh).__name__
+        raise ValueError(f"mesh: got {got}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
     folder = absolute(path)  # Orbax takes no other
     manifest = read_manifest(folder)
     if mesh is not None:

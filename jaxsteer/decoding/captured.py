@@ -371,8 +371,10 @@ def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
         part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
         parts.append(part.astype(jnp.bfloat16))
         rest = rest - part
-    found = jnp.einsum("...D,PRD->...PR", x, jnp.stack(parts), preferred_element_type=jnp.float32)
-    return jnp.sum(found, axis=-2)
+    products = jnp.einsum(
+        "...D,PRD->...PR", x, jnp.stack(parts), preferred_element_type=jnp.float32
+    )
+    return jnp.sum(products, axis=-2)
 
 
 def _weights(slot: jax.Array, keeping: Keeping) -> jax.Array:

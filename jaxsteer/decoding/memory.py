@@ -236,8 +236,8 @@ def _free_bytes(model: Model) -> int | None:
     """What is free on the fullest device of this host that holds weights; None if none tells."""
     leaf = jax.tree.leaves(model.params)[0]
     here = jax.process_index()
-    found = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
-    known = [stats for stats in found if stats and "bytes_limit" in stats]
+    all_stats = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
+    known = [stats for stats in all_stats if stats and "bytes_limit" in stats]
     return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
 
 

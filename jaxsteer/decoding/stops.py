@@ -30,12 +30,12 @@ class StopStrings:
         That is the one that ends first, and the longest of those that end together: the same
         whichever tokens spell the text.
         """
-        found = []
+        matches = []
         for string in self.strings:
             pattern = string.encode()
             if (start := text.find(pattern)) >= 0:
-                found.append((start + len(pattern), start))
-        return text[: min(found)[1]] if found else text
+                matches.append((start + len(pattern), start))
+        return text[: min(matches)[1]] if matches else text
 
 
 def stop_strings(

@@ -103,11 +103,11 @@ def _check(tokenizer: Any, pieces: Sequence[bytes]) -> None:
         raise ValueError("tokenizer: got no token that is a word, expected some")
     drawn = np.random.default_rng(0).choice(whole, (64, 16))
     for ids in drawn.tolist():
-        found = decode([words[0], *ids]).removeprefix(decode([words[0]]))
+        text = decode([words[0], *ids]).removeprefix(decode([words[0]]))
         expected = b"".join(pieces[i] for i in ids).decode()
-        if found != expected:
+        if text != expected:
             raise ValueError(
-                f"tokenizer: got {found!r} for the tokens {ids}, expected {expected!r}: its "
+                f"tokenizer: got {text!r} for the tokens {ids}, expected {expected!r}: its "
                 "decoder is not one whose tokens' bytes are known"
             )
 

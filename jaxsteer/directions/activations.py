@@ -111,8 +111,8 @@ def activation_moments(
     bar.close()
     high, low = (part.astype(np.float64) for part in hosts.gather(running))
     total, squares = np.moveaxis(high + low, 1, 0)
-    found = [label for trace in traces for label in trace.labels]
-    sentences = np.array([found.count(label) for label in labels])
+    all_labels = [label for trace in traces for label in trace.labels]
+    sentences = np.array([all_labels.count(label) for label in labels])
     return Moments(tuple(labels), tuple(offsets), sentences, count, total, squares)
 
 
@@ -194,10 +194,10 @@ def _add_batch(
     """The sums with a batch added, and a number that is there when they are."""
     capture = Capture(sites=(site,), layers=layers, read=EventSums(positions, groups, squares=True))
     # The logits are not used, so the compiler leaves the unembedding out.
-    found = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
+    sums = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]
     if where is not None:
-        found = jax.lax.with_sharding_constraint(found, where)
-    return _add_exactly(running, found), found[0, 0, 0, 0, 0]
+        sums = jax.lax.with_sharding_constraint(sums, where)
+    return _add_exactly(running, sums), sums[0, 0, 0, 0, 0]
 
 
 def _add_exactly(running: Pair, x: jax.Array) -> Pair:

@@ -100,7 +100,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Direction]:
 
 
 def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    found = load_json(text, f"{path}: the header's directions")
-    if not isinstance(found, dict):
+    value = load_json(text, f"{path}: the header's directions")
+    if not isinstance(value, dict):
         raise ValueError(f"{path}: the header's directions: expected an object by name")
-    return found
+    return value

@@ -110,8 +110,8 @@ def load_gguf(path: str | os.PathLike[str]) -> dict[str, Direction]:
     header = read_gguf_header(path)
     pairs = header.pairs
     if pairs.get("general.architecture") != ARCHITECTURE:
-        found = f"{pairs.get('general.architecture')!r:.80}"
-        raise ValueError(f"{path}: architecture {found}, expected {ARCHITECTURE!r}")
+        got = f"{pairs.get('general.architecture')!r:.80}"
+        raise ValueError(f"{path}: architecture {got}, expected {ARCHITECTURE!r}")
     about = _ours(pairs, path)
     source = {
         "source": "GGUF control vector",

@@ -163,14 +163,14 @@ def logprobs_under(
     rows = min(rows_at_once, B)
     at_once = _at_once(model, targets, rows=rows, directions=len(wide), remat=True)
     host = hosts.gather(targets)
-    found = np.zeros((len(wide), B, P), np.float32)
+    logprobs = np.zeros((len(wide), B, P), np.float32)
     for first in tqdm(range(0, B, rows), desc=progress, disable=not progress, unit="batch"):
         index = np.minimum(np.arange(first, first + rows), B - 1)  # one shape for all
         chunk = spread_rows(jax.tree.map(jnp.asarray, host.take(index)), model)
         where = jnp.asarray(layers, jnp.int32)
         read = _read(model, chunk, jnp.asarray(wide), where, site=site, at_once=at_once)
-        found[:, index] = hosts.gather(read)
-    return found
+        logprobs[:, index] = hosts.gather(read)
+    return logprobs
 
 
 def step_bytes(model: Model, *, rows: int, length: int, targets: int, remat: bool = True) -> int:
@@ -296,8 +296,8 @@ def _step(
 
         def loss(vector: jax.Array) -> jax.Array:
             steering = _steered(vector, layer, vector.shape[-1], site)
-            found = target_logprobs(model, chunk, steering=steering, remat=remat)
-            return -jnp.sum(found) / count
+            logprobs = target_logprobs(model, chunk, steering=steering, remat=remat)
+            return -jnp.sum(logprobs) / count
 
         value, gradient = jax.value_and_grad(loss)(vector)
         gradient = complement(gradient)

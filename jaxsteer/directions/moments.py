@@ -35,11 +35,11 @@ class Moments:
 
     def __post_init__(self) -> None:
         shape = len(self.labels), len(self.offsets)
-        found = [self.sentences.shape, self.count.shape, self.total.shape, self.squares.shape]
+        shapes = [self.sentences.shape, self.count.shape, self.total.shape, self.squares.shape]
         L, *_, D = self.total.shape
-        if found != [shape[:1], shape, (L, *shape, D), (L, *shape, D)]:
+        if shapes != [shape[:1], shape, (L, *shape, D), (L, *shape, D)]:
             raise ValueError(
-                f"moments: got shapes {found} for {shape[0]} labels and {shape[1]} offsets"
+                f"moments: got shapes {shapes} for {shape[0]} labels and {shape[1]} offsets"
             )
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -120,8 +120,8 @@ def standard_error(parts: Sequence[Moments], label: str, *, against: Against = "
         total = whole.total[:, labels].sum(axis=1) - part.total[:, labels].sum(axis=1)
         return _ratio(total, count)
 
-    found = np.array([without(part, [k]) - without(part, other) for part in parts])
-    return np.sqrt((len(parts) - 1) * found.var(axis=0))
+    replicates = np.array([without(part, [k]) - without(part, other) for part in parts])
+    return np.sqrt((len(parts) - 1) * replicates.var(axis=0))
 
 
 def window_direction(moments: Moments, label: str, *, against: Against = "all") -> np.ndarray:
@@ -171,8 +171,8 @@ def split_half_reliability(
     1 for a direction without noise, about 0 for noise alone. NaN at offsets where a half has no
     activations of the label.
     """
-    found = (difference_of_means(half, label, against=against) for half in (one, other))
-    return cosines(*found)
+    directions = (difference_of_means(half, label, against=against) for half in (one, other))
+    return cosines(*directions)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -103,9 +103,9 @@ def _fit(positive: jax.Array, negative: jax.Array, l2: jax.Array, *, steps: int)
 
 
 def _activations(name: str, values: ArrayLike) -> np.ndarray:
-    found = np.asarray(values, np.float64)
-    if found.ndim != 2 or not found.size:
-        raise ValueError(f"{name}: got shape {found.shape}, expected [n, D]")
-    if not np.isfinite(found).all():
+    array = np.asarray(values, np.float64)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name}: got shape {array.shape}, expected [n, D]")
+    if not np.isfinite(array).all():
         raise ValueError(f"{name}: got NaN or infinity, expected finite activations")
-    return found
+    return array

@@ -105,10 +105,10 @@ def save_activations(
         batch, at = _batch(texts, positions, some, (rows_per_shard, length, width))
         check_batch(batch, model.config)
         placed = spread_rows((batch, jnp.asarray(at)), model)
-        found = hosts.gather(_read(model, *placed, sites=sites, layers=layers))
+        activations = hosts.gather(_read(model, *placed, sites=sites, layers=layers))
         kept = at >= 0
         row, _ = np.nonzero(kept)
-        tensors = {site: x[:, kept] for site, x in found.items()}
+        tensors = {site: x[:, kept] for site, x in activations.items()}
         tensors |= {"row": row.astype(np.int32), "position": at[kept]}
         if hosts.is_writer():
             write_atomic(file, tensor_bytes(tensors, metadata))

@@ -62,16 +62,16 @@ def make_targets(
         )
     prompts = int32s("prompt_lengths", prompt_lengths)
     positions, cut = [], []
-    for i, (text, prompt, found) in enumerate(zip(texts, prompt_lengths, spans, strict=True)):
-        if not found:
+    for i, (text, prompt, own_spans) in enumerate(zip(texts, prompt_lengths, spans, strict=True)):
+        if not own_spans:
             raise ValueError(f"spans[{i}]: got none, expected at least one a text")
-        for start, stop in found:
+        for start, stop in own_spans:
             if not max(1, prompt) <= start < stop <= len(text):
                 raise ValueError(
                     f"spans[{i}]: got ({start}, {stop}), expected tokens between the prompt's "
                     f"{prompt} and the text's {len(text)}"
                 )
-        positions.append(sorted({p for start, stop in found for p in range(start, stop)}))
+        positions.append(sorted({p for start, stop in own_spans for p in range(start, stop)}))
         cut.append(text[: positions[-1][-1] + 1])
     if length is None and cut:
         length = bucket(max(map(len, cut)), step=16)

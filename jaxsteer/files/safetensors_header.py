@@ -100,9 +100,9 @@ def _entry(name: str, about: Any, start: int) -> Entry:
     dtype, shape, offsets = about["dtype"], about["shape"], about["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r}: dtype: got {dtype!r:.80}, expected {', '.join(BYTES)}")
-    for field, found in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(found, list) or not all(_is_size(n) for n in found):
-            raise ValueError(f"tensor {name!r}: {field}: got {found!r:.80}, expected whole numbers")
+    for field, value in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(value, list) or not all(_is_size(n) for n in value):
+            raise ValueError(f"tensor {name!r}: {field}: got {value!r:.80}, expected whole numbers")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"tensor {name!r}: data_offsets: got {offsets!r:.80}, expected begin, end")
     if len(shape) > _MOST_AXES:

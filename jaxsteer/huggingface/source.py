@@ -61,8 +61,8 @@ def open_source(
         check_pointers(path)
         if is_gguf(path):
             return open_gguf(path, strict=strict), Source(path.parent, path.name, None)
-    found = find_source(source, revision=revision)
-    return open_folder(found.folder, strict=strict), found
+    origin = find_source(source, revision=revision)
+    return open_folder(origin.folder, strict=strict), origin
 
 
 def _download(repo: str, revision: str | None) -> Source:

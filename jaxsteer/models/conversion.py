@@ -169,14 +169,14 @@ def target_dtype(folder: Folder | GgufModel, dtype: str) -> str:
         raise ValueError(f"dtype: got {dtype!r}, expected keep or {' or '.join(checkpoint.DTYPES)}")
     if isinstance(folder, GgufModel):
         return "float32"
-    found = folder.dtypes
-    if len(found) > 1 or not set(found) <= set(checkpoint.DTYPES):
-        counts = ", ".join(f"{name} ({count} tensors)" for name, count in found.items())
+    dtypes = folder.dtypes
+    if len(dtypes) > 1 or not set(dtypes) <= set(checkpoint.DTYPES):
+        counts = ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.items())
         raise ValueError(
             f"{folder.path}: weights are {counts}; expected one of "
             f"{' or '.join(checkpoint.DTYPES)} to keep: choose with dtype=… (--dtype …)"
         )
-    return next(iter(found))
+    return next(iter(dtypes))
 
 
 @timed("convert/tokenizer")

@@ -84,8 +84,8 @@ def load(
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
         return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
     _check_is_model(path)
-    opened, found = open_source(source, revision=revision, strict=strict)
-    return _from_files(opened, found, dtype, mesh, sharding)
+    opened, origin = open_source(source, revision=revision, strict=strict)
+    return _from_files(opened, origin, dtype, mesh, sharding)
 
 
 def _check_is_model(path: Path) -> None:

@@ -75,19 +75,21 @@ class Topology:
 
 
 def _listed() -> dict[str, Topology]:
-    found = {}
+    topologies = {}
     for name, chip in (("v4", V4), ("v5p", V5P)):
         for chips, shape in _CUBES.items():
             cores = f"{name}-{2 * chips}"
-            found[cores] = Topology(cores, chip, chips, f"{name}:{shape}")
+            topologies[cores] = Topology(cores, chip, chips, f"{name}:{shape}")
     for name, chip in (("v5e", V5E), ("v6e", V6E)):
         for chips, shape in _FLAT.items():
-            found[f"{name}-{chips}"] = Topology(f"{name}-{chips}", chip, chips, f"{name}:{shape}")
+            topologies[f"{name}-{chips}"] = Topology(
+                f"{name}-{chips}", chip, chips, f"{name}:{shape}"
+            )
     for name, chip in (("h100", H100), ("h200", H200)):
-        found[name] = Topology(name, chip, 1)
+        topologies[name] = Topology(name, chip, 1)
         for chips in (2, 4, 8):
-            found[f"{name}-{chips}"] = Topology(f"{name}-{chips}", chip, chips)
-    return found
+            topologies[f"{name}-{chips}"] = Topology(f"{name}-{chips}", chip, chips)
+    return topologies
 
 
 TOPOLOGIES = _listed()

@@ -157,8 +157,8 @@ def _on_mesh(
     room = room_for_programs(topology.chip, weight_bytes(model))
 
     def fits(part: Work) -> bool:
-        found = footprint(model, part)
-        return found.total - found.weights <= room
+        needed = footprint(model, part)
+        return needed.total - needed.weights <= room
 
     def rows_fit(n: int) -> bool:
         prompts = None if work.prompts is None else min(work.prompts, n)
@@ -197,7 +197,7 @@ def _largest(fits: Any, most: int) -> int:
     return low
 
 
-def compiled_footprint(found: Plan) -> tuple[Bytes, int]:
+def compiled_footprint(plan: Plan) -> tuple[Bytes, int]:
     """What libtpu's compiler says of what runs at once, and the bytes of the program itself.
 
     Raises:
@@ -205,17 +205,17 @@ def compiled_footprint(found: Plan) -> tuple[Bytes, int]:
         ImportError: without libtpu.
         jax.errors.JaxRuntimeError: if the compiler says that it does not fit.
     """
-    mesh = aot.mesh_for(found.topology, data=found.data, tensor=found.tensor)
+    mesh = aot.mesh_for(plan.topology, data=plan.data, tensor=plan.tensor)
     # The heads are repeated already, as often as the mesh asks for.
-    model = aot.abstract_model(found.model.config, mesh, dtype=found.model.dtype)
-    work = found.at_once
+    model = aot.abstract_model(plan.model.config, mesh, dtype=plan.model.dtype)
+    work = plan.at_once
     if work.prompts:
         sizes = {"cells": work.cells, "prompts": work.prompts}
         sizes |= {"prompt": work.prompt, "new": work.new}
         done = aot.compile_sweep(model, mesh, **sizes)
     else:
         done = aot.compile_generate(model, mesh, rows=work.rows, prompt=work.prompt, new=work.new)
-    weights, cache = found.memory.weights, found.memory.cache
+    weights, cache = plan.memory.weights, plan.memory.cache
     return Bytes(weights, cache, done.total - weights - cache), done.code
 
 
@@ -241,19 +241,19 @@ def read_config(name: str) -> LlamaConfig:
 
 
 def lines(
-    found: Plan, *, sweep: str | None = None, compiled: tuple[Bytes, int] | None = None
+    plan: Plan, *, sweep: str | None = None, compiled: tuple[Bytes, int] | None = None
 ) -> Iterator[str]:
     """What the command prints; `compiled` is the `compiled_footprint`, if it was asked for."""
-    topology, work = found.topology, found.work
+    topology, work = plan.topology, plan.work
     chip, source = topology.chip, "by the TPU's compiler" if compiled else "by calculation"
-    memory, code = compiled or (found.memory, None)
+    memory, code = compiled or (plan.memory, None)
     plural = "chip" if topology.chips == 1 else "chips"
     yield (
         f"{topology.name}: {topology.chips} {plural} {chip.name}, "
         f"{_gb(chip.memory)} each for programs"
     )
-    yield f"mesh: {found.data}x{found.tensor} (rows in {found.data}, the model in {found.tensor})"
-    rows = f"{work.rows} rows" if found.fits else f"{found.batch} of {work.rows} rows"
+    yield f"mesh: {plan.data}x{plan.tensor} (rows in {plan.data}, the model in {plan.tensor})"
+    rows = f"{work.rows} rows" if plan.fits else f"{plan.batch} of {work.rows} rows"
     yield f"{rows}, prompt {work.prompt}, new {work.new}; each chip, {source}:"
     for name, size in (
         ("weights", memory.weights),
@@ -264,16 +264,16 @@ def lines(
     ):
         if size is not None:
             yield f"  {name:<12}{_gb(size):>10}"
-    if not found.largest:
+    if not plan.largest:
         room = max(0, room_for_programs(chip, memory.weights))
         needed = memory.total - memory.weights
         yield f"does not fit: needs {_gb(needed)} beside the weights, may use {_gb(room)}"
         return
-    together = "" if found.fits else f"; the {work.rows} run in {found.parts} parts"
-    yield f"largest batch that fits: {found.largest} rows{together}"
-    step, whole = found.step_seconds(), found.seconds()
-    rate = found.batch / step
-    yield f"decode step of {found.batch} rows: at least {step * 1e3:.2f} ms ({rate:,.0f} tokens/s)"
+    together = "" if plan.fits else f"; the {work.rows} run in {plan.parts} parts"
+    yield f"largest batch that fits: {plan.largest} rows{together}"
+    step, whole = plan.step_seconds(), plan.seconds()
+    rate = plan.batch / step
+    yield f"decode step of {plan.batch} rows: at least {step * 1e3:.2f} ms ({rate:,.0f} tokens/s)"
     name = f"sweep {sweep}" if sweep else f"all {work.rows} rows"
     yield (
         f"{name}: at least {_time(whole)}, predicted {_time(whole * MEASURED_OVER_FLOOR)} "
@@ -292,10 +292,10 @@ def _time(seconds: float) -> str:
 
 
 def _mesh(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"got {text}, expected DATAxTENSOR, as in 2x4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 @guarded(failed=2)
@@ -315,14 +315,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     work = SWEEPS[args.sweep] if args.sweep else Work(args.rows, args.prompt, args.new)
     config, topology = read_config(args.model), find(args.topology)
-    found = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
+    made = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
     compiled = None
-    if args.compile and found.largest:
+    if args.compile and made.largest:
         print(f"compiling for {topology.name}: minutes", file=sys.stderr, flush=True)
         jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
         compile_cache.turn_off()  # programs for what is not here cannot be read back
-        compiled = compiled_footprint(found)
-    print("\n".join(lines(found, sweep=args.sweep, compiled=compiled)))
-    return 0 if found.largest else 1
+        compiled = compiled_footprint(made)
+    print("\n".join(lines(made, sweep=args.sweep, compiled=compiled)))
+    return 0 if made.largest else 1

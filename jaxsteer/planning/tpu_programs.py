@@ -101,11 +101,11 @@ def devices(topology: Topology) -> list[Any]:
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on a VM
     if topology.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
-    found = topologies.get_topology_desc(
+    described = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.shape, **options
     ).devices
-    assert len(found) == topology.chips, (topology, found)
-    return list(found)
+    assert len(described) == topology.chips, (topology, described)
+    return list(described)
 
 
 def abstract_model(

@@ -111,7 +111,7 @@ def one_message(error: BaseException) -> str:
 
 def escaped(text: str) -> str:
     """`text` with control characters spelled out, apart from ends of lines and tabs."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def escaped_line(text: str) -> str:

@@ -59,10 +59,10 @@ def _check_ours(folder: Path) -> None:
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise _refused(folder, above, f"others may write to it (mode {stat.S_IMODE(mode):o})")
-    found = folder.stat()
+    status = folder.stat()
     writers = stat.S_IWGRP | stat.S_IWOTH
-    _check_one(folder, folder, found, writers)
-    if not found.st_mode & stat.S_IXGRP:  # the group does not get in, whatever the umask gave it
+    _check_one(folder, folder, status, writers)
+    if not status.st_mode & stat.S_IXGRP:  # the group does not get in, whatever the umask gave it
         writers = stat.S_IWOTH
     left = [folder]
     while left:
@@ -74,13 +74,13 @@ def _check_ours(folder: Path) -> None:
                     left.append(path)
 
 
-def _check_one(folder: Path, path: Path, found: os.stat_result, writers: int) -> None:
-    if found.st_uid != os.geteuid():
-        raise _refused(folder, path, f"belongs to user {found.st_uid}, expected {os.geteuid()}")
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+def _check_one(folder: Path, path: Path, status: os.stat_result, writers: int) -> None:
+    if status.st_uid != os.geteuid():
+        raise _refused(folder, path, f"belongs to user {status.st_uid}, expected {os.geteuid()}")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise _refused(folder, path, "is a link or a device")
-    if found.st_mode & writers:
-        mode = stat.S_IMODE(found.st_mode)
+    if status.st_mode & writers:
+        mode = stat.S_IMODE(status.st_mode)
         raise _refused(folder, path, f"others may write to it (mode {mode:o}), expected 700")
 
 

@@ -179,8 +179,8 @@ def _all_processes(value: bool | int) -> np.ndarray:
     # As halves: 64-bit numbers are off in JAX by default.
     halves = np.array([int(value) >> 31, int(value) & 0x7FFFFFFF], np.int32)
     with losing_hosts():
-        found = multihost_utils.process_allgather(halves).astype(np.int64)
-    return (found[:, 0] << 31) | found[:, 1]
+        gathered = multihost_utils.process_allgather(halves).astype(np.int64)
+    return (gathered[:, 0] << 31) | gathered[:, 1]
 
 
 def from_writer(work: Callable[[], Any]) -> Any:

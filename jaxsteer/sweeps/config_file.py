@@ -95,10 +95,10 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
         there["cells"] = before
         config = {**config, "cells": before | config["cells"]}
         known = {key: config["cells"][key] for key in before}
-        found = list(differences(there, {**config, "cells": known}))
-        if found:
-            more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            lines = "\n  ".join(found[:_SHOWN]) + more
+        changes = list(differences(there, {**config, "cells": known}))
+        if changes:
+            more = f"\n  and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+            lines = "\n  ".join(changes[:_SHOWN]) + more
             raise ValueError(
                 f"{path}: its rows were made with another configuration; choose another file:\n  "
                 f"{lines}"

@@ -23,8 +23,8 @@ def weights_print(model: Model) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(without_padding(model).params)
     sums = hosts.gather([_sums(leaf) for _, leaf in leaves])
     named = [
-        [jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape), found.tolist()]
-        for (path, leaf), found in zip(leaves, sums, strict=True)
+        [jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape), leaf_sums.tolist()]
+        for (path, leaf), leaf_sums in zip(leaves, sums, strict=True)
     ]
     return _short(json.dumps(named).encode())
 
@@ -52,13 +52,13 @@ def tree_print(tree: Any) -> str:
 
 def describe(tree: Any) -> dict[str, Any]:
     """Each array of a tree by its name: its one value if it has but one, or else its print."""
-    found = {}
+    described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(hosts.gather(leaf))
         name = jax.tree_util.keystr(path).lstrip(".")
         same = array.size > 0 and bool(np.all(array == array.flat[0]))
-        found[name] = [list(array.shape), array.flat[0].item() if same else tree_print(array)]
-    return found
+        described[name] = [list(array.shape), array.flat[0].item() if same else tree_print(array)]
+    return described
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

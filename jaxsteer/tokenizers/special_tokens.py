@@ -70,7 +70,7 @@ def difference(named: Mapping[str, Mapping[str, list[int]]]) -> str | None:
 def _in_config(file: Path, vocab_size: int) -> dict[str, list[int]]:
     """The ids that one config names, by role."""
     data = read_json_object(file)
-    found = {}
+    by_role = {}
     for role in ROLES:
         value = data.get(f"{role}_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -79,5 +79,5 @@ def _in_config(file: Path, vocab_size: int) -> dict[str, list[int]]:
                 raise ValueError(
                     f"{file}: eos_token_id: got {id!r:.80}, expected ids of 0 to {vocab_size - 1}"
                 )
-        found[role] = [id for id in ids if type(id) is int and 0 <= id < vocab_size]
-    return found
+        by_role[role] = [id for id in ids if type(id) is int and 0 <= id < vocab_size]
+    return by_role

@@ -143,18 +143,18 @@ def _name_tokens(tokenizer: Any, about: Mapping[str, Any], folder: Path) -> None
 
 def _about(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, over the special tokens of `special_tokens_map.json`."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name in (_MAP, _CONFIG):
         file = folder / name
         if file.is_file():
             data = read_json_object(file)
-            found |= (
+            entries |= (
                 data if name == _CONFIG else {role: data[role] for role in _ROLES if role in data}
             )
             for role in _ROLES:
-                if not isinstance(_content(found.get(role)), str | None):
-                    raise ValueError(f"{file}: {role}: got {found[role]!r:.80}, expected a text")
-    return found
+                if not isinstance(_content(entries.get(role)), str | None):
+                    raise ValueError(f"{file}: {role}: got {entries[role]!r:.80}, expected a text")
+    return entries
 
 
 def _special_tokens(about: Mapping[str, Any]) -> dict[str, str | None]:

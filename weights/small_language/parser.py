@@ -52,13 +52,13 @@ class _Automaton:
         self.kinds[state] = template.kind
 
     def closure(self, states: Iterable[int]) -> frozenset[int]:
-        found = set(states)
-        todo = list(found)
+        reached = set(states)
+        todo = list(reached)
         while todo:
-            fresh = self.skips[todo.pop()] - found
-            found |= fresh
+            fresh = self.skips[todo.pop()] - reached
+            reached |= fresh
             todo += fresh
-        return frozenset(found)
+        return frozenset(reached)
 
 
 @cache

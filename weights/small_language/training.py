@@ -117,8 +117,8 @@ def optimizer(phase: Phase) -> optax.GradientTransformation:
 
     def axes(params: Tree) -> Tree:
         def of(path: Any, _: Any) -> contrib.MuonDimensionNumbers | None:
-            found = _MATRIX_AXES.get(path[-1].key)
-            return contrib.MuonDimensionNumbers(*found) if found else None
+            numbers = _MATRIX_AXES.get(path[-1].key)
+            return contrib.MuonDimensionNumbers(*numbers) if numbers else None
 
         return jax.tree_util.tree_map_with_path(of, params)
 
@@ -252,15 +252,15 @@ def _save(folder: Path, state: Tree, step: int) -> None:
 
 
 def _restore(folder: Path, state: Tree) -> Tree:
-    found = _checkpoints(folder)
-    if not found:
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
         return state
     leaves, structure = jax.tree.flatten(state)
     abstract = {
         f"{i:04d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for i, leaf in enumerate(leaves)
     }
-    loaded = v1.load(folder.absolute() / str(found[-1]), abstract)
+    loaded = v1.load(folder.absolute() / str(checkpoints[-1]), abstract)
     return jax.tree.unflatten(structure, [loaded[name] for name in abstract])
 
 
