@@ -16,7 +16,7 @@ def draw(
     and no cumulative sum over all of them.
     """
     B, V = logits.shape
-    blocks = _count_blocks(V)
+    blocks = count_blocks(V)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     hot = temperature[:, None]
     parted = jnp.pad(logits, ((0, 0), (0, -V % blocks)), constant_values=-jnp.inf)
@@ -45,10 +45,10 @@ def _by_share(weights: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.minimum(passed, weights.shape[-1] - 1)
 
 
-def _count_blocks(vocabulary: int) -> int:
+def count_blocks(vocabulary: int) -> int:
     """About as many blocks as tokens in a block; a divisor of the vocabulary if there is one near.
 
-    >>> _count_blocks(49_152), _count_blocks(128_256), _count_blocks(369), _count_blocks(7)
+    >>> count_blocks(49_152), count_blocks(128_256), count_blocks(369), count_blocks(7)
     (192, 334, 9, 1)
     """
     root = math.isqrt(vocabulary)

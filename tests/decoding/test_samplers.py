@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsteer.decoding.draws import count_blocks
 from jaxsteer.decoding.samplers import (
-    _count_blocks,
     choose_sampler,
     greedy,
     keys,
@@ -86,7 +86,7 @@ def by_shares(logits: np.ndarray, hot: float, kept: np.ndarray, key) -> tuple[in
     """The token of one row and how often one was drawn: blocks first, float64, until it is kept."""
     if not hot:
         return int(np.argmax(logits)), 1
-    block = len(logits) // _count_blocks(len(logits))
+    block = len(logits) // count_blocks(len(logits))
     above, count = -np.inf, 0
     while True:
         u = jax.random.uniform(jax.random.fold_in(key, count) if count else key, (2,))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from oracle import SMALL
 
-from jaxsteer.steering import interventions, scope, steering
+from jaxsteer.steering import batching, interventions, scope
 from jaxsteer.steering.scope import broadcast_rows
 from jaxsteer.steering.sites import SITES
 from jaxsteer.steering.steering import Steering
@@ -63,7 +63,7 @@ def one_program(one: Steering, rows: int = B, *, thinking: bool = True) -> Steer
     """The same steering with every field and in shapes that tests share: it compiles once."""
     where = scope.mask([True, False] * 4)
     where = scope.thinking(within=where) if thinking else where
-    full = steering.rows(
+    full = batching.rows(
         [
             one_of("replace", layer=[[0] * 4], preserve_norm=True, schedule=[1.0] * 8),
             interventions.ablate(np.eye(4, D), layer=0, scope=where),
@@ -71,5 +71,5 @@ def one_program(one: Steering, rows: int = B, *, thinking: bool = True) -> Steer
         ]
     )
     full = interventions.when(full, exact_vectors()[0], above=0.0)
-    wide = steering.rows([broadcast_rows(one, rows, "steering"), full])
+    wide = batching.rows([broadcast_rows(one, rows, "steering"), full])
     return jax.tree.map(lambda x: x[:rows], replace(wide, sites=SITES))
