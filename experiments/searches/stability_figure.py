@@ -13,16 +13,16 @@ STEM = "stability"
 EDGES = (np.arange(12) - 0.5) / 10  # about the shares that ten continuations give
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
+def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """Write `stability.png` and `stability.svg` of what `stability.json` holds."""
-    known = found["known"]
+    known = numbers["known"]
     figure, axes = plt.subplots(
         1, 3 if known else 2, figsize=(14 if known else 9.5, 4.4), layout="constrained"
     )
-    _traces(axes[0], found["traces"], found["stable_from"])
+    _traces(axes[0], numbers["traces"], numbers["stable_from"])
     if known:
         _known(axes[1], known)
-    _directions(axes[-1], found["directions"])
+    _directions(axes[-1], numbers["directions"])
     return frame.save(figure, folder, STEM)
 
 
@@ -61,17 +61,17 @@ def _known(axis: plt.Axes, known: dict[str, Any]) -> None:
     )
 
 
-def _directions(axis: plt.Axes, found: dict[str, Any]) -> None:
-    cells = found["cells"]
+def _directions(axis: plt.Axes, numbers: dict[str, Any]) -> None:
+    cells = numbers["cells"]
     for at, cell in enumerate(cells):
         one = cell["judged"]
         error = [[max(one["mean"] - one["low"], 0)], [max(one["high"] - one["mean"], 0)]]
         axis.errorbar(at, one["mean"], yerr=error, marker="o", color=frame.BLUE, capsize=3)
-    axis.axhline(found["unsteered"]["judged"]["mean"], color="0.3", linestyle=":", linewidth=1)
+    axis.axhline(numbers["unsteered"]["judged"]["mean"], color="0.3", linestyle=":", linewidth=1)
     axis.set_xticks(
         range(len(cells)),
         [
-            f"{cell['source']}\n{found['counts'][cell['source']]} events\n"
+            f"{cell['source']}\n{numbers['counts'][cell['source']]} events\n"
             f"coherence {cell['coherence']['mean']:.3f}"
             for cell in cells
         ],
@@ -80,7 +80,7 @@ def _directions(axis: plt.Axes, found: dict[str, Any]) -> None:
     axis.set_ylim(bottom=0)
     axis.set_ylabel("share of distinct backtracking sentences")
     axis.set_title(
-        f"Base-derived directions of these events, all of one length, at {found['coeff']:g}\n"
+        f"Base-derived directions of these events, all of one length, at {numbers['coeff']:g}\n"
         "(dotted: unsteered)",
         fontsize=9.5,
     )

@@ -235,7 +235,7 @@ def words(numbers: dict[str, Any]) -> list[str]:
         )
     less = [
         f"that of *{name}* by {between(one, 'value')} (n = {one['n']})"
-        for name, one in found["stable_less"].items()
+        for name, one in numbers["stable_less"].items()
     ]
     if less:
         rows += ["", f"By prompt the share of *stable* differs from {', and from '.join(less)}."]
