@@ -29,9 +29,9 @@ import numpy as np
 import jaxsteer
 from jaxsteer.huggingface import COMPANIONS, open_folder
 from jaxsteer.models import convert, different_tensors, float64_errors
-from jaxsteer.runtime import guarded, one_line, run, strangers
+from jaxsteer.runtime import as_value_error, guarded, one_line, run
 from jaxsteer.tokenizers import TOKENIZERS, encode, text_beginning
-from jaxsteer.tokenizers.proof import CHAT, TEXTS
+from jaxsteer.tokenizers.tokenizer_check import CHAT, TEXTS
 
 TOKENS = 8  # greedy ones that are compared
 _PROMPT = 12  # tokens
@@ -180,7 +180,7 @@ def check_model(metadata: Path) -> Outcome:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         try:
-            with strangers(metadata, "the model is not made"):
+            with as_value_error(metadata, "the model is not made"):
                 theirs = _write(metadata, folder)
             loaded = jaxsteer.load(folder)
         except Exception as error:  # of any kind: each is an outcome

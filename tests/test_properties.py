@@ -26,7 +26,7 @@ from jaxsteer.files.safetensors_header import parse_header
 from jaxsteer.steering.steering import Steering
 from jaxsteer.sweeps.cells import check_cells, grid
 from jaxsteer.tokenizers import load_tokenizer
-from jaxsteer.tokenizers.proof import check_tokenizer, text_problems
+from jaxsteer.tokenizers.tokenizer_check import check_tokenizer, text_problems
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 arrays = st.builds(

@@ -139,11 +139,11 @@ def run_lanes(
             if make is None or stop():
                 return
             work.mkdir()
-            here = place(lane, work)
+            own_place = place(lane, work)
             programs = keep_programs(work / "programs")
-            here = replace(here, variables={**here.variables, **programs})
+            own_place = replace(own_place, variables={**own_place.variables, **programs})
             random_ = random.Random(f"{seed} {lane} {name}")
-            for row in soak(make(work / "work"), left[name], random_=random_, place=here):
+            for row in soak(make(work / "work"), left[name], random_=random_, place=own_place):
                 rows[name].append(row)
                 say({"what": name, "lane": lane, **row})
 

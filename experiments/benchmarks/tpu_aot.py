@@ -35,7 +35,7 @@ from experiments.benchmarks import hlo
 from experiments.benchmarks.machine import rounded
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import as_path, write_atomic
-from jaxsteer.planning import SWEEPS, Plan, Work, find, footprint, plan
+from jaxsteer.planning import SWEEPS, Plan, Work, find_topology, footprint, plan
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.runtime import compile_cache
 
@@ -64,11 +64,11 @@ class Checked:
 
 def check(name: str, config: LlamaConfig, topology: str, program: str, work: Work) -> Checked:
     """Compile one program and look at it; rows that do not fit at once are left out."""
-    made = plan(config, find(topology), work)
+    made = plan(config, find_topology(topology), work)
     if not made.fits:
         each = work.prompts or 1
         work = replace(work, rows=made.largest // each * each)
-        made = plan(config, find(topology), work)
+        made = plan(config, find_topology(topology), work)
     labels = {
         "model": name,
         "topology": topology,

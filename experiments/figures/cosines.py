@@ -88,8 +88,8 @@ def random_cosines(base: Groups, reasoning: Groups) -> list[float]:
     """Cosines of both models' directions of the sentences drawn at random."""
     values = []
     for kind in KINDS:
-        there = base.count[:, KINDS.index(kind)].sum(axis=0).all()
-        if kind.startswith("random") and there:
+        complete = base.count[:, KINDS.index(kind)].sum(axis=0).all()
+        if kind.startswith("random") and complete:
             values.append(cosine(base.direction(kind), reasoning.direction(kind)))
     return values
 

@@ -65,11 +65,11 @@ def shown_at(table: Sequence[CellOutcome], margin: float) -> float | None:
 
 def bars(table: Sequence[CellOutcome], coeff: float) -> list[Bar]:
     """Unsteered, the directions, then the baselines at a coefficient; raw ones come last."""
-    here = [c for c in table if c.target == TARGET and c.coeff == coeff and c.source != "none"]
-    family = [c.source for c in _baselines(here)]
-    raw_p = [c.difference.p_value for c in _baselines(here)]
+    steered = [c for c in table if c.target == TARGET and c.coeff == coeff and c.source != "none"]
+    family = [c.source for c in _baselines(steered)]
+    raw_p = [c.difference.p_value for c in _baselines(steered)]
     corrected = dict(zip(family, holm(raw_p).tolist(), strict=True)) if family else {}
-    cells = sorted([select(table, TARGET, "none")[0], *here], key=lambda c: _place(c.source))
+    cells = sorted([select(table, TARGET, "none")[0], *steered], key=lambda c: _place(c.source))
     return [Bar(cell, corrected.get(cell.source, math.nan)) for cell in cells]
 
 

@@ -106,12 +106,12 @@ def resample(one: Groups, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.fl
 def numbers(seen: dict[str, Seen], *, layer: int, groups: int) -> dict[str, Any]:
     """The JSON, as the module says."""
     names = next(iter(seen.values())).names
-    here = [name for name in names if name.split(".")[1] == str(layer)]
+    at_layer = [name for name in names if name.split(".")[1] == str(layer)]
     return {
         "layer": layer,
         "directions": {
             name: {role: _one(one, names.index(name)) for role, one in seen.items()}
-            for name in here
+            for name in at_layer
         },
         "layers": {
             name: {role: _best(one, names.index(name)) for role, one in seen.items()}
@@ -119,9 +119,9 @@ def numbers(seen: dict[str, Seen], *, layer: int, groups: int) -> dict[str, Any]
         },
         "best_rank": {
             name: {role: {**_best_rank(one, name), "n": groups} for role, one in seen.items()}
-            for name in here
+            for name in at_layer
         },
-        "random": {role: _random(one, here) for role, one in seen.items()},
+        "random": {role: _random(one, at_layer) for role, one in seen.items()},
         "sizes": {
             role: {
                 "vocab_size": one.vocab_size,
@@ -175,11 +175,11 @@ def rank_interval(value: int, drawn: ArrayLike) -> tuple[float, float]:
     return float(min(low, value)), float(max(high, value))
 
 
-def _random(seen: Seen, here: Sequence[str]) -> dict[str, Any]:
+def _random(seen: Seen, at_layer: Sequence[str]) -> dict[str, Any]:
     best = seen.lenses["normed"].ranks.min(axis=1)
     drawn = best[len(seen.names) :]
     low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
-    shares = {name: float(np.mean(drawn <= best[seen.names.index(name)])) for name in here}
+    shares = {name: float(np.mean(drawn <= best[seen.names.index(name)])) for name in at_layer}
     return {
         "median": float(median),
         "low": float(low),

@@ -75,12 +75,12 @@ class Writer:
         run, bench, tokenizer = self.run, self.bench, self.run.tokenizer("reasoning")
         encoded = {one: self._encode(tokenizer, one) for one in ("search", "judge")}
         digest = hashlib.sha256(" ".join(sorted(tuned)).encode()).hexdigest()[:12]
-        here = self.folder / f"{split}-{digest}"
-        here.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / f"{split}-{digest}"
+        folder.mkdir(parents=True, exist_ok=True)
         length = self.coeff * bench.length
         plain, steered = bench.directions[NONE], bench.directions["base"]
         steer.write_sweep(
-            here,
+            folder,
             graft(bench.base, bench.reasoning, tuned),
             tokenizer,
             target=digest,
@@ -96,7 +96,7 @@ class Writer:
             decoding=run.settings.decoding,
             form=self.form,
         )
-        return hosts.from_writer(lambda: read_rows(here / steer.FILE))
+        return hosts.from_writer(lambda: read_rows(folder / steer.FILE))
 
     def _encode(self, tokenizer: Any, split: str) -> list[list[int]]:
         return encode_prompts(

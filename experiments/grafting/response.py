@@ -251,9 +251,9 @@ class Bench:
             read = hosts.gather(_read_out(model, placed, self.directions[direction], ids))
             row = []
             for at, values in zip((batch.positions, batch.probes), read, strict=True):
-                here = np.asarray(at) >= 0
-                kept = np.where(here, values, 0.0)
-                row += [here.sum(axis=1), kept.sum(axis=1, dtype=np.float64)]
+                real = np.asarray(at) >= 0
+                kept = np.where(real, values, 0.0)
+                row += [real.sum(axis=1), kept.sum(axis=1, dtype=np.float64)]
             sums.append(row)
         return Mass(*(np.concatenate(column) for column in zip(*sums, strict=True)))
 

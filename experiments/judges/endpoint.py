@@ -59,15 +59,15 @@ def read_key(judge: Judge) -> str | None:
     """
     name = judge.key_variable
     parts = urllib.parse.urlsplit(judge.url)
-    here = parts.hostname in _HERE
+    local = parts.hostname in _HERE
     key = os.environ.get(name, "").strip() if name else ""
     if not key:
-        if name and not here:
+        if name and not local:
             raise ValueError(f"key_variable: the environment has no {name}, where the key belongs")
         return None
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError(f"key_variable: what {name} holds cannot be a key")
-    if parts.scheme != "https" and not here:
+    if parts.scheme != "https" and not local:
         raise ValueError(f"url: {judge.url}: a key is sent over https:// only")
     return key
 
@@ -139,7 +139,7 @@ async def _exchange(
     status, a header or the body, does not extend it. No redirect is followed: it would take the key
     along, to wherever it points.
     """
-    here = urllib.parse.urlsplit(judge.url).hostname in _HERE  # where no proxy is asked
+    local = urllib.parse.urlsplit(judge.url).hostname in _HERE  # where no proxy is asked
     headers = {"User-Agent": "jaxsteer", "Accept-Encoding": "identity"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -147,7 +147,7 @@ async def _exchange(
     address = judge.url.rstrip("/") + "/chat/completions"
     async with (
         asyncio.timeout(judge.timeout),
-        httpx.AsyncClient(verify=_tls(), trust_env=not here, timeout=None) as client,
+        httpx.AsyncClient(verify=_tls(), trust_env=not local, timeout=None) as client,
         client.stream("POST", address, json=body, headers=headers) as answer,
     ):
         data = bytearray()

@@ -76,15 +76,15 @@ def run_stage(
     folder, partial = out / name, out / f".{name}.partial"
     inputs = json.loads(json.dumps({**inputs, "jaxsteer": jaxsteer.__version__}))
     preemption.stop_if_asked(f"before {name}")
-    there = hosts.from_writer(lambda: _begin(folder, partial, inputs, say))
-    if there is not None:
+    copied = hosts.from_writer(lambda: _begin(folder, partial, inputs, say))
+    if copied is not None:
         started = time.monotonic()
         try:
             if alone:
                 hosts.from_writer(lambda: work(partial))
             else:
-                with _folder_of_this_process(partial, there) as here:
-                    work(here)
+                with _folder_of_this_process(partial, copied) as own_folder:
+                    work(own_folder)
         except Exception:
             if hosts.is_writer() and not _outputs(partial):  # nothing to go on with
                 shutil.rmtree(partial)
@@ -134,7 +134,7 @@ def _finish(
 
 
 @contextmanager
-def _folder_of_this_process(partial: Path, there: dict[str, str]) -> Iterator[Path]:
+def _folder_of_this_process(partial: Path, copied: dict[str, str]) -> Iterator[Path]:
     """The stage's folder; for other processes than the first one of their own, with a copy."""
     if hosts.is_writer():
         hosts.barrier(f"copied {partial}")
@@ -143,10 +143,10 @@ def _folder_of_this_process(partial: Path, there: dict[str, str]) -> Iterator[Pa
     with tempfile.TemporaryDirectory() as temporary:
         own = Path(temporary) / partial.name
         own.mkdir()
-        for name in there:
+        for name in copied:
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             _wait_until(
-                functools.partial(_copied, partial / name, own / name, there[name]), partial
+                functools.partial(_copied, partial / name, own / name, copied[name]), partial
             )
         hosts.barrier(f"copied {partial}")
         yield own

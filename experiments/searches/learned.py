@@ -248,15 +248,15 @@ def make_cells(run: Run) -> list[Cell]:
     layer, site = settings.direction.layer, settings.direction.site
     units = equal_lengths.unit_lengths(derive.stage(run), settings)
     main = equal_lengths.main_coeff(settings)
-    here: dict[str, Any] = {"layer": layer, "site": site, "unit": units[layer]}
+    common: dict[str, Any] = {"layer": layer, "site": site, "unit": units[layer]}
     named = named_vectors(run)
     smaller = [c for c in settings.steering.coeffs if 0 < c < main]
     cells = [
-        equal_lengths.cell("learned-0", named["learned-0"], coeff=coeff, **here)
+        equal_lengths.cell("learned-0", named["learned-0"], coeff=coeff, **common)
         for coeff in [*smaller, main]
     ]
     cells += [
-        equal_lengths.cell(source, vector, coeff=main, **here)
+        equal_lengths.cell(source, vector, coeff=main, **common)
         for source, vector in named.items()
         if source not in ("base", "reasoning", "learned-0")
     ]

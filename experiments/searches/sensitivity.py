@@ -75,12 +75,12 @@ def read_texts(
 
 def columns_of(saved: dict[str, Direction], offsets: Sequence[int], layers: int) -> list[str]:
     """The offsets that every layer has a base-derived direction for, as names, and the window."""
-    there = [
+    read_columns = [
         str(offset)
         for offset in offsets
         if all(f"base.{layer}.offset.{offset}" in saved for layer in range(layers))
     ]
-    return [*there, WINDOW]
+    return [*read_columns, WINDOW]
 
 
 def unit_directions(

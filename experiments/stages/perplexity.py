@@ -62,11 +62,11 @@ def score_rows(
     Texts that cells share are read once. What is longer than the model's positions is read up to
     them.
     """
-    there = {_key(row) for row in recover_rows(path)}
+    written = {_key(row) for row in recover_rows(path)}
     longest = model.config.max_positions
     cut = [(ids[:longest], min(n, longest)) for ids, n in encoded]
     length = min(longest, bucket(max(len(ids) for ids, _ in cut), step=16))
-    todo = [i for i, row in enumerate(rows) if _key(row) not in there]
+    todo = [i for i, row in enumerate(rows) if _key(row) not in written]
     for first in range(0, len(todo), _AT_ONCE):
         part = todo[first : first + _AT_ONCE]
         texts = {tuple(cut[i][0]): i for i in part if len(cut[i][0]) > cut[i][1]}

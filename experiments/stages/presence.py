@@ -124,11 +124,11 @@ def before(scores: NDArray, where: Layout, offsets: Sequence[int]) -> NDArray[np
 
 def detection(score: NDArray, where: Layout, *, n_resamples: int = 1000) -> Auroc:
     """How well a score `[S]` of sentences tells those that backtrack."""
-    there = ~np.isnan(score)
+    known = ~np.isnan(score)
     return auroc(
-        score[there],
-        where.positive[there],
-        groups=where.sentence_text[there],
+        score[known],
+        where.positive[known],
+        groups=where.sentence_text[known],
         n_resamples=n_resamples,
     )
 
@@ -165,8 +165,8 @@ def share(hits: NDArray, texts: NDArray, *, n_resamples: int = 2000) -> dict[str
 
 def presence(score: NDArray, where: Layout, *, n_resamples: int = 2000) -> dict[str, Any]:
     """C8 by the rules above; `prevalence` is the share of the sentences that backtrack."""
-    there = ~np.isnan(score)
-    score, positive, text = score[there], where.positive[there], where.sentence_text[there]
+    known = ~np.isnan(score)
+    score, positive, text = score[known], where.positive[known], where.sentence_text[known]
     if not positive.any():
         nothing = share(positive[:0], text[:0])
         return {

@@ -130,5 +130,5 @@ def _score(
     )
     logits = bind(model).unembed(out.captured["resid_post"][0])  # [B, P, V]
     chosen = logsumexp(logits[..., tokens], axis=-1) - logsumexp(logits, axis=-1)
-    there = positions >= 0
-    return jnp.sum(jnp.where(there, chosen, 0.0), axis=1) / jnp.maximum(there.sum(axis=1), 1)
+    real = positions >= 0
+    return jnp.sum(jnp.where(real, chosen, 0.0), axis=1) / jnp.maximum(real.sum(axis=1), 1)

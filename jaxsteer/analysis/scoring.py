@@ -81,8 +81,10 @@ def token_logprobs(
     # The stream behind the last block; the logits of all tokens are not used and so not computed.
     stream = out.captured["resid_post"][0]
     data, _ = mesh_sizes(model)
-    here = B // data if B % data == 0 else B
-    n = count_blocks(T, here, limit=max(here, block_logits // model.config.vocab_size))
+    rows_per_device = B // data if B % data == 0 else B
+    n = count_blocks(
+        T, rows_per_device, limit=max(rows_per_device, block_logits // model.config.vocab_size)
+    )
     target = jnp.roll(batch.tokens, -1, axis=1)  # the last column's is nobody's
 
     def one_block(j: jax.Array) -> jax.Array:

@@ -118,8 +118,8 @@ def token_spans(
         first = bisect.bisect_right(stops, sentence.start)
         last = bisect.bisect_left(starts, sentence.stop) - 1
         if first > last:
-            here = index[first] if first < len(index) else len(offsets)
-            spans.append((here, here))
+            next_token = index[first] if first < len(index) else len(offsets)
+            spans.append((next_token, next_token))
         else:
             spans.append((index[first], index[last] + 1))
     return spans

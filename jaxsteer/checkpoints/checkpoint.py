@@ -235,10 +235,10 @@ def load_tokenizer(path: PathLike) -> Any:
         return None
     if not is_remote(path):
         return read_tokenizer(folder)
-    with tempfile.TemporaryDirectory() as here:
+    with tempfile.TemporaryDirectory() as local:
         for file in files:
-            (Path(here) / file.name).write_bytes(file.read_bytes())
-        tokenizer = read_tokenizer(here)
+            (Path(local) / file.name).write_bytes(file.read_bytes())
+        tokenizer = read_tokenizer(local)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 

@@ -142,12 +142,12 @@ def sweep_bytes(
         "kept": kept,
     }
     # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
-    here = 1 if prompts % data == 0 else data
+    copies = 1 if prompts % data == 0 else data
     if cells == 1 or steer_prompt:
-        run = cells * prompts if steer_prompt else prompts * here
+        run = cells * prompts if steer_prompt else prompts * copies
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
     rows = cells * prompts
-    return program_bytes(model, rows=rows, prompt_rows=prompts * here, shared=True, **asked)
+    return program_bytes(model, rows=rows, prompt_rows=prompts * copies, shared=True, **asked)
 
 
 def rows_that_fit(
@@ -235,8 +235,10 @@ def has_room(program: jax.stages.Compiled, model: Model) -> bool:
 def _free_bytes(model: Model) -> int | None:
     """What is free on the fullest device of this host that holds weights; None if none tells."""
     leaf = jax.tree.leaves(model.params)[0]
-    here = jax.process_index()
-    all_stats = [device.memory_stats() for device in leaf.devices() if device.process_index == here]
+    this_process = jax.process_index()
+    all_stats = [
+        device.memory_stats() for device in leaf.devices() if device.process_index == this_process
+    ]
     known = [stats for stats in all_stats if stats and "bytes_limit" in stats]
     return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
 

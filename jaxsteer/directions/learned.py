@@ -260,8 +260,8 @@ def _at_once(model: Model, targets: Targets, *, rows: int, directions: int, rema
 def _steered(vector: jax.Array, layer: jax.Array, width: int, site: str) -> Steering:
     """`vector` `[D]` added at a layer that is data."""
     plain = add(np.zeros(width), layer=0, coeff=1.0, site=site)
-    here = plain.layer.at[0, 0].set(layer)
-    return replace(plain, vector=vector[None], layer=here)
+    at_layer = plain.layer.at[0, 0].set(layer)
+    return replace(plain, vector=vector[None], layer=at_layer)
 
 
 def _over_directions(one: Callable[[Any], Any], args: Any, at_once: int) -> Any:

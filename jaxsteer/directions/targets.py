@@ -94,9 +94,9 @@ def target_logprobs(
     Pure, to be called inside `jax.jit`. Only the targets are unembedded.
     """
     batch, config = targets.batch, model.config
-    here = targets.position > 0
+    real = targets.position > 0
     capture = Capture(
-        layers=(config.n_layers - 1,), positions=jnp.where(here, targets.position - 1, -1)
+        layers=(config.n_layers - 1,), positions=jnp.where(real, targets.position - 1, -1)
     )
     out = forward(
         model,
@@ -108,10 +108,10 @@ def target_logprobs(
         last_only=True,  # nobody reads these logits; the compiler leaves them out
         remat=remat,
     )
-    stream = jnp.where(here[..., None], out.captured["resid_post"][0], 0)
+    stream = jnp.where(real[..., None], out.captured["resid_post"][0], 0)
     logits = bind(model).unembed(stream)
     padding = batch.tokens.shape[1] - batch.lengths
-    slot = jnp.where(here, targets.position + padding[:, None], 0)
+    slot = jnp.where(real, targets.position + padding[:, None], 0)
     token = jnp.take_along_axis(batch.tokens, slot, axis=1)
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    return jnp.where(here, chosen - jax.nn.logsumexp(logits, axis=-1), 0)
+    return jnp.where(real, chosen - jax.nn.logsumexp(logits, axis=-1), 0)

@@ -38,10 +38,10 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
     Raises:
         ValueError: naming every file that is missing, cut short or changed.
     """
-    there = {name: folder / name for name in files if (folder / name).is_file()}
-    problems = [f"missing: {name}" for name in files if name not in there]
+    present = {name: folder / name for name in files if (folder / name).is_file()}
+    problems = [f"missing: {name}" for name in files if name not in present]
     whole = {}
-    for name, file in there.items():
+    for name, file in present.items():
         size = _size(file)
         if size != files[name][0]:
             problems.append(f"cut short: {name}: {size:,} bytes, expected {files[name][0]:,}")

@@ -22,7 +22,7 @@ from jaxsteer.files import (
     read_json_object,
 )
 from jaxsteer.huggingface import tensor_names as hf
-from jaxsteer.huggingface.misfits import check_pointers, why_no_weights
+from jaxsteer.huggingface.unusable_weights import check_pointers, why_no_weights
 from jaxsteer.tokenizers import TOKENIZERS
 
 SINGLE = "model.safetensors"

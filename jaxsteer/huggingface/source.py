@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxsteer.files import as_path, is_gguf
 from jaxsteer.huggingface.folder import Folder, open_folder
 from jaxsteer.huggingface.gguf_model import GgufModel, open_gguf
-from jaxsteer.huggingface.misfits import check_pointers
+from jaxsteer.huggingface.unusable_weights import check_pointers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]

@@ -30,7 +30,7 @@ from jaxsteer.files import as_path
 from jaxsteer.huggingface import Folder, find_source, open_folder
 from jaxsteer.huggingface import tensor_names as hf
 from jaxsteer.llama import Model, ParamPath, dotted, forward, from_params, nest, xla_attention
-from jaxsteer.runtime import guarded, strangers
+from jaxsteer.runtime import as_value_error, guarded
 from jaxsteer.steering import Capture
 
 TYPICAL = 2.0  # errors against float64 as multiples of transformers' own in float32
@@ -244,7 +244,7 @@ def _torch_model(folder: Folder, dtype: str, layers: int, compute: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with strangers(folder.path, "transformers does not load it"):
+    with as_value_error(folder.path, "transformers does not load it"):
         config = AutoConfig.from_pretrained(str(folder.path), trust_remote_code=False)
         config.num_hidden_layers = layers
         model = AutoModelForCausalLM.from_pretrained(

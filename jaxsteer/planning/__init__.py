@@ -5,7 +5,7 @@ A config and a topology in; memory, mesh, batch and time out.
 Uses `sweeps`, `checkpoints` and the rooms that these use.
 """
 
-from jaxsteer.planning.chips import find, this_machine
+from jaxsteer.planning.chips import find_topology, this_machine
 from jaxsteer.planning.mesh_plan import SWEEPS, Plan, Work, footprint, plan
 from jaxsteer.planning.roofline import Machine, decode_seconds, prefill_operations, step_seconds
 
@@ -15,7 +15,7 @@ __all__ = [
     "Plan",
     "Work",
     "decode_seconds",
-    "find",
+    "find_topology",
     "footprint",
     "plan",
     "prefill_operations",

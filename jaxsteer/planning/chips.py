@@ -1,9 +1,9 @@
 """Chips that people rent, what their makers publish of them, and the names of whole topologies.
 
-find("v5e-8")      8 chips; also v5litepod-8
-find("v4-8")       4 chips: v4 and v5p count TensorCores, of which a chip has two
-find("h200-2")     2 GPUs of one host
-find("here")       this machine
+find_topology("v5e-8")      8 chips; also v5litepod-8
+find_topology("v4-8")       4 chips: v4 and v5p count TensorCores, of which a chip has two
+find_topology("h200-2")     2 GPUs of one host
+find_topology("here")       this machine
 """
 
 import os
@@ -95,10 +95,10 @@ def _listed() -> dict[str, Topology]:
 TOPOLOGIES = _listed()
 
 
-def find(name: str) -> Topology:
+def find_topology(name: str) -> Topology:
     """The topology of that name, upper or lower case.
 
-    >>> find("v4-8").chips, find("v5litepod-8").chips, find("H200").chips
+    >>> find_topology("v4-8").chips, find_topology("v5litepod-8").chips, find_topology("H200").chips
     (4, 8, 1)
 
     Raises:

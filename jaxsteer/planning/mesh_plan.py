@@ -27,7 +27,7 @@ from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chip_memory import Bytes, Work, footprint, weight_bytes
-from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find
+from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.runtime import compile_cache, guarded
 from jaxsteer.sweeps import chunk_shape
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="ask the TPU's compiler (minutes)")
     args = parser.parse_args(argv)
     work = SWEEPS[args.sweep] if args.sweep else Work(args.rows, args.prompt, args.new)
-    config, topology = read_config(args.model), find(args.topology)
+    config, topology = read_config(args.model), find_topology(args.topology)
     made = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")

@@ -53,7 +53,7 @@ from jaxsteer.queues.slots import (
     REFILL_SHARE,
     FinishedRow,
     Occupancy,
-    count,
+    count_steps,
     decode_until,
     keep_slots,
     pool_sizes,
@@ -186,7 +186,7 @@ def _run_queue(
         floor = len(holds) - refill if waiting < prompts else smaller
         before = hosts.gather((state.step, state.length))
         state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        count(occupancy, before, hosts.gather((state.step, state.length)))
+        count_steps(occupancy, before, hosts.gather((state.step, state.length)))
         ended = live & hosts.gather(state.settled)
         finished = read_rows(state, request, holds, ended)
         occupancy.not_finite += sum(not row.finite for row in finished)

@@ -32,7 +32,7 @@ from jaxsteer.queues.slots import (
     REFILL_SHARE,
     FinishedRow,
     Occupancy,
-    count,
+    count_steps,
     decode_until,
     keep_slots,
     pool_sizes,
@@ -160,7 +160,7 @@ def _run_groups(
         floor = min(len(holds) - refill if waiting else smaller, int(live.sum()) - 1)
         before = hosts.gather((state.step, state.length))
         state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        count(occupancy, before, hosts.gather((state.step, state.length)))
+        count_steps(occupancy, before, hosts.gather((state.step, state.length)))
         ended = live & hosts.gather(state.settled)
         finished = read_rows(state, request, holds, ended)
         occupancy.not_finite += sum(not row.finite for row in finished)

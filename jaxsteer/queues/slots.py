@@ -103,7 +103,7 @@ decode_until = jax.jit(advance, static_argnames=("sampler", "step"), donate_argn
 keep_slots = jax.jit(keep)
 
 
-def count(occupancy: Occupancy, before: Counts, after: Counts) -> None:
+def count_steps(occupancy: Occupancy, before: Counts, after: Counts) -> None:
     """Add what came between two counts of the pool."""
     steps = int(after[0] - before[0])
     occupancy.steps += steps

@@ -17,7 +17,7 @@ from jaxsteer.runtime.command import (
     without_accelerator,
     without_torch,
 )
-from jaxsteer.runtime.foreign_errors import is_panic, one_line, strangers
+from jaxsteer.runtime.foreign_errors import as_value_error, is_panic, one_line
 from jaxsteer.runtime.messages import wrong
 from jaxsteer.runtime.rates import matrix_rate, read_bandwidth, seconds
 from jaxsteer.runtime.timing import seconds_by_part, timed
@@ -25,6 +25,7 @@ from jaxsteer.runtime.version import VERSION
 
 __all__ = [
     "VERSION",
+    "as_value_error",
     "begin",
     "end",
     "escaped",
@@ -37,7 +38,6 @@ __all__ = [
     "run",
     "seconds",
     "seconds_by_part",
-    "strangers",
     "timed",
     "without_accelerator",
     "without_torch",

@@ -13,7 +13,7 @@ _stderr = threading.RLock()
 
 
 @contextmanager
-def strangers(file: str | Path, what: str) -> Iterator[None]:
+def as_value_error(file: str | Path, what: str) -> Iterator[None]:
     """Turn whatever is raised inside into a `ValueError`, one line that names `file` and `what`.
 
     Rust's panics are caught, too (they derive from `BaseException`), and what they print is

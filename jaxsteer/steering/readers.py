@@ -1,4 +1,4 @@
-"""Readers: what of the stream at a captured site comes back, raw or reduced on the device.
+"""Readers: what is read of the stream at a captured site, raw or reduced on the device.
 
 A reader is data with a `check` against a model and a call `reader(x, first)`, for the stream `x`
 `[B, T, D]` at one site of one layer; `first` `[B]` is the slot of the row's position 0 in it
@@ -14,7 +14,7 @@ whatever its padding. Arrays may be given as lists.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,13 @@ class Reader(Protocol):
 
     @property
     def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer; None where they are added up."""
+        """The axis of rows in what is read of a layer; None if rows are summed."""
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
         """Raise `ValueError` for arrays of other shapes and dtypes."""
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """What comes back of the stream `x` `[B, T, D]`."""
+        """What is read of the stream `x` `[B, T, D]`."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,16 +45,12 @@ class Reader(Protocol):
 class All:
     """Every token of the pass, `[B, T, D]`, padding included."""
 
-    @property
-    def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
-        return 0
+    row_axis: ClassVar[int | None] = 0
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
         """Nothing can be wrong."""
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The stream as it is."""
         return x
 
 
@@ -68,20 +64,14 @@ class At:
     def __post_init__(self) -> None:
         _from_lists(self)
 
-    @property
-    def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
-        return 0
+    row_axis: ClassVar[int | None] = 0
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
-        """Raise `ValueError` for what are no positions."""
         _check_shape("positions", self.positions, "[B, P] or [P]", (1, 2))
         _check_integers(self.positions)
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The tokens, and NaN."""
-        positions = jnp.atleast_2d(self.positions)
-        slots = _slots(positions, x, first)
+        slots = _slots(jnp.atleast_2d(self.positions), x, first)
         tokens = jnp.take_along_axis(x, jnp.maximum(slots, 0)[..., None], axis=1)
         return jnp.where((slots >= 0)[..., None], tokens, jnp.nan)
 
@@ -97,17 +87,12 @@ class TokenSums:
     def __post_init__(self) -> None:
         _from_lists(self)
 
-    @property
-    def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
-        return None
+    row_axis: ClassVar[int | None] = None
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
-        """Raise `ValueError` for weights of another shape."""
         _check_shape("weights", self.weights, "[B, T, G]", (3,))
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The sums."""
         return token_sums(x, self.weights, squares=self.squares)
 
 
@@ -127,19 +112,14 @@ class EventSums:
     def __post_init__(self) -> None:
         _from_lists(self)
 
-    @property
-    def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
-        return None
+    row_axis: ClassVar[int | None] = None
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
-        """Raise `ValueError` for positions or groups of another shape."""
         _check_shape("positions", self.positions, "[B, E, O]", (3,))
         _check_shape("weights", self.groups, "[B, E, G]", (3,))
         _check_integers(self.positions)
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The sums."""
         slots = _slots(self.positions, x, first)
         return event_sums(x, slots, self.groups, squares=self.squares)
 
@@ -161,15 +141,12 @@ class RowSums:
 
     @property
     def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
         return 1 if self.squares else 0
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
-        """Raise `ValueError` for weights of another shape."""
         _check_shape("weights", self.weights, "[B, T, G]", (3,))
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The sums."""
         return row_sums(x, self.weights, squares=self.squares)
 
 
@@ -183,13 +160,9 @@ class Project:
     def __post_init__(self) -> None:
         _from_lists(self)
 
-    @property
-    def row_axis(self) -> int | None:
-        """Where the rows stand in what is read of a layer."""
-        return 1
+    row_axis: ClassVar[int | None] = 1
 
     def check(self, sites: tuple[str, ...], config: LlamaConfig) -> None:
-        """Raise `ValueError` for directions of another shape, or another width than a site's."""
         _check_shape("directions", self.directions, "[R, D]", (2,))
         width = self.directions.shape[1]
         for site in sites:
@@ -199,7 +172,6 @@ class Project:
                 )
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """The products."""
         exact = jax.lax.Precision.HIGHEST
         vectors = self.directions.astype(jnp.float32)
         return jnp.einsum("RD,BTD->RBT", vectors, x.astype(jnp.float32), precision=exact)

@@ -83,8 +83,8 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
     beside = config_path(path)
     if rows:
         try:
-            there = read_json(beside, most=MOST_DATA)
-            before = {key_of(load_json(key)): value for key, value in there["cells"].items()}
+            recorded = read_json(beside, most=MOST_DATA)
+            before = {key_of(load_json(key)): value for key, value in recorded["cells"].items()}
         except FileNotFoundError:
             raise ValueError(
                 f"{path}: has {rows} rows, but {beside.name} is missing, which says what they were "
@@ -92,10 +92,10 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{beside}: damaged; choose another file for this sweep") from None
-        there["cells"] = before
+        recorded["cells"] = before
         config = {**config, "cells": before | config["cells"]}
         known = {key: config["cells"][key] for key in before}
-        changes = list(differences(there, {**config, "cells": known}))
+        changes = list(differences(recorded, {**config, "cells": known}))
         if changes:
             more = f"\n  and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
             lines = "\n  ".join(changes[:_SHOWN]) + more
@@ -103,7 +103,7 @@ def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
                 f"{path}: its rows were made with another configuration; choose another file:\n  "
                 f"{lines}"
             )
-        if config == there:
+        if config == recorded:
             return
     write_atomic(beside, json.dumps(config, indent=1, ensure_ascii=False).encode())
 

@@ -61,17 +61,17 @@ def describe(tree: Any) -> dict[str, Any]:
     return described
 
 
-def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     """What differs between two JSON values, one line each, by name."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*there, *(key for key in here if key not in there)]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
             inner = f"{name}.{key}" if name else str(key)
-            yield from differences(there.get(key), here.get(key), inner)
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for i, (a, b) in enumerate(zip(there, here, strict=True)):
+            yield from differences(old.get(key), new.get(key), inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from differences(a, b, f"{name}[{i}]")
-    elif there != here:
-        yield f"{name}: {_shown(there)} there, {_shown(here)} now"
+    elif old != new:
+        yield f"{name}: {_shown(old)} there, {_shown(new)} now"
 
 
 def _shown(value: Any) -> str:

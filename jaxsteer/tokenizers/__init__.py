@@ -10,8 +10,8 @@ from jaxsteer.tokenizers.chat import render
 from jaxsteer.tokenizers.encoding import EncodedPrompt, encode, text_beginning
 from jaxsteer.tokenizers.gguf_vocabulary import gguf_tokenizer
 from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer
-from jaxsteer.tokenizers.proof import check_tokenizer
 from jaxsteer.tokenizers.special_tokens import difference, named_tokens, prompt_facts
+from jaxsteer.tokenizers.tokenizer_check import check_tokenizer
 from jaxsteer.tokenizers.tokenizer_json import TOKENIZERS, load_tokenizer
 
 __all__ = [

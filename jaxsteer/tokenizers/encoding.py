@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxsteer.runtime import strangers
+from jaxsteer.runtime import as_value_error
 from jaxsteer.tokenizers.chat import Message, render, template_marks, writes_date
 
 
@@ -81,7 +81,7 @@ def encode(
         )
         if writes_date(tokenizer, text):
             notes.append("the chat template writes today's date: the prompt is another tomorrow")
-    with strangers(tokenizer.name_or_path or "tokenizer", "a text cannot be encoded"):
+    with as_value_error(tokenizer.name_or_path or "tokenizer", "a text cannot be encoded"):
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if ids[:1] == ids[1:2] == [tokenizer.bos_token_id]:
         name = tokenizer.bos_token
@@ -137,7 +137,7 @@ def _forced(tokenizer: Any, beginning: Beginning) -> Beginning:
 
 def _post_processed(tokenizer: Any) -> list[int]:
     """The ids that encoding puts before a text when it may add special tokens."""
-    with strangers(tokenizer.name_or_path or "tokenizer", "a text cannot be encoded"):
+    with as_value_error(tokenizer.name_or_path or "tokenizer", "a text cannot be encoded"):
         whole = list(tokenizer("a")["input_ids"])
         bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     for n in range(len(whole) - len(bare) + 1):

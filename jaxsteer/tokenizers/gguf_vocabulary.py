@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.runtime import strangers
+from jaxsteer.runtime import as_value_error
 from jaxsteer.tokenizers.meta_vocabulary import PATTERN
 
 # llama.cpp's names of how text is cut, by what they mean here.
@@ -31,7 +31,7 @@ def gguf_tokenizer(pairs: Mapping[str, Any], path: Path) -> Any:
         ValueError: the file has no tokenizer of a known kind, or `tokenizer.json` has other tokens.
     """
     file = path.parent / "tokenizer.json"
-    with strangers(path, "the tokenizer does not load"):
+    with as_value_error(path, "the tokenizer does not load"):
         tokenizer = from_pairs(pairs, beside=file if file.is_file() else None)
     tokenizer.name_or_path = str(path.parent)
     return tokenizer

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxsteer.files import MOST_BYTES, as_path, read_json_object, read_whole
-from jaxsteer.runtime import strangers
+from jaxsteer.runtime import as_value_error
 from jaxsteer.tokenizers.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
-from jaxsteer.tokenizers.proof import TEXTS
+from jaxsteer.tokenizers.tokenizer_check import TEXTS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The files that hold a vocabulary; the first that is there is read."""
@@ -49,9 +49,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     if (size := file.stat().st_size) > _MOST_BYTES:
         raise ValueError(f"{file}: has {size:,} bytes, expected {_MOST_BYTES:,} at most")
     about = _about(folder)
-    with strangers(file, "the tokenizer does not load"):
+    with as_value_error(file, "the tokenizer does not load"):
         tokenizer = _read(file, about)
-    with strangers(folder / _CONFIG, "the tokenizer does not load"):
+    with as_value_error(folder / _CONFIG, "the tokenizer does not load"):
         _name_tokens(tokenizer, about, folder)
     return tokenizer
 

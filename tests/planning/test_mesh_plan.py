@@ -15,7 +15,7 @@ from jaxsteer.decoding import memory
 from jaxsteer.decoding.memory import program_bytes
 from jaxsteer.planning import chips
 from jaxsteer.planning import mesh_plan as plan
-from jaxsteer.planning.chips import TOPOLOGIES, Chip, Topology, find
+from jaxsteer.planning.chips import TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.mesh_plan import SWEEPS, Work, read_config
 from jaxsteer.planning.mesh_plan import plan as make
 from jaxsteer.planning.roofline import Machine, step_seconds
@@ -43,7 +43,7 @@ SHORT = replace(LLAMA_8B, n_layers=LAYERS)
     ],
 )
 def test_names_that_people_use(name, kind, count, shape):
-    found = find(name)
+    found = find_topology(name)
     assert (found.chip.name, found.chips, found.shape) == (kind, count, shape)
 
 
@@ -56,7 +56,7 @@ def test_shapes_hold_as_many_chips_as_the_names_say():
 
 def test_an_unknown_name_lists_those_that_are():
     with pytest.raises(ValueError, match=r"got 'v9-8', expected one of v4-8, .*h200-8, here"):
-        find("v9-8")
+        find_topology("v9-8")
 
 
 class Device:
@@ -73,20 +73,20 @@ class Device:
 )
 def test_this_machine_is_known_by_its_devices(monkeypatch, kind, expected):
     monkeypatch.setattr(chips.jax, "devices", lambda: [Device(kind)] * 4)
-    assert find("this machine") == Topology("here", expected, 4)
+    assert find_topology("this machine") == Topology("here", expected, 4)
     monkeypatch.setattr(chips.jax, "devices", lambda: [Device(kind, bytes_limit=9)])
-    assert find("here") == Topology("here", replace(expected, memory=9), 1)
+    assert find_topology("here") == Topology("here", replace(expected, memory=9), 1)
 
 
 def test_a_machine_that_nobody_publishes_is_measured(monkeypatch):
     monkeypatch.setattr(chips.jax, "devices", lambda: [Device("toaster", bytes_limit=7)])
     monkeypatch.setattr(chips, "read_bandwidth", lambda: 2e9)
     monkeypatch.setattr(chips, "matrix_rate", lambda: 3e9)
-    chip = find("here").chip
+    chip = find_topology("here").chip
     assert (chip.name, chip.memory, chip.bandwidth, chip.rate) == ("toaster", 7, 2e9, 3e9)
     monkeypatch.setattr(chips.jax, "devices", lambda: [Device("cpu")] * 4)
     monkeypatch.setattr(chips, "_physical_bytes", lambda: 80 * 10**9)
-    chip = find("here").chip
+    chip = find_topology("here").chip
     assert (chip.memory, chip.bandwidth, chip.rate) == (20 * 10**9, 0.5e9, 0.75e9)
 
 
@@ -113,13 +113,13 @@ def test_the_floor_of_a_step_on_a_mesh():
 
 def test_figure_3_on_an_h200_as_it_was_measured():
     """27.7 s with nothing left to compile: experiments/benchmarks/RESULTS.md."""
-    found = make(LLAMA_8B, find("h200"), SWEEPS["figure3"])
+    found = make(LLAMA_8B, find_topology("h200"), SWEEPS["figure3"])
     assert found.fits
     assert found.seconds() * plan.MEASURED_OVER_FLOOR == pytest.approx(27.7, rel=0.02)
 
 
 def test_weights_and_cache_are_what_a_chip_holds():
-    found = make(SHORT, find("v5e-8"), Work(rows=64, prompt=128, new=128), mesh=(2, 4))
+    found = make(SHORT, find_topology("v5e-8"), Work(rows=64, prompt=128, new=128), mesh=(2, 4))
     count = 2 * SHORT.vocab_size * 4096 + LAYERS * (
         4096 * (2 * 32 + 2 * 8) * 128 + 3 * 4096 * 14336
     )
@@ -131,14 +131,14 @@ def test_weights_and_cache_are_what_a_chip_holds():
 def test_heads_that_are_repeated_are_counted():
     config = replace(LlamaConfig.r1_distill_qwen_1_5b(), n_layers=LAYERS)  # two key/value heads
     work = Work(rows=8, prompt=128, new=128)
-    twice = make(config, find("v5e-4"), work, mesh=(1, 4)).memory.cache
+    twice = make(config, find_topology("v5e-4"), work, mesh=(1, 4)).memory.cache
     assert twice == 8 * 256 * LAYERS * 2 * 1 * 128 * 2
 
 
 @pytest.mark.parametrize("topology", ["v5e-8", "v4-8", "h100", "h200-2"])
 def test_the_largest_batch_fits_and_one_more_does_not(topology):
     work = Work(rows=10**6, prompt=512, new=1024)
-    found = make(LLAMA_8B, find(topology), work)
+    found = make(LLAMA_8B, find_topology(topology), work)
     room = plan.room_for_programs(found.topology.chip, found.memory.weights)
     assert room < (1 - plan._MARGIN) * found.topology.chip.memory - found.memory.weights + 1
 
@@ -169,7 +169,7 @@ def test_a_sweep_of_which_no_cell_fits_splits_its_prompts():
 def test_a_sweep_runs_in_the_chunks_that_it_would_choose(topology):
     """As many cells as fit, of all prompts; every topology's chunk is one of `sweep`."""
     work = replace(SWEEPS["figure3"], rows=31 * 20, new=30_000)  # cells that nothing divides
-    found = make(SHORT, find(topology), work)
+    found = make(SHORT, find_topology(topology), work)
     cells, prompts = found.at_once.cells, found.at_once.prompts
     room = plan.room_for_programs(found.topology.chip, found.memory.weights)
 
@@ -186,8 +186,8 @@ def test_a_sweep_runs_in_the_chunks_that_it_would_choose(topology):
 
 def test_the_mesh_is_the_fastest_that_fits():
     work = Work(rows=64, prompt=128, new=128)
-    best = make(LLAMA_8B, find("v5e-8"), work)
-    others = [make(LLAMA_8B, find("v5e-8"), work, mesh=(8 // t, t)) for t in (1, 2, 4, 8)]
+    best = make(LLAMA_8B, find_topology("v5e-8"), work)
+    others = [make(LLAMA_8B, find_topology("v5e-8"), work, mesh=(8 // t, t)) for t in (1, 2, 4, 8)]
     assert others[0].largest == 0  # 16 GB of weights on 16 GB
     fitting = [one for one in others if one.largest]
     assert best.seconds() == min(one.seconds() for one in fitting)
@@ -219,14 +219,14 @@ def test_what_cannot_be_planned(options, message):
     asked = {"config": SHORT, "work": Work(rows=8, prompt=64, new=64)} | options
     config, work = asked.pop("config"), asked.pop("work")
     if message is None:
-        make(config, find("v5e-8"), work, **asked)
+        make(config, find_topology("v5e-8"), work, **asked)
         return
     with pytest.raises(ValueError, match=message):
-        make(config, find("v5e-8"), work, **asked)
+        make(config, find_topology("v5e-8"), work, **asked)
 
 
 def test_the_formula_is_the_one_that_sizes_chunks():
-    found = make(SHORT, find("v6e-4"), Work(rows=32, prompt=128, new=64), mesh=(1, 4))
+    found = make(SHORT, find_topology("v6e-4"), Work(rows=32, prompt=128, new=64), mesh=(1, 4))
     needed = program_bytes(found.model, rows=32, prompt_rows=32, prompt_length=128, new_tokens=64)
     assert found.memory.cache + found.memory.temporaries == needed
 

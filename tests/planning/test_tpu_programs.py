@@ -11,7 +11,7 @@ import pytest
 from experiments.benchmarks import hlo, tpu_aot
 from jaxsteer.config.shape import LlamaConfig
 from jaxsteer.planning import tpu_programs as aot
-from jaxsteer.planning.chips import find
+from jaxsteer.planning.chips import find_topology
 from jaxsteer.planning.mesh_plan import Work, plan
 
 ROOT = Path(__file__).parents[2]
@@ -82,18 +82,18 @@ def test_what_a_loop_writes_anew(line, written):
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(aot, "available", lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'jaxsteer\[tpu\]'"):
-        aot.devices(find("v5e-8"))
+        aot.devices(find_topology("v5e-8"))
     assert tpu_aot.main([]) == 2
 
 
 def test_gpus_have_no_compiler_here():
     with pytest.raises(ValueError, match="got h100, expected one of TPUs"):
-        aot.devices(find("h100"))
+        aot.devices(find_topology("h100"))
 
 
 def test_a_program_that_is_too_large_is_a_problem(monkeypatch):
     """And so are caches that are written anew and all-reduces that are too many."""
-    found = plan(NARROW, find("v5e-8"), WORK, mesh=(1, 8))
+    found = plan(NARROW, find_topology("v5e-8"), WORK, mesh=(1, 8))
     text = LOOP.replace("WRITES", "copy(%updated)").replace("f32[4,2]", "f32[4,1024]")
     text = text.replace("f32[4,8]", "f32[1280,1024,1,128]")
     facts, problems = tpu_aot.check_loop(found, text)

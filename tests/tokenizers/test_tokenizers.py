@@ -18,7 +18,7 @@ from jaxsteer.models import verification as verify
 from jaxsteer.models.conversion import main as convert_main
 from jaxsteer.runtime import guarded
 from jaxsteer.tokenizers import check_tokenizer, encode, load_tokenizer
-from jaxsteer.tokenizers.proof import TEXTS
+from jaxsteer.tokenizers.tokenizer_check import TEXTS
 
 CONFIG_290 = replace(LlamaConfig.tiny(), vocab_size=290)
 CONFIG_420 = replace(LlamaConfig.tiny(), vocab_size=420)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.runtime import strangers
+from jaxsteer.runtime import as_value_error
 from jaxsteer.tokenizers.chat import render
 
 # What reasoning models read and write: spaces, newlines, LaTeX, digits, code, Unicode.
@@ -51,7 +51,7 @@ def check_tokenizer(tokenizer: Any, config: LlamaConfig) -> int:
         ValueError: naming every text that changed and every id that does not agree.
     """
     folder = Path(tokenizer.name_or_path)
-    with strangers(folder, "the tokenizer cannot be used"):
+    with as_value_error(folder, "the tokenizer cannot be used"):
         problems = _size_problems(tokenizer, config)
         file = folder / "tokenizer.json"
         plain = _plain(file) if file.is_file() else None
