@@ -299,7 +299,7 @@ def test_all_hosts_know_before_a_chunk_begins_that_one_has_no_room(
 
     told = []
     monkeypatch.setattr(sweeping.hosts, "any_of", lambda no: told.append(no) or no or elsewhere)
-    monkeypatch.setattr(sweeping, "has_room", lambda program, model: room)
+    monkeypatch.setattr(chunk_sizes, "has_room", lambda program, model: room)
     with pytest.raises(sweeping.NoRoom, match=reason):
         sweeping.agree_on_room(Lowered, shallow)
     assert told == [not elsewhere]
