@@ -23,8 +23,9 @@ from experiments.claims.seeds import pairs_in, write_seeds
 from experiments.pipeline.machines import together
 from experiments.pipeline.run import Run, open_run, stage_parser
 from experiments.pipeline.stage_runner import locked
-from experiments.report import stage as report
+from experiments.report import page
 from experiments.report.figure_list import left_out
+from jaxsteer import pages
 from jaxsteer.files import as_path
 from jaxsteer.runtime import begin, end, guarded, hosts
 
@@ -34,7 +35,8 @@ def reproduce(run: Run) -> None:
     started = time.monotonic()
     for role in run.sources:  # so that damaged weights are found before the first rollout
         run.checkpoint(role)
-    folder = report.stage(run)
+    html = page.stage(run)
+    folder = run.finished["report"]
     minutes = (time.monotonic() - started) / 60
     print(f"\nDone in {minutes:.1f} minutes. What this run shows:")
     for row in csv.DictReader((folder / "claims.csv").read_text().splitlines()):
@@ -42,6 +44,7 @@ def reproduce(run: Run) -> None:
     if missing := left_out(run):
         print(f"Left to --full: {', '.join(figure.title for figure in missing)}")
     print(f"Figure:  {folder / 'headline.png'}\nReport:  {folder / 'report.md'}")
+    print(f"Page:    {pages.EXTRA}" if html is None else f"Page:    {html / page.FILE}")
 
 
 def _work(args: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> None:

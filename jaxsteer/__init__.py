@@ -28,6 +28,7 @@ Rooms, each of which uses only those above it:
     sweeps       cells × prompts in one compiled program
     directions   where a direction comes from and where it is kept
     analysis     what a direction or a text shows
+    pages        a sweep as one HTML file: plots, every text, figures
     texts        texts in, texts out: what people type first
     planning     what fits on which chips
     cli          the command `jaxsteer`
@@ -45,6 +46,7 @@ from jaxsteer import (
     huggingface,
     llama,
     models,
+    pages,
     planning,
     queues,
     runtime,
@@ -146,6 +148,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "huggingface",
     "llama",
     "models",
+    "pages",
     "planning",
     "queues",
     "runtime",

@@ -131,8 +131,16 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     counted = {"cells": len(texts.cells()), "texts": len(texts), "tokens": 6 * len(texts)}
     assert json.loads(said) == counted == {"cells": 9, "texts": 36, "tokens": 216}
     assert "contains wait or maybe" in out
-    files = {"texts.jsonl", "contains-wait-or-maybe.svg", "words.svg"}
+    files = {"texts.jsonl", "contains-wait-or-maybe.svg", "words.svg", "report.html"}
     assert {file.name for file in (tmp_path / "sweep").iterdir()} == files
+    code, said, _ = jaxsteer("report", tmp_path / "sweep", "--out", tmp_path / "b.html", "--json")
+    assert code == 0
+    assert json.loads(said)["texts"] == 36
+    code, _, error = jaxsteer("report", tmp_path / "sweep")
+    assert code == 1
+    assert "report.html: exists already" in error
+    code, _, error = jaxsteer("report", tmp_path)
+    assert "expected a folder with texts.jsonl" in error
     code, _, error = jaxsteer(*words)  # nothing is replaced unless asked
     assert code == 1
     assert "exists already" in error

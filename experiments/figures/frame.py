@@ -5,20 +5,22 @@ from typing import Any
 
 import matplotlib
 
+from jaxsteer.pages import LIGHT
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TARGETS = {"reasoning": "reasoning model", "base": "base model", "control": "negative control"}
-BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c4572a", "#3d8b57", "#8c8c8c"
-# By kind of source: what a legend says, colour, marker.
+BLUE, ORANGE, GREEN, GREY = (LIGHT[name] for name in ("blue", "orange", "green", "grey"))
+# By kind of source: what a legend says, the name of its colour, marker.
 SOURCES = {
-    "base": ("base-derived direction", BLUE, "o"),
-    "reasoning": ("reasoning-derived direction", ORANGE, "s"),
-    "random": ("random directions", GREY, "x"),
-    "mean": ("mean activation", "#7a5195", "D"),
-    "noise": ("noise per token", "#b8860b", "^"),
-    "self": ("self-amplification", "#3a9aa8", "v"),
-    "behaviour": ("other behaviours' directions", "#5b7f3a", "P"),
+    "base": ("base-derived direction", "blue", "o"),
+    "reasoning": ("reasoning-derived direction", "orange", "s"),
+    "random": ("random directions", "grey", "x"),
+    "mean": ("mean activation", "purple", "D"),
+    "noise": ("noise per token", "gold", "^"),
+    "self": ("self-amplification", "teal", "v"),
+    "behaviour": ("other behaviours' directions", "olive", "P"),
 }
 
 
@@ -28,8 +30,13 @@ def style(source: str) -> tuple[str, str, str]:
     >>> style("random-2")[0], style("behaviour-planning")[2]
     ('random directions', 'P')
     """
-    kind = source.split("-")[0]
-    return SOURCES.get(kind, (source, GREY, "."))
+    label, colour, marker = kind_of(source)
+    return label, LIGHT[colour], marker
+
+
+def kind_of(source: str) -> tuple[str, str, str]:
+    """The same with the name of the colour."""
+    return SOURCES.get(source.split("-")[0], (source, "grey", "."))
 
 
 def axis_name(unit: str) -> str:

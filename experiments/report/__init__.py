@@ -1,6 +1,6 @@
-"""The last stage: every figure with its numbers, the claims table, the report.
+"""The last stages: every figure with its numbers, the claims table, the report, the page.
 
-Everything before in; `report/` out.
+Everything before in; `report/` and `page/` out.
 
 Uses all rooms above it.
 """

@@ -3,6 +3,6 @@
 import sys
 
 from experiments.pipeline.run import command
-from experiments.report.stage import stage
+from experiments.report.page import stage
 
-sys.exit(command("report", "The last stage: figures, claims table and report.", stage))
+sys.exit(command("report", "The last stages: figures, claims table, report and page.", stage))

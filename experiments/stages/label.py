@@ -67,7 +67,7 @@ def write_labels(
         EndpointError: if a model is the judge and its endpoint fails.
     """
     traces = {row["id"]: split_sentences(row["text"]) for row in read_rows(traces_file)}
-    names = _names(traces, labels, cache or folder / CACHE)
+    names = names_of(traces, labels, cache or folder / CACHE)
     rows: list[dict[str, Any]] = [
         {
             "id": id,
@@ -95,7 +95,8 @@ def write_labels(
     return counts
 
 
-def _names(traces: Traces, labels: Labels, cache: Path) -> Names:
+def names_of(traces: Traces, labels: Labels, cache: Path) -> Names:
+    """The behaviour of each sentence of each trace; `cache` keeps what a model answers."""
     if labels.judge:
         agree = within(labels.judge.max_cost)
         return llm_judge(traces, judge=labels.judge, cache=cache, agree=agree)

@@ -5,6 +5,7 @@ the text as it stands (teacher forcing). `perplexity.jsonl` has a row for each t
 
     target, source, coeff, prompt    of the sweep's row
     n_tokens, logprob_sum            tokens of the text, and the sum of their log-probabilities
+    logprobs                         these, for the page
 
 and `perplexity.json` for each cell the perplexity per token with a 95% bootstrap interval over the
 prompts. A text that repeats itself may be *more* likely than an unsteered one, so read it beside
@@ -80,9 +81,11 @@ def _scored(
 ) -> dict[str, Any]:
     named = {name: row[name] for name in FIELDS}
     if len(ids) <= behind:  # nothing was written
-        return {**named, "n_tokens": 0, "logprob_sum": 0.0}
-    total = float(logprobs[tuple(ids)][behind:].sum(dtype="float64"))
-    return {**named, "n_tokens": len(ids) - behind, "logprob_sum": total}
+        return {**named, "n_tokens": 0, "logprob_sum": 0.0, "logprobs": []}
+    own = logprobs[tuple(ids)][behind:]
+    each = [round(float(x), 4) for x in own]
+    total = float(own.sum(dtype="float64"))
+    return {**named, "n_tokens": len(each), "logprob_sum": total, "logprobs": each}
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

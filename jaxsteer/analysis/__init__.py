@@ -36,6 +36,7 @@ from jaxsteer.analysis.sentences import (
     KEYWORDS,
     Sentence,
     keyword_labels,
+    keyword_pattern,
     split_sentences,
     token_spans,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "keyword_counts",
     "keyword_labels",
     "keyword_matches_per_word",
+    "keyword_pattern",
     "keyword_rate",
     "keyword_tokens",
     "labels_from_file",

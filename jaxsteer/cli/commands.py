@@ -10,6 +10,7 @@ import click
 from jaxsteer.cli.machine import doctor_command, plan_command
 from jaxsteer.cli.models import convert_command, export_command, verify_command
 from jaxsteer.cli.options import examples
+from jaxsteer.cli.report import report_command
 from jaxsteer.cli.show import show_command
 from jaxsteer.cli.texts import direction_command, generate_command, sweep_command
 from jaxsteer.runtime import VERSION, run
@@ -35,6 +36,7 @@ for _command in (
     generate_command,
     direction_command,
     sweep_command,
+    report_command,
     show_command,
     plan_command,
     doctor_command,

@@ -18,7 +18,7 @@ from jaxsteer.planning import SWEEPS, mesh_plan
 from jaxsteer.runtime import VERSION, guarded
 
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy")
-_OPTIONAL = ("torch", "libtpu", "pandas")
+_OPTIONAL = ("torch", "libtpu", "pandas", "vl-convert-python")
 
 
 def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -39,6 +39,17 @@ loading_options = together(
     ]
 )
 
+metric_options = together(
+    [
+        click.option(
+            "--contains", "wanted", multiple=True, metavar="WORDS", help='Share with any: "a,b".'
+        ),
+        click.option(
+            "--metric", "metrics", type=click.Choice(["repetition", "words"]), multiple=True
+        ),
+    ]
+)
+
 prompt_options = together(
     [
         click.option("--prompts", "file", metavar="FILE", help="More prompts, one a line."),

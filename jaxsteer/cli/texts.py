@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from jaxsteer import pages
 from jaxsteer.analysis import repetition
 from jaxsteer.cli.options import (
     examples,
     json_option,
     loading_options,
+    metric_options,
     overwrite_option,
     prompt_options,
     sampling_options,
@@ -25,7 +27,16 @@ from jaxsteer.directions import Direction, load_directions, save_directions
 from jaxsteer.files import MOST_DATA, as_path, read_whole, write_atomic
 from jaxsteer.runtime import guarded
 from jaxsteer.steering import Steering, add
-from jaxsteer.texts import LanguageModel, LayerDirections, Table, contains, direction, load, words
+from jaxsteer.texts import (
+    LanguageModel,
+    LayerDirections,
+    Metric,
+    Table,
+    contains,
+    direction,
+    load,
+    words,
+)
 
 _METRICS = {"repetition": repetition, "words": words}
 
@@ -171,11 +182,10 @@ def direction_command(
 @click.option(
     "--baseline", "baselines", type=click.Choice(["random", "noise"]), multiple=True, help="Beside."
 )
-@click.option("--contains", "wanted", multiple=True, metavar="WORDS", help='Share with any: "a,b".')
-@click.option("--metric", "metrics", type=click.Choice(list(_METRICS)), multiple=True)
+@metric_options
 @sampling_options(temperature=1.0)
 @loading_options
-@click.option("--out", metavar="FOLDER", help="Write texts.jsonl and a plot a metric.")
+@click.option("--out", metavar="FOLDER", help="Write texts.jsonl, a plot a metric and the page.")
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Say how much would be run, and run nothing.")
 @json_option
@@ -208,8 +218,7 @@ def sweep_command(
     if directions is None or not coeffs:
         raise ValueError("--directions, --coeff: expected a file and at least one coefficient")
     matching = choose(directions, name, layers)
-    measures = [contains(*phrase.split(",")) for phrase in wanted]
-    measures += [_METRICS[metric] for metric in metrics]
+    measures = measures_of(wanted, metrics)
     target = None if out is None else Path(out)
     check_new(None if target is None else target / "texts.jsonl", overwrite)
     if dry_run:
@@ -229,7 +238,7 @@ def sweep_command(
         {d.name: d for d in matching},
         layers=layers if len(matching) == 1 and layers else None,
         coeffs=coeffs,
-        metrics=measures or [repetition],
+        metrics=measures,
         **options,
     )
     files = [] if target is None else write_sweep(table, target)
@@ -243,7 +252,10 @@ def sweep_command(
 
 
 def write_sweep(table: Table, folder: Path) -> list[Path]:
-    """Write a sweep's texts, and a plot of each of its metrics; returns the files."""
+    """Write a sweep's texts, a plot of each of its metrics, the page; returns the files.
+
+    Without the extra `report` there is no page.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -254,8 +266,19 @@ def write_sweep(table: Table, folder: Path) -> list[Path]:
         table.plot(metric).savefig(picture, format="svg")
         files.append(folder / f"{re.sub(r'[^a-z0-9]+', '-', metric.lower()).strip('-')}.svg")
         write_atomic(files[-1], picture.getvalue())
+    if pages.is_installed():
+        files.append(folder / "report.html")
+        table.report(files[-1], title=folder.absolute().name)
+    else:
+        print(f"report.html: left out: {pages.EXTRA}", file=sys.stderr)
     table.texts.save(files[0])  # last: with it, the folder counts as written
     return files
+
+
+def measures_of(wanted: Sequence[str], metrics: Sequence[str]) -> list[Metric]:
+    """The metrics that options name; repetition, if they name none."""
+    chosen = [contains(*phrase.split(",")) for phrase in wanted]
+    return chosen + [_METRICS[metric] for metric in metrics] or [repetition]
 
 
 def load_model(model: str, dtype: str | None, revision: str | None) -> LanguageModel:

@@ -3,12 +3,13 @@
 Prompts as strings or conversations in; generated texts with their cell, tokens and end, tables with
 intervals, and directions from two lists of texts out.
 
-Uses `models`, `sweeps`, `directions`, `analysis`, `tokenizers` and the rooms that these use.
+Uses `models`, `sweeps`, `directions`, `analysis`, `pages`, `tokenizers` and the rooms that these
+use.
 """
 
 from jaxsteer.texts.language_model import LanguageModel, load
 from jaxsteer.texts.layer_directions import LayerDirections, direction
-from jaxsteer.texts.metrics import Measured, contains, measure, words
+from jaxsteer.texts.metrics import Measured, Metric, contains, measure, words
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
 
@@ -16,6 +17,7 @@ __all__ = [
     "LanguageModel",
     "LayerDirections",
     "Measured",
+    "Metric",
     "Table",
     "Text",
     "Texts",

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsteer.directions import Direction, random_directions, rescale
 from jaxsteer.llama import Model, TokenBatch, forward
-from jaxsteer.steering import Capture, Steering, Where, add, noise
+from jaxsteer.steering import Capture, Project, Steering, Where, add, noise
 from jaxsteer.sweeps import Cell
 from jaxsteer.texts.layer_directions import LayerDirections
 
@@ -74,6 +74,31 @@ def sweep_cells(
                     for source, steering in kinds.items()
                 ]
     return cells
+
+
+def added_lengths(cells: Sequence[Cell]) -> dict[str, float]:
+    """What coefficient 1 of each vector adds at each layer, by `source.layer`."""
+    found = {}
+    for cell in cells:
+        source, layer = cell.labels["source"], cell.labels["layer"]
+        if layer is not None and isinstance(cell.steering, Steering):
+            found[f"{source}.{layer}"] = float(np.linalg.norm(cell.steering.vector))
+    return found
+
+
+def projecting(
+    model: Model, batch: TokenBatch, vectors: Any, layers: Sequence[int] | None
+) -> Capture:
+    """A capture of the stream along the first vector at its first layer, in lengths of the stream.
+
+    The length is the root mean square over a batch.
+    """
+    name, vector = next(iter(by_name(vectors).items()))
+    layer = _layers(vector, layers, name)[0]
+    values = _at(vector, layer)
+    values = values / np.linalg.norm(values) / residual_norms(model, batch)[layer]
+    site = getattr(vector, "site", "resid_post")
+    return Capture((site,), (layer,), Project(values[None]))
 
 
 def by_name(vectors: Any) -> dict[str, Any]:

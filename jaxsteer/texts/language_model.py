@@ -10,10 +10,11 @@ from jaxsteer.models import Loaded
 from jaxsteer.models import load as load_model
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps import Cell, CellResult, sweep
-from jaxsteer.texts.cells import Baseline, sweep_cells
+from jaxsteer.texts.cells import Baseline, added_lengths, projecting, sweep_cells
 from jaxsteer.texts.prompts import Prompt, Prompts, encode_prompts
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
+from jaxsteer.texts.token_ends import projections_of, token_ends
 
 Steerings = (
     Steering | Sequence[Steering] | Mapping[str, Steering | Sequence[Steering] | None] | None
@@ -61,8 +62,9 @@ class LanguageModel(Loaded):
             ValueError: naming the argument, what was found and what was expected.
         """
         encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
-        asked = self._asked(encoded, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens)
-        return self._run(encoded, cells_of(steering), asked)
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
+        return self._run(encoded, cells_of(steering), asked, {"sampling": drawn})
 
     def sweep(
         self,
@@ -82,6 +84,7 @@ class LanguageModel(Loaded):
         seed: int = 0,
         stop_tokens: Sequence[int] | None = None,
         bos: Any = "auto",
+        tokens: bool = False,
     ) -> Table:
         """Run every vector × layer × coefficient on every prompt, and measure the texts.
 
@@ -105,6 +108,9 @@ class LanguageModel(Loaded):
             seed: of the samples.
             stop_tokens: ids that end a text; the model's own if not given.
             bos: what is put before a prompt.
+            tokens: keep where each token ends in its text, and the stream's projection there on
+                the first of the vectors, at its first layer, in lengths of the stream: what
+                `Table.report` tints tokens by.
 
         Raises:
             ValueError: naming the argument, what was found and what was expected.
@@ -120,32 +126,37 @@ class LanguageModel(Loaded):
             unit=unit,
             seed=seed,
         )
-        asked = self._asked(encoded, max_new_tokens, temperature, top_p, top_k, seed, stop_tokens)
-        return Table.of(self._run(encoded, cells, asked), metrics)
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
+        about = {"sampling": drawn, "unit": unit, "lengths": added_lengths(cells)}
+        if tokens:
+            asked["capture"] = projecting(self.model, encoded.batch, vectors, layers)
+        return Table.of(self._run(encoded, cells, asked, about), metrics)
 
     def _asked(
         self,
         prompts: Prompts,
         max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        seed: int,
+        drawn: Mapping[str, Any],
         stop_tokens: Sequence[int] | None,
     ) -> dict[str, Any]:
-        if temperature == 0 and prompts.samples > 1:
+        if drawn["temperature"] == 0 and prompts.samples > 1:
             raise ValueError(
                 f"samples: got {prompts.samples} at temperature 0, expected 1 (all would be equal)"
             )
-        rows = prompts.batch.tokens.shape[0]
-        chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
         return {
             "max_new_tokens": max_new_tokens,
-            "sampling_params": sampling(rows, **chosen),
+            "sampling_params": sampling(prompts.batch.tokens.shape[0], **drawn),
             "stop_tokens": tuple(self.end_tokens if stop_tokens is None else stop_tokens),
         }
 
-    def _run(self, prompts: Prompts, cells: Sequence[Cell], asked: Mapping[str, Any]) -> Texts:
+    def _run(
+        self,
+        prompts: Prompts,
+        cells: Sequence[Cell],
+        asked: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ) -> Texts:
         ends = set(asked["stop_tokens"])
         if think := think_ids(self.tokenizer):
             asked = {**asked, "think_tokens": think}
@@ -158,9 +169,12 @@ class LanguageModel(Loaded):
         results.sort(key=lambda pair: (order[id(pair[0].cell)], pair[0].prompt))
         about = {
             "model": dict(self.provenance),
+            "dtype": str(self.model.dtype),
+            "samples": prompts.samples,
             "prompts": prompts.rules,
             "notes": [*self.notes, *prompts.notes],
             "max_new_tokens": asked["max_new_tokens"],
+            **about,
         }
         return Texts(tuple(text for _, text in results), about)
 
@@ -170,6 +184,7 @@ class LanguageModel(Loaded):
         number, sample = divmod(result.prompt, prompts.samples)
         tokens = list(result.tokens)
         ended = bool(tokens) and tokens[-1] in ends
+        captured = result.captured
         return result, Text(
             labels=dict(result.cell.labels),
             prompt=number,
@@ -179,6 +194,10 @@ class LanguageModel(Loaded):
             tokens=tokens,
             logprobs=list(result.logprobs),
             end="not finite" if not result.finite else "end token" if ended else "length",
+            token_ends=[] if captured is None else token_ends(self.tokenizer, tokens, ended),
+            projections=[]
+            if captured is None
+            else projections_of(captured, len(prompts.encoded[number]), len(tokens)),
         )
 
 

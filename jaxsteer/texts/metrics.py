@@ -27,6 +27,7 @@ def contains(*words: str) -> Metric:
         return float(bool(pattern.search(text)))
 
     metric.__name__ = f"contains {' or '.join(words)}"
+    metric.pattern = pattern  # type: ignore[attr-defined]  # for pages, which mark what it finds
     return metric
 
 

@@ -15,7 +15,7 @@ _WIDTH = 96  # of a printed line
 _SHOWN = 12  # texts of a printed table
 _KINDS = {
     "labels": dict, "prompt": int, "prompt_text": str, "sample": int, "text": str, "tokens": list,
-    "logprobs": list, "end": str,
+    "logprobs": list, "end": str, "token_ends": list, "projections": list,
 }  # fmt: skip
 
 
@@ -31,6 +31,10 @@ class Text:
     tokens: Sequence[int]
     logprobs: Sequence[float]  # under the steered model
     end: str  # "end token", "length", or "not finite"
+    # [G], if a sweep was asked for `tokens`: where each token ends in `text`, and the stream's
+    # projection there, None at the last one, which no pass has read.
+    token_ends: Sequence[int] = ()
+    projections: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +96,8 @@ class Texts:
             raise ValueError(f"{Path(path)}, line 1: about: expected an object, and a model in it")
         for number, row in enumerate(texts.rows, start=2):
             for name, kind in _KINDS.items():
-                if not isinstance(value := getattr(row, name), kind):
+                value = getattr(row, name)
+                if not isinstance(value, kind) and value != ():
                     raise ValueError(f"{Path(path)}, line {number}: {name}: got {value!r:.80}")
         return texts
 

@@ -1,11 +1,14 @@
 """A sweep as a table: a line a cell and metric, printed, plotted, or given to pandas."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxsteer.pages import write_page
 from jaxsteer.runtime import escaped_line
 from jaxsteer.texts.metrics import Measured, Metric, measure
+from jaxsteer.texts.report import page_of
 from jaxsteer.texts.results import Texts
 
 
@@ -15,11 +18,12 @@ class Table:
 
     texts: Texts
     lines: tuple[Measured, ...]
+    metrics: tuple[Metric, ...] = ()
 
     @classmethod
     def of(cls, texts: Texts, metrics: Sequence[Metric]) -> "Table":
         """Measure texts; also those that `Texts.load` read from a file."""
-        return cls(texts, tuple(measure(texts, metrics)))
+        return cls(texts, tuple(measure(texts, metrics)), tuple(metrics))
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """A flat dict a cell and metric."""
@@ -69,6 +73,17 @@ class Table:
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
+
+    def report(self, path: str | os.PathLike[str], *, title: str = "Sweep") -> None:
+        """Write one HTML file that opens from the disk: the plot, and every text to browse.
+
+        The effect is the first metric. Where the page would be larger than 10 MB, it has the texts
+        of the first prompts and says so.
+
+        Raises:
+            ImportError: without the extra `report`.
+        """
+        write_page(path, page_of(self.texts, self.metrics, title=title))
 
     def __repr__(self) -> str:
         if not self.lines:

@@ -68,9 +68,11 @@ def test_a_run_leaves_every_file_and_says_where_they_are(finished: Finished) -> 
         assert (out / f"report/{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (out / f"report/{figure}.svg").read_bytes()
         assert f"({figure}.png)" in text
-    *_, picture, report = finished.printed.splitlines()
-    assert picture == f"Figure:  {out}/report/headline.png"
-    assert report == f"Report:  {out}/report/report.md"
+    assert finished.printed.splitlines()[-3:] == [
+        f"Figure:  {out}/report/headline.png",
+        f"Report:  {out}/report/report.md",
+        f"Page:    {out}/page/report.html",
+    ]
     assert "What this run shows:" in finished.printed
     assert "Left to --full: Figure 2" in finished.printed
     assert "Left to `--full`: Figure 2" in text
@@ -195,7 +197,7 @@ def test_a_second_run_skips_everything(
     printed = capsys.readouterr().out
     assert made(printed) == set()
     assert printed.count("unchanged, skipped") >= len(STAGES + SWEEPS + FIGURES) + 1
-    assert printed.splitlines()[-2:] == finished.printed.splitlines()[-2:]
+    assert printed.splitlines()[-3:] == finished.printed.splitlines()[-3:]
     assert files_under(finished.out) == before
 
 
@@ -216,7 +218,8 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
         "fig3_steering": {"figure3"},
         "fig4_baselines": {"figure4"},
         "headline": {"headline"},
-        "report": {"report", "groups", *FIGURES} - {"figure3", "figure4", "headline"},
+        "tokens": {"tokens"},
+        "report": {"report", "groups", *FIGURES, "page"} - {"figure3", "figure4", "headline"},
         "reproduce": set(),
     }
     for module, stages in expected.items():
@@ -229,7 +232,7 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
             runpy.run_module(f"experiments.{module}", run_name="__main__")
         assert exited.value.code == 0
         assert made(capsys.readouterr().out) == stages
-    for folder in ("rollouts", "labels", *SWEEPS, *FIGURES, "report"):
+    for folder in ("rollouts", "labels", *SWEEPS, *FIGURES, "report", "tokens"):
         one, other = files_under(finished.out / folder), files_under(out / folder)
         for files in (one, other):
             del files["stage.json"]  # says how long it took
@@ -246,11 +249,21 @@ def test_the_stages_run_alone_and_give_the_same_bytes_again(
     [
         (
             {"report": {"coherence": "repetition", "margin": 0.1}},
-            {"figure3", "figure4", "headline", "report"},
+            {"figure3", "figure4", "headline", "report", "page"},
         ),
         (
             {"labels": {"keywords": ["school", "wait"]}},
-            {"labels", "directions", *SWEEPS, "perplexity", "groups", *FIGURES, "report"},
+            {
+                "labels",
+                "directions",
+                *SWEEPS,
+                "perplexity",
+                "groups",
+                *FIGURES,
+                "report",
+                "tokens",
+                "page",
+            },
         ),
     ],
 )

@@ -1,7 +1,10 @@
 """jaxsteer.texts: strings in and texts out are the pure functions, with labels and ends."""
 
+import contextlib
 import dataclasses
+import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -12,6 +15,7 @@ import jaxsteer as js
 from jaxsteer.steering import Capture
 from jaxsteer.texts.cells import residual_norms, sweep_cells
 from jaxsteer.texts.prompts import encode_prompts
+from jaxsteer.texts.report import page_of
 
 SMALL_PAIR = Path(__file__).parents[2] / "weights" / "small"
 PROMPTS = ["lea has 15 candles .", "maybe 3 plus 4 is 7 ."]
@@ -178,9 +182,74 @@ def test_texts_are_written_and_read_back(lm, tmp_path) -> None:
             js.Texts.load(tmp_path / "other.jsonl")
 
 
+def test_a_sweep_keeps_its_tokens_for_the_page(lm, vector, tmp_path) -> None:
+    sweep = {"layers": [1], "coeffs": [0, 0.5], "samples": 2, "max_new_tokens": NEW, "seed": 3}
+    table = lm.sweep(PROMPTS, vector, **sweep, metrics=[js.contains("a", "the")], tokens=True)
+    plain = lm.sweep(PROMPTS, vector, **sweep)
+    assert [r.tokens for r in table.texts] == [r.tokens for r in plain.texts]
+    assert all(r.token_ends == r.projections == [] for r in plain.texts)
+    norm = residual_norms(lm.model, encode_prompts(lm.tokenizer, PROMPTS, samples=2).batch)[1]
+    for row in table.texts:
+        cut = [row.text[a:b] for a, b in pairwise([0, *row.token_ends])]
+        assert "".join(cut) == row.text
+        ended = row.end == "end token"
+        words = [lm.tokenizer.decode([token]) for token in row.tokens]
+        assert [piece.strip() for piece in cut] == words[: len(words) - ended] + [""] * ended
+    row = table.texts[-1]  # projections are of the stream as it was when the text was written
+    prompt = js.encode(lm.tokenizer, PROMPTS[row.prompt]).ids
+    ids = np.array([[*prompt, *row.tokens]])
+    out = js.forward(
+        lm.model, ids, capture=Capture(), steering=js.add(vector, layer=1, coeff=0.5),
+        prompt_length=np.array([len(prompt)]),
+    )  # fmt: skip
+    stream = np.asarray(out.captured["resid_post"])[1, 0, len(prompt) :]
+    expected = stream @ vector / np.linalg.norm(vector) / norm
+    known = [i for i, x in enumerate(row.projections) if x is not None]
+    assert known[: NEW - 1] == list(range(min(NEW - 1, len(row.tokens))))
+    found = np.array([row.projections[i] for i in known])
+    np.testing.assert_allclose(found, expected[known], atol=2e-3)
+    table.texts.save(tmp_path / "texts.jsonl")
+    assert js.Texts.load(tmp_path / "texts.jsonl").rows == table.texts.rows
+
+
+def test_the_page_of_a_sweep_has_its_texts_and_lines_that_write_them(lm, vector) -> None:
+    table = lm.sweep(
+        PROMPTS, vector, layers=[1], coeffs=[0, 0.5], samples=2, max_new_tokens=NEW,
+        metrics=[js.contains("a", "the"), js.repetition], baselines=["random"], tokens=True,
+    )  # fmt: skip
+    page = page_of(table.texts, table.metrics, title="t")
+    assert [(c.series, c.coeff) for c in page.cells] == [
+        ("", 0.0), ("direction, layer 1", 0.5), ("random, layer 1", 0.5),
+    ]  # fmt: skip
+    assert [one.main for one in page.series] == [True, False]
+    assert page.effect == "contains a or the"
+    assert len(page.texts) == len(table.texts) == 12
+    means = [line.mean for line in table.lines if line.metric == page.effect]
+    assert [cell.effect.mean for cell in page.cells] == means
+    text, row = page.texts[5], table.texts[5]
+    assert (text.text, text.row, text.cell) == (row.text, row.prompt * 2 + row.sample, 1)
+    assert all(text.text[a:b].lower() in ("a", "the") for a, b in text.marks)
+    assert page.cells[2].python is None
+    lines = page.cells[1].python.replace("$TEXT", repr(row.prompt_text))
+    head, _, rest = lines.replace("$ROW", str(text.row)).partition("lm = js.load(")
+    assert "# v: the vector of 'direction' at layer 1" in head
+    names = {"lm": lm, "v": vector}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("import jaxsteer as js\n" + rest.partition("\n")[2], names)
+    assert printed.getvalue().strip().startswith(row.text)
+    bare = page_of(js.Texts((text_of(0.0, "a"), text_of(1.0, "b"))), (), title="t")
+    assert bare.cells[0].python is None
+    assert "recorded no projections" in bare.tint
+
+
 def test_texts_without_end_are_refused_before_memory_is_asked_for(lm) -> None:
     with pytest.raises(ValueError, match=r"samples: got 1000000000 of 2 prompts, more than a"):
         lm.generate(PROMPTS[:2], samples=10**9, temperature=1.0)
+
+
+def text_of(coeff: float, words: str) -> js.texts.Text:
+    return text(coeff, 0, 0, words)
 
 
 def text(coeff: float, prompt: int, sample: int, words: str) -> js.texts.Text:

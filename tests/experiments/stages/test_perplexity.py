@@ -44,7 +44,7 @@ def test_a_text_has_the_log_probability_of_its_own_tokens(small, tmp_path: Path)
     found = {(r["source"], r["prompt"]): r for r in read_rows(path)}
     assert len(found) == len(read_rows(path)) == 4
     assert found["none", "q"]["logprob_sum"] == 7.0  # what is there is not done again
-    fields = {"target", "source", "coeff", "prompt", "n_tokens", "logprob_sum"}
+    fields = {"target", "source", "coeff", "prompt", "n_tokens", "logprob_sum", "logprobs"}
     assert set(found["base", "p"]) == fields
     assert {k: r["n_tokens"] for k, r in found.items() if k != ("none", "q")} == {
         ("none", "p"): 6, ("base", "p"): 6, ("base", "q"): SMALL.max_positions - 5,
@@ -53,6 +53,8 @@ def test_a_text_has_the_log_probability_of_its_own_tokens(small, tmp_path: Path)
         if key != ("none", "q"):
             sums = expected(small, ids, prompt)
             np.testing.assert_allclose(found[key]["logprob_sum"], sums, rtol=1e-4)
+            assert len(found[key]["logprobs"]) == found[key]["n_tokens"]
+            np.testing.assert_allclose(sum(found[key]["logprobs"]), sums, rtol=1e-3)
 
 
 def test_nothing_written_is_no_text(small, tmp_path: Path) -> None:
