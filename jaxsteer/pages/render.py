@@ -120,7 +120,7 @@ def library() -> str:
         import vl_convert
     except ImportError:
         raise ImportError(EXTRA) from None
-    return vl_convert.javascript_bundle(None)
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 @cache

@@ -8,8 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from jaxsteer.analysis import repetition
-from jaxsteer.pages import Band, Page, PageCell, PagePrompt, PageText, Series
-from jaxsteer.pages.palette import LIGHT, SHAPES
+from jaxsteer.pages import LIGHT, SHAPES, Band, Page, PageCell, PagePrompt, PageText, Series
 from jaxsteer.runtime import VERSION
 from jaxsteer.texts.metrics import Measured, Metric, measure, name_of
 from jaxsteer.texts.results import Text, Texts
