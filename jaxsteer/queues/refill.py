@@ -49,16 +49,7 @@ from jaxsteer.decoding import (
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
-from jaxsteer.queues.slots import (
-    REFILL_SHARE,
-    FinishedRow,
-    Occupancy,
-    count_steps,
-    decode_until,
-    keep_slots,
-    pool_sizes,
-    read_rows,
-)
+from jaxsteer.queues.slots import FinishedRow, Occupancy, run_pool
 from jaxsteer.runtime import hosts
 
 
@@ -170,44 +161,34 @@ def _run_queue(
     *,
     slots: int,
     sampler: Sampler,
-    step: Step,
     occupancy: Occupancy,
+    **options: Any,
 ) -> Iterator[FinishedRow]:
     prompts = batch.tokens.shape[0]
-    refill = max(1, slots // REFILL_SHARE)
-    holds = np.arange(slots)  # which prompt each slot holds
-    live = np.ones(slots, bool)  # slots whose row has not been yielded
-    waiting = slots  # the first prompt that has had no slot yet
+    holds = np.arange(slots)
     asks = jax.tree.map(jnp.asarray, map_rows(lambda x: x[holds], request))
     first, asks = spread_rows((_rows(batch, holds), asks), model)
-    state = _start(model, first, asks, sampler=sampler)
-    while live.any():
-        smaller = max((size for size in pool_sizes(slots) if size < len(holds)), default=0)
-        floor = len(holds) - refill if waiting < prompts else smaller
-        before = hosts.gather((state.step, state.length))
-        state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        count_steps(occupancy, before, hosts.gather((state.step, state.length)))
-        ended = live & hosts.gather(state.settled)
-        finished = read_rows(state, request, holds, ended)
-        occupancy.not_finite += sum(not row.finite for row in finished)
-        live = live & ~ended
-        if waiting < prompts:
-            # The last refill may have fewer prompts left than room: it drops what is too many.
-            free = np.flatnonzero(~live)[: min(refill, prompts - waiting)]
-            new = np.minimum(waiting + np.arange(refill), prompts - 1)
-            into = np.full(refill, len(holds))
-            into[: len(free)] = free
-            parts = _rows(batch, new), map_rows(lambda x, new=new: x[new], request)
-            state, asks = _admit(model, state, asks, *parts, into, sampler=sampler)
-            holds[free], live[free] = new[: len(free)], True
-            waiting += len(free)
-            occupancy.refills += 1
-        elif live.any():
-            size = min(size for size in pool_sizes(slots) if size >= live.sum())
-            left = np.argsort(~live, kind="stable")[:size]  # the live ones first
-            state, asks = keep_slots(state, asks, left)
-            holds, live = holds[left], live[left]
-        yield from finished
+
+    def put(
+        state: DecodeState, asks: Request, rows: np.ndarray, places: np.ndarray
+    ) -> tuple[DecodeState, Request]:
+        new = map_rows(lambda x: x[rows], request)
+        return _admit(model, state, asks, _rows(batch, rows), new, places, sampler=sampler)
+
+    yield from run_pool(
+        model,
+        _start(model, first, asks, sampler=sampler),
+        asks,
+        request,
+        [list(range(slots, prompts))],
+        holds=holds,
+        live=np.ones(slots, bool),
+        group=np.zeros(slots, int),
+        put=put,
+        sampler=sampler,
+        occupancy=occupancy,
+        **options,
+    )
     tell_not_finite(occupancy.not_finite, prompts)
 
 

@@ -10,6 +10,7 @@ as let each slot hold some rows one after another; further prompts follow when t
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,6 @@ import numpy as np
 from jaxsteer.decoding import (
     DecodeState,
     Request,
-    Sampler,
-    Step,
     begin_shared,
     map_rows,
     new_state,
@@ -28,17 +27,7 @@ from jaxsteer.decoding import (
     thinking_in,
 )
 from jaxsteer.llama import Model, TokenBatch, spread_rows
-from jaxsteer.queues.slots import (
-    REFILL_SHARE,
-    FinishedRow,
-    Occupancy,
-    count_steps,
-    decode_until,
-    keep_slots,
-    pool_sizes,
-    read_rows,
-)
-from jaxsteer.runtime import hosts
+from jaxsteer.queues.slots import FinishedRow, Occupancy, run_pool
 
 _ROWS_A_SLOT = 4  # that a slot should hold one after another, or ends of groups leave it idle
 
@@ -106,11 +95,13 @@ def run_shared_queue(
     *,
     groups: int,
     slots: int,
-    sampler: Sampler,
-    step: Step,
     occupancy: Occupancy,
+    **options: Any,
 ) -> Iterator[FinishedRow]:
-    """The rows of `request`, R on each prompt of `batch`, both on the host, as they finish."""
+    """The rows of `request`, R on each prompt of `batch`, both on the host, as they finish.
+
+    `options` are `sampler` and `step`, as `run_pool` takes them.
+    """
     P = batch.tokens.shape[0]
     rows = np.arange(request.max_tokens.shape[0]).reshape(P, -1)
     for first in range(0, P, groups):
@@ -123,9 +114,8 @@ def run_shared_queue(
             request,
             asked,
             slots=slots,
-            sampler=sampler,
-            step=step,
             occupancy=occupancy,
+            **options,
         )
     tell_not_finite(occupancy.not_finite, rows.size)
 
@@ -137,14 +127,11 @@ def _run_groups(
     asked: list[list[int]],
     *,
     slots: int,
-    sampler: Sampler,
-    step: Step,
-    occupancy: Occupancy,
+    **options: Any,
 ) -> Iterator[FinishedRow]:
     """`asked` are the rows that each prompt of `batch` still has to generate; they are used up."""
     W = len(asked)
     group = np.repeat(np.arange(W), slots // W)  # of each slot
-    refill = max(1, slots // REFILL_SHARE)
     holds, live = np.zeros(slots, int), np.zeros(slots, bool)
     for slot, g in enumerate(group):
         if asked[g]:
@@ -153,65 +140,24 @@ def _run_groups(
     asks = map_rows(lambda x: x[holds], request)
     asks = replace(asks, max_tokens=jnp.where(live, asks.max_tokens, 0))
     prompts, asks = spread_rows((batch, jax.tree.map(jnp.asarray, asks)), model)
-    state = _begin(model, prompts, asks)
-    while live.any():
-        waiting = sum(map(len, asked))
-        smaller = max((n for n in pool_sizes(slots) if n < len(holds) and n % W == 0), default=0)
-        floor = min(len(holds) - refill if waiting else smaller, int(live.sum()) - 1)
-        before = hosts.gather((state.step, state.length))
-        state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
-        count_steps(occupancy, before, hosts.gather((state.step, state.length)))
-        ended = live & hosts.gather(state.settled)
-        finished = read_rows(state, request, holds, ended)
-        occupancy.not_finite += sum(not row.finite for row in finished)
-        live &= ~ended
-        into = _free(live, group, [len(rows) for rows in asked])[:refill]
-        if into:
-            new = [asked[group[slot]].pop(0) for slot in into]
-            state, asks = _put_rows(model, state, asks, batch, request, new, into, group, refill)
-            holds[into], live[into] = new, True
-            occupancy.refills += 1
-        elif live.any() and not waiting:
-            most = max(int(live[group == g].sum()) for g in range(W))
-            sizes = [n for n in pool_sizes(slots) if n % W == 0 and n >= most * W]
-            if (size := min(sizes)) < len(holds):
-                left = _live_first(live, group, size // W)
-                state, asks = keep_slots(state, asks, left)
-                holds, live, group = holds[left], live[left], group[left]
-        yield from finished
 
+    def put(
+        state: DecodeState, asks: Request, rows: np.ndarray, places: np.ndarray
+    ) -> tuple[DecodeState, Request]:
+        prompt = group[np.where(places < slots, places, places[0])]
+        own = jax.tree.map(lambda x: x[prompt], batch)
+        new = map_rows(lambda x: x[rows], request)
+        return _restart(model, state, asks, own, new, places)
 
-def _free(live: np.ndarray, group: np.ndarray, waiting: list[int]) -> list[int]:
-    """Slots that are free and have rows waiting for them, as many in each group at most."""
-    left, free = list(waiting), []
-    for slot in np.flatnonzero(~live).tolist():
-        if left[group[slot]] > 0:
-            left[group[slot]] -= 1
-            free.append(slot)
-    return free
-
-
-def _put_rows(
-    model: Model,
-    state: DecodeState,
-    asks: Request,
-    batch: TokenBatch,
-    request: Request,
-    new: list[int],
-    into: list[int],
-    group: np.ndarray,
-    refill: int,
-) -> tuple[DecodeState, Request]:
-    """The rows `new` in the slots `into`; made up to `refill`, of which the last are dropped."""
-    missing = refill - len(new)
-    index = np.array(new + new[-1:] * missing)
-    slots = np.array(into + [len(group)] * missing)
-    prompt = group[np.array(into + into[-1:] * missing)]
-    rows = jax.tree.map(lambda x: x[prompt], batch)
-    return _restart(model, state, asks, rows, map_rows(lambda x: x[index], request), slots)
-
-
-def _live_first(live: np.ndarray, group: np.ndarray, size: int) -> np.ndarray:
-    """`size` slots of each group, the live ones among them."""
-    order = np.lexsort((~live, group))
-    return order.reshape(group.max() + 1, -1)[:, :size].ravel()
+    yield from run_pool(
+        model,
+        _begin(model, prompts, asks),
+        asks,
+        request,
+        asked,
+        holds=holds,
+        live=live,
+        group=group,
+        put=put,
+        **options,
+    )

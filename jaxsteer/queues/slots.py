@@ -1,5 +1,6 @@
-"""The slots of a pool in which rows are decoded: until some have ended, and what they hold then."""
+"""A pool of slots in which rows are decoded: a slot whose row has ended takes one that waits."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import jax
@@ -22,6 +23,8 @@ from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
 
 Counts = tuple[np.ndarray, np.ndarray]  # steps made, tokens of each row
+# (state, asks, rows, slots) -> state and asks with these rows in these slots.
+Put = Callable[[DecodeState, Request, np.ndarray, np.ndarray], tuple[DecodeState, Request]]
 
 _FEWEST_SLOTS = 8  # smaller pools do not shrink
 REFILL_SHARE = 16  # a refill waits until one slot in so many is free
@@ -132,3 +135,78 @@ def read_rows(
             )
         )
     return rows
+
+
+def run_pool(
+    model: Model,
+    state: DecodeState,
+    asks: Request,
+    request: Request,
+    waiting: list[list[int]],
+    *,
+    holds: np.ndarray,
+    live: np.ndarray,
+    group: np.ndarray,
+    put: Put,
+    sampler: Sampler,
+    step: Step,
+    occupancy: Occupancy,
+) -> Iterator[FinishedRow]:
+    """Decode the rows that slots hold and those that wait, and yield each as it finishes.
+
+    Args:
+        model: the weights.
+        state: of the slots.
+        asks: the requests of the rows that slots hold.
+        request: the requests of all rows, on the host.
+        waiting: by group, the rows that have had no slot yet, in order; they are used up.
+        holds: int `[slots]`, the row that each slot holds.
+        live: bool `[slots]`, whether it is still to be yielded.
+        group: int `[slots]`, the group whose rows a slot takes.
+        put: puts rows into slots. A slot past the last one drops its row.
+        sampler: chooses tokens.
+        step: what is repeated.
+        occupancy: counts what the slots are spent on.
+    """
+    slots, W = len(holds), len(waiting)
+    refill = max(1, slots // REFILL_SHARE)
+    sizes = [n for n in pool_sizes(slots) if n % W == 0]
+    stuck = False  # whether slots that are free could not be filled or dropped
+    while live.any():
+        smaller = max((n for n in sizes if n < len(holds)), default=0)
+        floor = len(holds) - refill if any(waiting) else smaller
+        floor = min(floor, int(live.sum()) - 1) if stuck else floor
+        before = hosts.gather((state.step, state.length))
+        state = decode_until(model, state, asks, np.int32(floor), sampler=sampler, step=step)
+        count_steps(occupancy, before, hosts.gather((state.step, state.length)))
+        ended = live & hosts.gather(state.settled)
+        finished = read_rows(state, request, holds, ended)
+        occupancy.not_finite += sum(not row.finite for row in finished)
+        live = live & ~ended
+        into = _free(live, group, list(map(len, waiting)))[:refill]
+        size = min(n for n in sizes if n >= W * np.bincount(group, live).max())
+        stuck = False
+        if into:
+            new = [waiting[group[slot]].pop(0) for slot in into]
+            missing = refill - len(new)  # the last refill has fewer rows: it drops its last one
+            rows, places = new + new[-1:] * missing, into + [len(holds)] * missing
+            state, asks = put(state, asks, np.array(rows), np.array(places))
+            holds[into], live[into] = new, True
+            occupancy.refills += 1
+        elif live.any() and not any(waiting) and size < len(holds):
+            left = np.lexsort((~live, group)).reshape(W, -1)[:, : size // W].ravel()  # live first
+            state, asks = keep_slots(state, asks, left)
+            holds, live, group = holds[left], live[left], group[left]
+        else:
+            stuck = True
+        yield from finished
+
+
+def _free(live: np.ndarray, group: np.ndarray, waiting: list[int]) -> list[int]:
+    """Slots that are free, for each group at most as many as rows of it are waiting."""
+    left, free = list(waiting), []
+    for slot in np.flatnonzero(~live).tolist():
+        if left[group[slot]] > 0:
+            left[group[slot]] -= 1
+            free.append(slot)
+    return free
