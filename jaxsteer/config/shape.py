@@ -102,46 +102,23 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, expected an even number (RoPE pairs)")
 
+    # Sizes in the order V, D, F, L, N, K, H, positions.
+
     @classmethod
     def llama2_7b(cls) -> Self:
         """Llama-2-7B."""
-        return cls(
-            vocab_size=32_000,
-            d_model=4096,
-            d_mlp=11_008,
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=32,
-            head_dim=128,
-            max_positions=4096,
-            rope_theta=10_000.0,
-        )
+        return cls(**_sizes(32_000, 4096, 11_008, 32, 32, 32, 128, 4096), rope_theta=10_000.0)
 
     @classmethod
     def tinyllama(cls) -> Self:
         """TinyLlama-1.1B."""
-        return replace(
-            cls.llama2_7b(),
-            d_model=2048,
-            d_mlp=5632,
-            n_layers=22,
-            n_kv_heads=4,
-            head_dim=64,
-            max_positions=2048,
-        )
+        return cls(**_sizes(32_000, 2048, 5632, 22, 32, 4, 64, 2048), rope_theta=10_000.0)
 
     @classmethod
     def llama31_8b(cls) -> Self:
         """Llama-3.1-8B, and DeepSeek-R1-Distill-Llama-8B, which has the same shape."""
         return cls(
-            vocab_size=128_256,
-            d_model=4096,
-            d_mlp=14_336,
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=8,
-            head_dim=128,
-            max_positions=131_072,
+            **_sizes(128_256, 4096, 14_336, 32, 32, 8, 128, 131_072),
             rope_scaling=RopeScaling(kind="llama3", factor=8.0),
         )
 
@@ -153,12 +130,8 @@ class LlamaConfig:
     @classmethod
     def llama32_1b(cls) -> Self:
         """Llama-3.2-1B."""
-        return replace(
-            cls.llama31_8b(),
-            d_model=2048,
-            d_mlp=8192,
-            n_layers=16,
-            head_dim=64,
+        return cls(
+            **_sizes(128_256, 2048, 8192, 16, 32, 8, 64, 131_072),
             rope_scaling=RopeScaling(kind="llama3", factor=32.0),
             tie_embeddings=True,
         )
@@ -172,14 +145,7 @@ class LlamaConfig:
     def r1_distill_qwen_1_5b(cls) -> Self:
         """DeepSeek-R1-Distill-Qwen-1.5B; its base, Qwen2.5-Math-1.5B, ties its embeddings."""
         return cls(
-            vocab_size=151_936,
-            d_model=1536,
-            d_mlp=8960,
-            n_layers=28,
-            n_heads=12,
-            n_kv_heads=2,
-            head_dim=128,
-            max_positions=131_072,
+            **_sizes(151_936, 1536, 8960, 28, 12, 2, 128, 131_072),
             norm_eps=1e-6,
             rope_theta=10_000.0,
             qkv_bias=True,
@@ -188,27 +154,20 @@ class LlamaConfig:
     @classmethod
     def r1_distill_qwen_7b(cls) -> Self:
         """DeepSeek-R1-Distill-Qwen-7B."""
-        return replace(
-            cls.r1_distill_qwen_1_5b(),
-            vocab_size=152_064,
-            d_model=3584,
-            d_mlp=18_944,
-            n_heads=28,
-            n_kv_heads=4,
+        return cls(
+            **_sizes(152_064, 3584, 18_944, 28, 28, 4, 128, 131_072),
+            norm_eps=1e-6,
+            rope_theta=10_000.0,
+            qkv_bias=True,
         )
 
     @classmethod
     def r1_distill_qwen_14b(cls) -> Self:
         """DeepSeek-R1-Distill-Qwen-14B."""
-        return replace(
-            cls.r1_distill_qwen_7b(),
-            d_model=5120,
-            d_mlp=13_824,
-            n_layers=48,
-            n_heads=40,
-            n_kv_heads=8,
-            norm_eps=1e-5,
+        return cls(
+            **_sizes(152_064, 5120, 13_824, 48, 40, 8, 128, 131_072),
             rope_theta=1_000_000.0,
+            qkv_bias=True,
         )
 
     @classmethod
@@ -220,14 +179,7 @@ class LlamaConfig:
     def qwen3_0_6b(cls) -> Self:
         """Qwen3-0.6B."""
         return cls(
-            vocab_size=151_936,
-            d_model=1024,
-            d_mlp=3072,
-            n_layers=28,
-            n_heads=16,
-            n_kv_heads=8,
-            head_dim=128,
-            max_positions=40_960,
+            **_sizes(151_936, 1024, 3072, 28, 16, 8, 128, 40_960),
             norm_eps=1e-6,
             rope_theta=1_000_000.0,
             tie_embeddings=True,
@@ -242,32 +194,12 @@ class LlamaConfig:
     @classmethod
     def mistral_7b(cls) -> Self:
         """Mistral-7B-v0.3; v0.2 has 32,000 tokens."""
-        return cls(
-            vocab_size=32_768,
-            d_model=4096,
-            d_mlp=14_336,
-            n_layers=32,
-            n_heads=32,
-            n_kv_heads=8,
-            head_dim=128,
-            max_positions=32_768,
-            rope_theta=1_000_000.0,
-        )
+        return cls(**_sizes(32_768, 4096, 14_336, 32, 32, 8, 128, 32_768), rope_theta=1_000_000.0)
 
     @classmethod
     def tiny(cls) -> Self:
         """A model for tests and examples: 3 layers, two query heads to a key/value head."""
-        return cls(
-            vocab_size=97,
-            d_model=32,
-            d_mlp=48,
-            n_layers=3,
-            n_heads=4,
-            n_kv_heads=2,
-            head_dim=8,
-            max_positions=4096,
-            rope_theta=10_000.0,
-        )
+        return cls(**_sizes(97, 32, 48, 3, 4, 2, 8, 4096), rope_theta=10_000.0)
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], *, strict: bool = False) -> Self:
@@ -334,6 +266,10 @@ _SIZES = (
 _MOST = 2**31 - 1  # positions and ids are int32
 # Above any Llama; a damaged config must not make us list the tensors of a billion layers.
 _MOST_LAYERS = 1000
+
+
+def _sizes(*sizes: int) -> dict[str, Any]:
+    return dict(zip(_SIZES, sizes, strict=True))
 
 
 def _with_scaling(fields: dict[str, Any]) -> dict[str, Any]:
