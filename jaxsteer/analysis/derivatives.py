@@ -1,10 +1,10 @@
-"""How much the log-probability of some tokens moves with the strength of a direction.
+"""The derivative of tokens' log-probability by the strength of a direction.
 
-The derivative at strength 0, with the text held fixed: the direction is added to the stream at the
-generated positions, as in steering, and what is differentiated is the mean log-probability that the
-next token is one of a set, over chosen positions of each row. It is exact and made in forward mode
-(`jax.jvp`), where a whole layer's directions share one run of the model; layers and directions are
-data, so one program serves all of them.
+It is taken at strength 0, with the text held fixed. The direction is added to the stream at the
+generated positions, as in steering. The function is the mean log-probability that the next token is
+one of a set, over chosen positions of each row. The derivative is exact and computed in forward
+mode (`jax.jvp`), where all directions of a layer share one run of the model. Layers and directions
+are data, so one program serves all of them.
 """
 
 import functools
@@ -34,8 +34,8 @@ def sensitivity(
 ) -> np.ndarray:
     """d(mean log-probability of `tokens`) / d(coefficient) at 0, float32 `[L, O, B]`.
 
-    Memory is that of a forward pass of `(O + 1) · B` rows with plain attention, which alone has a
-    forward-mode derivative: the caller chooses B. Rows without a position have derivative 0.
+    It takes the memory of a forward pass of `(O + 1) · B` rows with plain attention, the only one
+    that has a forward-mode derivative; choose B accordingly. Rows without a position give 0.
 
     Args:
         model: the model; its attention function is not used.
@@ -116,7 +116,7 @@ def _score(
     tokens: jax.Array,
     steering: Steering,
 ) -> jax.Array:
-    """What is differentiated: mean log-probability `[B]` of the set, under steering."""
+    """The function to differentiate: mean log-probability `[B]` of the set, under steering."""
     last = model.config.n_layers - 1
     # Only the chosen positions are unembedded: logits of all would be B · T · V numbers.
     capture = Capture(layers=(last,), positions=jnp.maximum(positions, 0))

@@ -1,11 +1,11 @@
-"""How likely a model finds given texts: log-probabilities of their tokens, one pass a batch.
+"""Log-probabilities of the tokens of given texts under a model, one pass a batch.
 
     texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
     for prompt, found in zip(prompts, score(model, texts)):
         print(np.exp(-found[len(prompt):].mean()))      # perplexity of the answer
 
-Logits over the whole vocabulary are never held for whole texts: they are made for some tokens at a
-time and reduced to one number each.
+Logits over the vocabulary are never held for whole texts: they are computed for some tokens at a
+time, and each token's are reduced to one number.
 """
 
 from collections.abc import Sequence
@@ -61,10 +61,9 @@ def token_logprobs(
 ) -> jax.Array:
     """Log-probability of each token given those before it, float32 `[B, T]`; pure.
 
-    0 on padding and on each row's first token, which nothing comes before. The arguments are those
-    of `forward`; as there, `prompt_length` anchors the scopes of `steering`. At most `block_logits`
-    logits of each device's rows are held at a time, or those of one token a row. Behind a `cache`
-    padding comes last.
+    0 on padding and on each row's first token. The arguments are those of `forward`; scopes of
+    `steering` count from `prompt_length`. At most `block_logits` logits, or those of one token a
+    row, are held on each device at a time. With a `cache` padding comes last.
     """
     B, T = batch.tokens.shape
     out = forward(
@@ -129,16 +128,16 @@ def score(
     Args:
         model: the weights.
         texts: token ids, a prompt and what follows it, say.
-        prefix: token ids before every text, which are run once and kept once; the texts' first
-            tokens have their log-probabilities then, too. Tokens of it are no tokens of a text,
-            and all of it is prompt. It is not steered, but for its last token.
-        steering: one intervention or several for every text, of one row each; none if not given.
-        prompt_lengths: how many tokens of each text are prompt, which the scopes of `steering` ask
-            for: what is steered by default is what comes behind.
-        length: what texts are padded to, for several calls to share a compiled program; by default
-            what the longest takes.
-        rows_per_batch: texts that run at once, by default what fits the device. They run in the
-            order of their lengths, in batches of that length, half or a quarter of it.
+        prefix: token ids before every text, run and kept once; with it the texts' first tokens
+            have log-probabilities, too. It is not part of the texts, and all of it is prompt. Only
+            its last token is steered.
+        steering: one intervention or several for every text, of one row each; by default none.
+        prompt_lengths: how many tokens of each text are prompt. Scopes of `steering` count from
+            it: by default the tokens after the prompt are steered.
+        length: the length that texts are padded to, by default that of the longest. Calls that
+            share it share a compiled program.
+        rows_per_batch: texts that run at once, by default as many as fit the device. They run in
+            the order of their lengths, in batches of that length, half or a quarter of it.
         progress: what a progress bar says; none if not given.
 
     Raises:
@@ -199,7 +198,7 @@ def _check_reach(steerings: Sequence[Steering], prefix: int, prompts: np.ndarray
 
 
 def _padding_last(batch: TokenBatch) -> TokenBatch:
-    """The same rows with their padding behind."""
+    """The same rows with their padding at the end."""
     tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
     width = tokens.shape[1]
     column = (np.arange(width) + (width - mask.sum(axis=1))[:, None]) % width
@@ -228,7 +227,7 @@ def _prompt_lengths(
 
 
 def _width(longest: int, length: int) -> int:
-    """Half or a quarter of the common length for a batch that fits there, so few programs do."""
+    """The common length, half or a quarter of it: the least that a batch fits in."""
     widths = [bucket(-(-length // share), step=16) for share in (4, 2)]
     return next((width for width in widths if longest <= width < length), length)
 

@@ -1,19 +1,19 @@
-"""Activations of tokens that are being generated: read in the pass that is made anyway, and kept.
+"""Activations of generated tokens, read in the decode step that runs anyway, and kept.
 
     out = generate(model, batch, max_new_tokens=100, capture=Capture(layers=(10,)))
     out.captured.values["resid_post"]      # [L, B, S, D]
     out.captured.positions                 # [B, S]
 
-Of each row the tokens that the capture chooses are kept, one after another, in slots that are made
+The tokens of a row that the capture selects are kept in order, in slots that are allocated
 beforehand:
 
     generated      t0  t1  t2  t3  t4        every = 2, a prompt of 9 tokens
     slot            0       1       2
     position        9      11      13
 
-A token is read when it goes through the model, one step after it was chosen: so the loop makes one
-step more, for the last token of each row. What is kept is what a second pass over the finished text
-would read, with the same steering.
+A token is read when it goes through the model, one step after it was sampled. So the loop makes one
+more step, for the last token of each row. The activations are those that a second pass over the
+finished text would read with the same steering.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ _SLOTS = 8  # slots are rounded up to a multiple of it, so that few shapes are c
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Keeping:
-    """What is kept of every row, checked: made of a `Capture` by `plan_keeping`.
+    """What is kept of every row: a `Capture` that `plan_keeping` has checked.
 
     One plan serves all rows: its arrays have a leading axis of 1.
     """
@@ -69,7 +69,7 @@ class Keeping:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Kept:
-    """What has been kept so far; every array has a row axis first."""
+    """The activations kept so far; the first axis of every array is the row."""
 
     # By site: [B, S, L, D] raw, [B, S, L, R] products, [B, L, powers, G, D] sums.
     values: dict[str, jax.Array]
@@ -80,11 +80,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Captured:
-    """Activations of generated tokens, on the host; of a single row without the axis B.
+    """Activations of generated tokens, on the host; those of a single row lack the axis B.
 
     Values are by site: `[L, B, S, D]` raw, `[L, R, B, S]` products with directions, `[L, B, G, D]`
-    sums, or `[L, 2, B, G, D]` with those of squares. S are the tokens kept, in order; where a row
-    has fewer they are NaN.
+    sums, or `[L, 2, B, G, D]` with sums of squares. S counts the kept tokens, in order; rows with
+    fewer tokens are padded with NaN.
     """
 
     values: Mapping[str, NDArray[Any]]
@@ -93,9 +93,9 @@ class Captured:
 
 
 def plan_keeping(capture: Capture, model: Model, batch: TokenBatch, most: np.ndarray) -> Keeping:
-    """Check a capture against a model and the prompts, and count the slots that it takes.
+    """Check a capture against a model and the prompts, and count the slots that it needs.
 
-    `most` `[B]` are the tokens that each row may generate.
+    `most` `[B]` is the number of tokens that each row may generate.
 
     Raises:
         ValueError: naming what does not fit, and what only serves a single pass.
@@ -162,7 +162,7 @@ def _array(capture: Capture, config: LlamaConfig) -> jax.Array | None:
 def _most_chosen(
     scope: Scope, every: int, lengths: np.ndarray, most: np.ndarray
 ) -> tuple[int, int]:
-    """Tokens that a row may have chosen at most, and how many of them are its prompt's."""
+    """The most tokens that any row may keep, and how many of them are of the prompt."""
     B, longest = len(lengths), int(np.max(lengths + most))
     position = np.broadcast_to(np.arange(longest), (B, longest))
     covered = np.array(scope.may_cover(jnp.asarray(position), jnp.asarray(lengths)))
@@ -177,7 +177,7 @@ def _rounded(slots: int) -> int:
 
 
 def row_bytes_kept(keeping: Keeping | None, model: Model) -> int:
-    """What is kept of one row."""
+    """Bytes of the activations kept of one row."""
     if keeping is None:
         return 0
     total = 0
@@ -210,7 +210,7 @@ def nothing_kept(keeping: Keeping, model: Model, *, rows: int) -> Kept:
 
 
 def of_stream(keeping: Keeping) -> tuple[Keeping, Keeping]:
-    """The same for a stream, which gives away what it has read: of the prompts, and of a step.
+    """The plans of a stream, which hands out activations at once: of the prompts, and of a step.
 
     Raises:
         ValueError: for sums, which a single step does not have.
@@ -221,7 +221,7 @@ def of_stream(keeping: Keeping) -> tuple[Keeping, Keeping]:
 
 
 def capture_step(keeping: Keeping | None) -> Capture | None:
-    """What a decode step reads: raw, for `keep` to make the rest of all layers at once."""
+    """What a decode step reads: raw activations, which `keep` reduces for all layers at once."""
     if keeping is None:
         return None
     return Capture(keeping.sites, keeping.layers)
@@ -234,15 +234,15 @@ def keep(
     length: jax.Array,
     facts: RowFacts,
 ) -> Kept:
-    """`kept` with the token that a step has read, in the rows that had not read it yet; pure.
+    """`kept` with the token that a step has read, in rows that had not read it before; pure.
 
     Args:
-        kept: what there is.
-        keeping: what is to be kept.
+        kept: the activations so far.
+        keeping: the plan.
         captured: `[L, B, 1, D]` by site, as `capture_step` asks for it.
-        length: int32 `[B]`, generated tokens before the step chose another: the last of them is
-            the one that was read.
-        facts: what is known of each row.
+        length: int32 `[B]`, generated tokens before the step sampled another; the step has read the
+            last of them.
+        facts: those of each row.
     """
     prompt_length, thinking = facts["prompt_length"], facts["thinking"]
     assert prompt_length is not None
@@ -254,8 +254,8 @@ def keep(
         x = captured[above.site][keeping.layers.index(above.layer), :, 0].astype(jnp.float32)
         along = jnp.matmul(x, above.direction, precision=jax.lax.Precision.HIGHEST)
         chosen &= along > above.threshold
-    # What is not chosen goes to a slot past the last one, where it is dropped: a select would copy
-    # everything at each step.
+    # Tokens that are not selected are written past the last slot, which drops them. A select would
+    # copy all slots at each step.
     slot = jnp.where(chosen, kept.count, keeping.slots)
     row = jnp.arange(len(slot))
 
@@ -291,7 +291,7 @@ class PromptTokens:
 
 
 def prompt_tokens(keeping: Keeping, mask: jax.Array, facts: RowFacts) -> PromptTokens:
-    """Choose among the prompts' tokens, of which `mask` `[B, T]` says which are real; pure."""
+    """The prompts' tokens that are kept; `mask` `[B, T]` is True on real ones. Pure."""
     T = mask.shape[1]
     prompt_length = facts["prompt_length"]
     assert prompt_length is not None
@@ -306,7 +306,7 @@ def prompt_tokens(keeping: Keeping, mask: jax.Array, facts: RowFacts) -> PromptT
 
 
 def capture_prompt(keeping: Keeping, tokens: PromptTokens) -> Capture:
-    """What the pass over the prompts reads; nothing of it is larger than what is kept."""
+    """What the pass over the prompts reads; it is no larger than what is kept."""
     read: Reader
     if keeping.kind is All:
         read = At(tokens.position)
@@ -324,7 +324,7 @@ def capture_prompt(keeping: Keeping, tokens: PromptTokens) -> Capture:
 def keep_prompt(
     kept: Kept, keeping: Keeping, tokens: PromptTokens, captured: dict[str, jax.Array]
 ) -> Kept:
-    """`kept`, empty so far, with what `capture_prompt` has read; pure."""
+    """`kept`, which is empty, with the activations that `capture_prompt` has read; pure."""
     values = {}
     for site, x in captured.items():
         if keeping.kind is All:  # [L, B, S, D]
@@ -343,7 +343,7 @@ def keep_prompt(
 
 
 def captured_of(kept: Kept, keeping: Keeping) -> Captured:
-    """What was kept, from the host's copy of it: of a batch, or of one row without its axis."""
+    """The kept activations from a copy on the host: of a batch, or of one row without its axis."""
     used = int(min(np.max(kept.count), keeping.slots))
     values = {}
     for site, x in kept.values.items():
@@ -364,8 +364,8 @@ def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
     if x.dtype != jnp.bfloat16:
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum("...D,RD->...R", x.astype(jnp.float32), directions, precision=exact)
-    # Three bfloat16 numbers add up to a float32 one, and their products with x are exact: the
-    # stream is read once, as it is, and never made wide.
+    # A float32 number is the sum of three bfloat16 numbers, whose products with x are exact. So the
+    # stream is read once, in bfloat16, and never converted.
     parts, rest = [], directions
     for _ in range(3):
         part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
@@ -378,7 +378,7 @@ def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
 
 
 def _weights(slot: jax.Array, keeping: Keeping) -> jax.Array:
-    """The weights `[…, G]` of the tokens in some slots; the last ones hold from there on."""
+    """The weights `[…, G]` of the tokens in some slots; beyond the last weights, the last."""
     assert keeping.array is not None
     return keeping.array[0][jnp.clip(slot, 0, keeping.array.shape[1] - 1)]
 

@@ -1,19 +1,18 @@
 """How many rows fit into a device's memory, by calculation.
 
-What a decoding program holds at its peak, the weights apart:
+The peak memory of a decoding program, without the weights:
 
     rows × row + block × token
 
     row     the keys and values of a prompt and its new tokens, in all layers, and the row's share
             of a step's temporaries, of which the logits over the vocabulary are the largest
-    token   what a prompt's token holds while the prompts run: stream, projections, MLP, and the
+    token   the temporaries of a prompt's token during prefill: stream, projections, MLP, and the
             scores or the mask of attention. Prompts run in blocks of at most `BLOCK_TOKENS`
-            tokens, or of one row, so that this does not grow with the rows
+            tokens, or of one row, so this does not grow with the rows
 
-Rows that share their prompts hold their own tokens only, and the prompts are there once.
+Rows that share their prompts hold only their own tokens; each prompt is held once.
 
-Of a model on a mesh it is what one device holds: its rows, and its part of heads, MLP and
-vocabulary.
+On a mesh, all numbers are for one device: its rows, and its part of heads, MLP and vocabulary.
 """
 
 import os
@@ -34,7 +33,7 @@ from jaxsteer.llama import (
 )
 from jaxsteer.runtime import hosts
 
-# Of the free memory: the rest is for what the allocator loses between its blocks.
+# Share of the free memory that may be used; the allocator loses the rest between its blocks.
 USABLE = 0.9
 _TPU_SLOTS = 128  # a TPU pads the slots of a cache to a multiple of its lanes
 # On a CPU, where memory is shared with everybody, this much stands for what is free.
@@ -44,10 +43,10 @@ CPU_BYTES = 2**31
 def row_bytes(
     model: Model, *, prompt_length: int, new_tokens: int, kept: int = 0, shared: bool = False
 ) -> int:
-    """What one row holds while it is decoded: its cache, and its share of a step's temporaries.
+    """Bytes of one row while it is decoded: its cache, and its share of a step's temporaries.
 
-    `kept` are the bytes of activations that are kept of it (`row_bytes_kept`). With `shared` its
-    prompt is not in its cache, but for the last token.
+    `kept` are the bytes of its captured activations (`row_bytes_kept`). With `shared`, only the
+    last token of its prompt is in its cache.
     """
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
@@ -73,7 +72,7 @@ def row_bytes(
 
 
 def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
-    """What one token of a block of prompts holds at the peak of a layer."""
+    """Bytes of one token of a block of prompts at the peak of a layer."""
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     if model.attention is tpu_attention:
@@ -95,7 +94,7 @@ def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
 
 
 def cache_bytes(model: Model, *, rows: int, prompt_length: int, new_tokens: int) -> int:
-    """Keys and values of `rows` rows, as far as one device holds them."""
+    """Bytes of the keys and values of `rows` rows on one device."""
     data, _ = mesh_sizes(model)
     return -(-rows // data) * (prompt_length + new_tokens) * _token_cache_bytes(model)
 
@@ -110,9 +109,9 @@ def program_bytes(
     kept: int = 0,
     shared: bool = False,
 ) -> int:
-    """What a program needs that runs `prompt_rows` prompts and holds the caches of `rows` rows.
+    """Bytes of a program that runs `prompt_rows` prompts and holds the caches of `rows` rows.
 
-    With `shared` the rows share the prompts, which are held beside.
+    With `shared` the rows share the prompts, whose keys and values are added.
     """
     asked: dict[str, Any] = {"prompt_length": prompt_length, "new_tokens": new_tokens}
     row = row_bytes(model, kept=kept, shared=shared, **asked)
@@ -134,7 +133,7 @@ def sweep_bytes(
     steer_prompt: bool = False,
     kept: int = 0,
 ) -> int:
-    """What a chunk of a sweep needs: its cells, and the prompts that they share."""
+    """Bytes of a chunk of a sweep: its cells, and the prompts that they share."""
     data, _ = mesh_sizes(model)
     asked: dict[str, Any] = {
         "prompt_length": prompt_length,
@@ -153,11 +152,11 @@ def sweep_bytes(
 def rows_that_fit(
     model: Model, *, prompt_length: int, new_tokens: int, prompts: int | None = None
 ) -> int:
-    """Rows for `generate` that fit into what is usable now, on `prompts` that they share, if given.
+    """Rows for `generate` that fit into the memory usable now; they share `prompts`, if given.
 
-    At least 1 (on a mesh, 1 for each part of its `data` axis, and always a multiple of that):
-    whether a single row fits, only trying can tell. The answer depends on what else is
-    in memory at the moment; where batches must be the same whatever that is, choose their size.
+    At least 1, because only a run can tell whether a single row fits; on a mesh, a multiple of its
+    `data` axis. The answer depends on what else is in memory now: if batches must always have the
+    same size, choose it yourself.
     """
     row = row_bytes(model, prompt_length=prompt_length, new_tokens=new_tokens)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
@@ -186,7 +185,7 @@ def check_room_for_kept(
 ) -> None:
     """Raise `ValueError` if `kept` bytes of activations a row do not fit beside the rest.
 
-    The rows share `prompts`, if given, unless there are as many.
+    The rows share `prompts`, if these are given and fewer than the rows.
     Where devices do not tell what is free, the host's memory counts, half of it, and what is kept.
     """
     if not kept:
@@ -212,18 +211,18 @@ def check_room_for_kept(
 
 
 def usable_bytes(model: Model) -> int:
-    """What a program may take of the fullest device that holds weights of the model.
+    """Bytes that a program may take on the fullest device that holds weights of the model.
 
-    On many hosts it is the fullest of all, and every process has to ask.
+    On many hosts it is the fullest device of all hosts, and every process has to call this.
     """
     free = _free_bytes(model)
     return hosts.smallest(int(USABLE * (CPU_BYTES if free is None else free)))
 
 
 def has_room(program: jax.stages.Compiled, model: Model) -> bool:
-    """Whether a compiled program finds what it needs on the devices of this host, as they are now.
+    """Whether the devices of this host have the memory free that a compiled program needs.
 
-    True where they do not tell; an allocator that has only small gaps left can fail all the same.
+    True if devices do not report their memory. A fragmented allocator can fail all the same.
     """
     free, counts = _free_bytes(model), program.memory_analysis()
     if free is None or counts is None:
@@ -233,7 +232,7 @@ def has_room(program: jax.stages.Compiled, model: Model) -> bool:
 
 
 def _free_bytes(model: Model) -> int | None:
-    """What is free on the fullest device of this host that holds weights; None if none tells."""
+    """Free bytes of the fullest device of this host that holds weights; None if unknown."""
     leaf = jax.tree.leaves(model.params)[0]
     this_process = jax.process_index()
     all_stats = [

@@ -1,8 +1,8 @@
 """Stop strings, found on the device wherever they fall among the tokens.
 
-The strings are made into an automaton over bytes (Aho-Corasick), and that into a table over
-tokens: in which state a row is after a token, given the state before. The loop looks one number
-up for each row and token; a string may begin and end in the middle of a token.
+The strings become an automaton over bytes (Aho-Corasick), and that becomes a table over tokens: the
+state of a row after a token, given the state before it. The loop looks up one number for each row
+and token. A string may begin and end in the middle of a token.
 """
 
 from collections import deque
@@ -25,10 +25,9 @@ class StopStrings:
     table: jax.Array  # uint8 or uint16 [1, S, V]: the state after a token, the same for all rows
 
     def cut(self, text: bytes) -> bytes:
-        """`text` up to the stop string that a row of it ended with.
+        """`text` up to the stop string that ends first; of several that end there, the longest.
 
-        That is the one that ends first, and the longest of those that end together: the same
-        whichever tokens spell the text.
+        The tokens that spell the text do not matter.
         """
         matches = []
         for string in self.strings:
@@ -43,8 +42,8 @@ def stop_strings(
 ) -> StopStrings:
     """Prepare `strings` for the tokens of `pieces`, as `token_bytes` gives them.
 
-    Text is compared byte for byte in UTF-8, from the first generated token on. Ids of the model's
-    vocabulary of `vocab_size` that the tokenizer does not know write nothing.
+    Text is compared byte for byte in UTF-8, from the first generated token on. Ids below
+    `vocab_size` that the tokenizer does not know write nothing.
 
     Raises:
         ValueError: for no strings, an empty one, one that is not text, too many to count (about

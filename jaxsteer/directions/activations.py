@@ -61,16 +61,16 @@ def activation_moments(
 ) -> Moments:
     """Moments over all traces for every layer, label and offset; one forward pass a batch.
 
-    Activations stay on the device, and so do their sums until all batches have run: they are
-    accumulated there as float32 pairs, so that the number of batches adds no error. SIGTERM stops
-    the pass behind a batch; the next one starts anew.
+    Activations stay on the device. Their sums are accumulated there as float32 pairs, so the number
+    of batches adds no error, and are read after the last batch. SIGTERM stops the pass after a
+    batch; the next call starts from the beginning.
 
     Args:
         model: on one device or on a mesh: rows are split over `data`, sums over `tensor`.
         traces: texts with their sentences.
         labels: those that sentences may have; each becomes a group.
-        offsets: in tokens from a sentence's first. Where one reaches into the prompt or past the
-            end of the text, the sentence is left out.
+        offsets: in tokens from a sentence's first token. A sentence is left out at offsets that
+            reach into the prompt or past the end of the text.
         site: where in the block.
         layers: all of them if not given; the pass ends at the last one.
         rows: of a batch; by default as many as `BLOCK_TOKENS` allows, in batches of equal size.
@@ -117,7 +117,7 @@ def activation_moments(
 
 
 def check_traces(traces: Sequence[Trace], *, labels: Sequence[str], offsets: Sequence[int]) -> None:
-    """Raise `ValueError` for what the pass cannot count."""
+    """Raise `ValueError` for traces that the pass cannot count."""
     for name, values in (("labels", labels), ("offsets", offsets)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name}: got {list(values)}, expected at least one, all distinct")
@@ -173,7 +173,7 @@ def event_positions(
 
 
 def _wait(ahead: tuple[jax.Array, int] | None, bar: tqdm) -> None:
-    """Wait for a batch: the host prepares the next one meanwhile, and no more than that."""
+    """Wait for a batch, so that the host prepares only one batch ahead of the device."""
     if ahead is not None:
         ahead[0].block_until_ready()
         bar.update(ahead[1])
@@ -191,7 +191,7 @@ def _add_batch(
     layers: tuple[int, ...] | None,
     where: NamedSharding | None,
 ) -> tuple[Pair, jax.Array]:
-    """The sums with a batch added, and a number that is there when they are."""
+    """The sums with a batch added, and a number that is ready when they are."""
     capture = Capture(sites=(site,), layers=layers, read=EventSums(positions, groups, squares=True))
     # The logits are not used, so the compiler leaves the unembedding out.
     sums = forward(model, batch.tokens, mask=batch.mask, capture=capture).captured[site]

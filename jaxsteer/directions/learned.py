@@ -1,11 +1,11 @@
-"""Directions learned by gradient through the frozen model: those that make given tokens likelier.
+"""Directions that make given tokens likelier, learned by gradient through the frozen model.
 
     targets = make_targets(texts, prompt_lengths, spans)
     learned = learn_directions(model, targets, layers=[8, 10], seeds=[0, 1], norm=4.0, steps=40)
 
 The length of a vector is bounded: after each step it is projected onto the ball of radius `norm`.
-All vectors are learned in one compiled program: the layer is data, and so is what a vector has to
-be orthogonal to, as in a search that finds one direction after the other.
+All vectors are learned in one compiled program, because the layer is data. So are the directions
+that a vector must be orthogonal to, as in a search for one direction after the other.
 
 Memory of a step, by calculation (`step_bytes`): with `remat` an 8B model in bf16 (16 GB) keeps
 0.26 MB a token for the stream, and at a layer's peak 0.2 MB and the scores of plain attention,
@@ -76,20 +76,20 @@ def learn_directions(
 
     A step moves a vector against its gradient, with momentum, by a fraction of `norm` that falls
     from 0.3 to 0 by a cosine, and projects it back onto the ball. The texts of a step are the same
-    for all vectors; seeds differ in where they start.
+    for all vectors; seeds differ in the starting vector.
 
     Args:
         model: the frozen weights; gradients go through `xla_attention`.
         targets: the texts; `rows_per_step` of them a step, all in turn, in an order of seed 0.
         layers: where the vectors are added, outputs of these blocks counted from 0.
-        seeds: where they start: a random direction, a tenth of `norm` long.
+        seeds: of the starting vectors: a random direction, a tenth of `norm` long.
         norm: the largest length, one for all or one a layer.
         steps: gradient steps.
         rows_per_step: texts a step (fewer if there are fewer).
-        orthogonal_to: `[K, D]`, directions whose span the vectors must stay out of. Passing other
-            ones does not recompile while K stays within the same power of two, 8 at least.
+        orthogonal_to: `[K, D]`, directions to whose span the vectors are orthogonal. Another K
+            recompiles only beyond the next power of two, at least 8.
         site: where in the block.
-        remat: run blocks again on the way back instead of keeping their activations.
+        remat: run blocks again in the backward pass instead of keeping their activations.
         progress: title of the bar; None for no bar.
 
     Raises:
@@ -145,8 +145,8 @@ def logprobs_under(
 ) -> np.ndarray:
     """Log-probability of every target under each vector, float32 `[R, B, P]`; 0 for no target.
 
-    `vectors` `[R, D]`, or a list of `Direction`, are added as they are, each at its layer, at the
-    generated positions: a vector of zeros gives the unsteered model.
+    `vectors` `[R, D]`, or a list of `Direction`, are added unscaled at the generated positions,
+    each at its layer; a vector of zeros gives the unsteered model.
 
     Raises:
         ValueError: naming the argument, for vectors or texts that do not fit the model.
@@ -174,7 +174,7 @@ def logprobs_under(
 
 
 def step_bytes(model: Model, *, rows: int, length: int, targets: int, remat: bool = True) -> int:
-    """What the gradient of one direction holds at its peak on one device, the weights apart.
+    """Peak bytes of the gradient of one direction on one device, without the weights.
 
     `targets` is P, the most targets of a row.
     """
@@ -191,9 +191,9 @@ def step_bytes(model: Model, *, rows: int, length: int, targets: int, remat: boo
 
 
 def orthonormal_rows(directions: ArrayLike | None, width: int) -> np.ndarray:
-    """An orthonormal basis of the span of `directions` `[K, D]`, float64, filled up with zeros.
+    """An orthonormal basis of the span of `directions` `[K, D]`, float64; None spans nothing.
 
-    To 8 rows or a larger power of two. None has an empty span.
+    It is padded with zeros to 8 rows or a larger power of two.
 
     Raises:
         ValueError: for another shape, numbers that are not finite, or dependent directions.
@@ -251,7 +251,7 @@ def _minibatches(targets: Targets, rows: int, steps: int) -> Iterator[Targets]:
 
 
 def _at_once(model: Model, targets: Targets, *, rows: int, directions: int, remat: bool) -> int:
-    """How many directions fit into memory side by side."""
+    """How many directions fit into memory at once."""
     length, most = targets.batch.tokens.shape[1], targets.position.shape[1]
     each = step_bytes(model, rows=rows, length=length, targets=most, remat=remat)
     return int(np.clip(usable_bytes(model) // each, 1, directions))
@@ -265,7 +265,7 @@ def _steered(vector: jax.Array, layer: jax.Array, width: int, site: str) -> Stee
 
 
 def _over_directions(one: Callable[[Any], Any], args: Any, at_once: int) -> Any:
-    """`vmap`, in groups of `at_once` one after the other if they do not fit side by side."""
+    """`vmap` over directions, in groups of `at_once` if not all fit into memory."""
     if at_once >= len(args[0]):
         return jax.vmap(one)(args)
     return jax.lax.map(one, args, batch_size=at_once)

@@ -1,9 +1,9 @@
-"""Moments of activations by behaviour and by offset from a sentence, and what follows from them.
+"""Moments of activations by behaviour and token offset, and the directions that follow from them.
 
 D holds the activations at a token offset from the start of *every* sentence, D+ those of the
-sentences with one label. The paper's Eq. 3 is mean(D+) - mean(D); mean(D+) - mean(D-), against the
-rest, is longer by the factor 1 / (1 - |D+| / |D|). Sums and squared sums are all that either needs,
-so activations can stay on the device (`activations.activation_moments`).
+sentences with one label, D- the rest. The paper's Eq. 3 is mean(D+) - mean(D); mean(D+) - mean(D-)
+is longer by the factor 1 / (1 - |D+| / |D|). Both need sums and squared sums only, so activations
+can stay on the device (`activations.activation_moments`).
 
 Letters: K labels, O offsets, L layers, D width.
 """
@@ -100,10 +100,10 @@ def difference_of_means(moments: Moments, label: str, *, against: Against = "all
 def standard_error(parts: Sequence[Moments], label: str, *, against: Against = "all") -> np.ndarray:
     """Standard error of `difference_of_means` of all parts, float64 `[L, O, D]`, by coordinate.
 
-    Sentences of one trace go together, so the units are parts of whole traces, alike in size: the
-    jackknife leaves out one part at a time. Of G parts each error is known to `1 / sqrt(2 (G - 1))`
-    of itself, its Euclidean length over many coordinates better. NaN for fewer than two parts, and
-    at offsets where leaving one out leaves nothing.
+    Sentences of one trace are dependent, so the jackknife leaves out one part of whole traces at a
+    time; parts are of similar size. With G parts an error has a relative error of
+    `1 / sqrt(2 (G - 1))`; that of its Euclidean length over many coordinates is smaller. NaN for
+    fewer than two parts, and at offsets where leaving one out leaves no activations.
 
     Args:
         parts: moments of disjoint sets of traces, of the same labels and offsets.
@@ -125,7 +125,7 @@ def standard_error(parts: Sequence[Moments], label: str, *, against: Against = "
 
 
 def window_direction(moments: Moments, label: str, *, against: Against = "all") -> np.ndarray:
-    """The mean of `difference_of_means` over the offsets, float32 `[L, D]`: a window's direction.
+    """The direction of a window: `difference_of_means` averaged over offsets, float32 `[L, D]`.
 
     Raises:
         ValueError: if an offset has no activations of the label, or of others.
@@ -188,7 +188,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _sides(moments: Moments, label: str, against: Against) -> tuple[int, list[int]]:
-    """The label's place, and the places of those that it is compared with."""
+    """The index of the label, and the indices of the labels that it is compared with."""
     if label not in moments.labels:
         raise ValueError(f"label: got {label!r}, expected one of {', '.join(moments.labels)}")
     if against not in ("all", "rest"):

@@ -1,12 +1,12 @@
-"""Activations themselves, at chosen sites, layers and positions, in files of some texts each.
+"""Raw activations at chosen sites, layers and positions, in files of several texts each.
 
     save_activations("acts", model, texts, positions, layers=(10,), rows_per_shard=64)
     for shard in read_activations("acts"):
         shard.activations["resid_post"]            [len(layers), N, D]
         shard.ids[shard.row[n]], shard.position[n]      what the n-th of them is of
 
-A shard is a safetensors file in the stream's own dtype, with everything else as JSON in its header;
-it is written whole or not at all, and what is there already is not computed again.
+A shard is a safetensors file in the stream's dtype, with everything else as JSON in its header. It
+is written whole or not at all, and a shard that exists is not computed again.
 """
 
 import functools
@@ -62,14 +62,14 @@ def save_activations(
     """Write the activations of texts at some of their tokens; returns the files in order.
 
     Args:
-        folder: where to; shards that an earlier call with the same arguments left are kept.
+        folder: where to write; shards of an earlier call with the same arguments are kept.
         model: on one device or on a mesh.
         texts: token ids by name.
         positions: for each text, the tokens whose activations are kept, from 0.
         sites: where in the block.
         layers: blocks from 0; all if not given.
         rows_per_shard: texts of a shard, which run in one pass.
-        provenance: what else is to stand in every shard, in JSON types: the model's hash, say.
+        provenance: further facts for the header of every shard, as JSON: the model's hash, say.
         progress: name of a progress bar.
 
     Raises:
@@ -201,7 +201,7 @@ def _batch(
     names: Sequence[str],
     shape: tuple[int, int, int],
 ) -> tuple[TokenBatch, NDArray[np.int32]]:
-    """Tokens and positions of a shard, with rows of one token that nobody reads to fill it."""
+    """Tokens and positions of a shard, filled up with rows of one token that are not read."""
     rows, length, width = shape
     fill: list[Sequence[int]] = [[0]] * (rows - len(names))
     at = np.full((rows, width), -1, np.int32)

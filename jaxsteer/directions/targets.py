@@ -1,9 +1,9 @@
-"""Targets: tokens of given texts whose log-probability is to rise, or is only asked for.
+"""Targets: tokens of given texts whose log-probability is raised or measured.
 
     targets = make_targets(texts, prompt_lengths, spans)
 
-Teacher-forced: each text is read as it stands, with an intervention at its generated positions as
-in generation. What follows a target has no influence on it, so a text may hold several.
+Texts are teacher-forced: each is read as it is, with interventions at its generated positions.
+Tokens after a target do not affect it, so a text may have several.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from jaxsteer.steering import Capture, Steering, int32s
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Targets:
-    """Texts and the tokens in them that are to become likelier (or are only to be judged)."""
+    """Texts, and the tokens in them that are to become likelier or are measured."""
 
     batch: TokenBatch  # [B, T]
     prompt_length: jax.Array  # int32 [B]
@@ -46,8 +46,8 @@ def make_targets(
         texts: token ids, the prompt's first.
         prompt_lengths: how many of them are the prompt's; nothing there is steered or a target.
         spans: of each text, `(start, stop)` token indices of its targets.
-        length: to which rows are padded; by default the longest one's, rounded up to 16. Texts are
-            cut behind their last target.
+        length: the length that rows are padded to; by default that of the longest, rounded up to
+            16. Texts are cut after their last target.
 
     Raises:
         ValueError: for no text, one without a span, or a span that reaches outside the answer.
@@ -89,7 +89,7 @@ def target_logprobs(
     steering: Steering | Sequence[Steering] | None = None,
     remat: bool = False,
 ) -> jax.Array:
-    """Log-probability of each target given what stands before it, `[B, P]`; 0 where there is none.
+    """Log-probability of each target given the tokens before it, `[B, P]`; 0 for no target.
 
     Pure, to be called inside `jax.jit`. Only the targets are unembedded.
     """

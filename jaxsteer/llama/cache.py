@@ -10,7 +10,7 @@ from jaxsteer.config import LlamaConfig
 
 
 class Shared(NamedTuple):
-    """Keys and values of one layer that several rows read: those of P prefixes."""
+    """Keys and values of P prefixes at one layer, each shared by several rows."""
 
     k: jax.Array  # [P, S, K, H], real tokens first
     v: jax.Array  # [P, S, K, H]
@@ -20,9 +20,9 @@ class Shared(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix:
-    """What P prefixes left behind, kept once: the rows b · R to b · R + R - 1 go on from prefix b.
+    """Keys and values of P prefixes, kept once: rows b · R to b · R + R - 1 continue prefix b.
 
-    Its tokens come first and padding last, unlike in a cache.
+    Real tokens come first and padding last; in a cache it is the other way round.
     """
 
     k: list[jax.Array]  # one a layer, in the order of the cache
@@ -43,9 +43,9 @@ class KVCache:
         row 0    . . x x x y y _     . padding   x prompt   y generated   _ not written yet
         row 1    x x x x x y y _     cursor = 7
 
-    Rows that go on from a shared `prefix` keep their own tokens only, without padding.
-    `by_head` says in which order keys and values are kept (see `attention.cached_by_head`);
-    attention sees `[B, S, K, H]` of either.
+    Rows that continue a shared `prefix` hold their own tokens only, without padding. `by_head`
+    selects the order of axes in memory (see `attention.cached_by_head`); attention always gets
+    `[B, S, K, H]`.
     """
 
     k: list[jax.Array]  # one a layer, each [B, S, K, H], or by head [B, K, H, S]
@@ -82,7 +82,7 @@ def empty_cache(
 
 
 def lengthen(cache: KVCache, capacity: int) -> KVCache:
-    """The same cache with more slots behind its own; cells may stand before its rows."""
+    """The same cache with slots appended up to `capacity`; a cell axis may precede the rows."""
 
     def longer(x: jax.Array, axis: int) -> jax.Array:
         more = [(0, 0)] * x.ndim
@@ -97,7 +97,7 @@ def lengthen(cache: KVCache, capacity: int) -> KVCache:
 def write(buffer: jax.Array, new: jax.Array, cursor: jax.Array, *, axis: int = 1) -> jax.Array:
     """`buffer` `[B, S, …]` with `new` `[B, T, …]` written from slot `cursor` on, along `axis`.
 
-    One cursor for all rows is one slice, updated in place in a loop; `[B]` of them a scatter.
+    A scalar cursor writes one slice, in place inside a loop; a cursor `[B]` is a scatter.
     """
     if cursor.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(buffer, new, cursor, axis)
@@ -126,7 +126,7 @@ def by_slot(cache: KVCache, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.
 
 
 def shared_layer(cache: KVCache, layer: int) -> Shared | None:
-    """What the rows of a cache share of a layer, as attention sees it; None without a prefix."""
+    """The prefixes of a layer, as attention sees them; None without a prefix."""
     if cache.prefix is None:
         return None
     k, v = by_slot(cache, cache.prefix.k[layer], cache.prefix.v[layer])
@@ -134,7 +134,7 @@ def shared_layer(cache: KVCache, layer: int) -> Shared | None:
 
 
 def prefix_lengths(cache: KVCache) -> jax.Array | int:
-    """Tokens before each row's own, int32 `[B]`; 0 without a prefix."""
+    """Tokens of the prefix before each row's own tokens, int32 `[B]`; 0 without a prefix."""
     if cache.prefix is None:
         return 0
     length, rows = cache.prefix.length, cache.valid.shape[0]

@@ -1,4 +1,4 @@
-"""Running the prompts of a batch, a block of rows at a time, into the cache they decode from."""
+"""Prefill in blocks of rows, which bounds the memory of its temporaries."""
 
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack
@@ -44,10 +44,10 @@ def run_prompts(
 ) -> Output:
     """Logits behind each prompt, `[B, V]`, and a cache of `capacity` slots a row; pure.
 
-    A block attends over its own T tokens only, whatever the capacity, and its keys and values are
-    written into the large cache in place. Of n blocks, block j takes the rows j, j + n, j + 2n …:
-    rows that are sharded over devices in contiguous parts then stay where they are, and each
-    device runs at most `block_tokens` of its own. `capture` reads rows, not sums over them.
+    A block attends over its own T tokens, whatever the capacity; its keys and values are then
+    written into the large cache in place. Of n blocks, block j takes the rows j, j + n, j + 2n, ….
+    So rows that are sharded in contiguous parts stay on their devices, and each device runs at most
+    `block_tokens` tokens. `capture` may not sum over rows.
     """
     B, T = batch.tokens.shape
     data, _ = mesh_sizes(model)
@@ -92,7 +92,7 @@ def run_prompts(
 def _rows_first(
     captured: dict[str, jax.Array], capture: Capture | None, *, back: bool = False
 ) -> dict[str, jax.Array]:
-    """What was captured with the axis of rows before that of layers, or back where it was."""
+    """Captured arrays with the axis of rows moved to the front, or back."""
     if capture is None:
         return {}
     axis = capture.read.row_axis
@@ -103,10 +103,10 @@ def _rows_first(
 
 
 def share_prompts(model: Model, batch: TokenBatch, *, block_tokens: int = BLOCK_TOKENS) -> Prefix:
-    """What rows share that go on from the P prompts of a batch, each run once; pure.
+    """The keys and values of a batch's P prompts, each run once, for rows that continue them; pure.
 
-    That is all tokens of a prompt but its last: that one is the first of each row's own, which
-    gives it its logits, and steering that begins there.
+    They cover all tokens of a prompt but the last. Each row runs that token itself, with its own
+    steering, and gets its first logits from it.
     """
     T, length = batch.tokens.shape[1], batch.lengths - 1
     # Real tokens first, so that a length says which are real: kernels need no mask then.
@@ -121,7 +121,7 @@ def share_prompts(model: Model, batch: TokenBatch, *, block_tokens: int = BLOCK_
 
 
 def rows_behind(model: Model, prefix: Prefix, *, rows: int, capacity: int) -> KVCache:
-    """An empty cache of `rows` rows behind shared prompts, with `capacity` slots of their own."""
+    """An empty cache for `rows` rows that continue shared prompts, with `capacity` slots each."""
     own = in_order(make_cache(model, rows=rows, capacity=capacity), model)
     return replace(own, prefix=prefix)
 
@@ -134,7 +134,7 @@ def make_cache(model: Model, *, rows: int, capacity: int) -> KVCache:
 
 
 def in_order(cache: KVCache, model: Model) -> KVCache:
-    """The cache in the order in which decode steps read it, where that is not the usual one."""
+    """The cache in the order in which decode steps read it."""
     if model.attention is not tpu_attention:
         return cache
     mesh = jax.typeof(model.params["embed"]["embedding"]).sharding.mesh
@@ -143,7 +143,7 @@ def in_order(cache: KVCache, model: Model) -> KVCache:
 
 
 def _block(tree: Tree, j: jax.Array | int, n: int, rows: int) -> Tree:
-    """Rows j, j + n, … of every array that has a row axis of `rows`; a single row serves all."""
+    """Rows j, j + n, … of every array that has a row axis of `rows`; single rows stay."""
 
     def rows_of(x: jax.Array) -> jax.Array:
         if n == 1 or x.shape[0] == 1:

@@ -4,18 +4,17 @@
     model, tokenizer = load("checkpoints/r1-distill-llama-8b", mesh=mesh)
     out = generate(model, shard_batch(batch, mesh), max_new_tokens=100)
 
-The model's code knows nothing of this: the compiler derives the rest from where weights and rows
-lie. What it makes of them is Megatron's scheme (arXiv 1909.08053): each block splits its heads
-and its MLP over `tensor` and adds up its two outputs, so two all-reduces a layer, of the size of
-the stream; keys and values are made, kept and read on one device.
+The model's code does not mention meshes: the compiler derives everything else from the shardings of
+weights and rows. The result is Megatron's scheme (arXiv 1909.08053): each block splits its heads
+and its MLP over `tensor` and sums its two outputs, which is two all-reduces a layer, each of the
+size of the stream. The keys and values of a head stay on one device.
 
-Where there are more devices than key/value heads, the heads are repeated: with K of them on a
-`tensor` axis of K · r, each is there r times, beside the queries that read it. That is a model of
-K · r key/value heads which computes the same, and the sharded model's config says so.
+If there are more devices than key/value heads, the heads are repeated: with K heads on a `tensor`
+axis of K · r, each head is stored r times, beside the queries that read it. The sharded model's
+config has K · r key/value heads; it computes the same function.
 
-A vocabulary that `tensor` does not divide gets rows of zeros up to the next multiple, in the
-embedding and in the head. The model cuts their logits off, so no token of them exists anywhere:
-the config keeps the true size, and so does what is saved.
+A vocabulary that `tensor` does not divide is padded with rows of zeros, in the embedding and in the
+head. The model cuts their logits off. The config and saved checkpoints keep the true size.
 """
 
 import functools
@@ -46,7 +45,7 @@ def make_mesh(*, data: int | None = None, tensor: int = 1, devices: Any = None) 
     """Devices in a grid of `data` × `tensor`.
 
     Args:
-        data: parts into which rows are split; by default as many as there are devices for.
+        data: parts into which rows are split; by default as many as the devices allow.
         tensor: devices that share one copy of the weights, next to each other where the hardware
             has neighbours.
         devices: all there are, if not given.
@@ -88,7 +87,7 @@ def _divides(config: LlamaConfig, tensor: int) -> bool:
 
 
 def params_sharding(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> Params:
-    """Where each parameter of a checkpoint goes: a tree for `load(path, sharding=…)`.
+    """The sharding of each parameter of a checkpoint: a tree for `load(path, sharding=…)`.
 
     Raises:
         ValueError: if the model cannot be split over the mesh's `tensor` axis.
@@ -119,7 +118,7 @@ def _spec(axes: str, shape: tuple[int, ...], tensor: int) -> P:
 
 
 def shard_model(model: Model, mesh: Mesh) -> Model:
-    """The same model, split over a mesh; packed or not, wherever its weights are now.
+    """The same model, split over a mesh; it may be packed, and its weights may be anywhere.
 
     A model whose key/value heads had to be repeated says so in its config.
 
@@ -146,9 +145,9 @@ def shard_model(model: Model, mesh: Mesh) -> Model:
 
 
 def pad_vocabulary(params: Params, config: LlamaConfig, tensor: int) -> Params:
-    """The same weights with a vocabulary that `tensor` divides, filled up with zeros; pure.
+    """The same weights with the vocabulary padded to a multiple of `tensor`; pure.
 
-    With a `tensor` of 1 they have the true vocabulary again.
+    A `tensor` of 1 removes the padding.
     """
     size = -(-config.vocab_size // tensor) * tensor
 
@@ -165,13 +164,13 @@ def pad_vocabulary(params: Params, config: LlamaConfig, tensor: int) -> Params:
 
 
 def without_padding(model: Model) -> Model:
-    """The same model with the true vocabulary, as it is saved; itself where nothing was added."""
+    """The same model without padding of the vocabulary, as it is saved."""
     padded = functools.partial(pad_vocabulary, config=model.config, tensor=1)
     return replace(model, params=_changed(padded, model.params, mesh_of(model)))
 
 
 def _changed(change: Callable[[Params], Params], params: Params, mesh: Mesh | None) -> Params:
-    """What `change` makes of the parameters whose shapes it changes, and the others as they are."""
+    """The parameters after `change`, which is applied only to those whose shapes it changes."""
     shapes = dict(flatten(jax.eval_shape(change, params)))
     old = nest((path, x) for path, x in flatten(params) if shapes[path].shape != x.shape)
     if not old:
@@ -184,7 +183,7 @@ def _changed(change: Callable[[Params], Params], params: Params, mesh: Mesh | No
 
 
 def repeat_kv_heads(model: Model, times: int) -> Model:
-    """The same function with each key/value head there `times` times; pure."""
+    """A model that computes the same with each key/value head stored `times` times; pure."""
     layers = {
         i: layer | {"attn": layer["attn"] | _repeat(_kv_weights(layer["attn"]), times)}
         for i, layer in model.params["layers"].items()

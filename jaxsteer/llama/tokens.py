@@ -1,4 +1,4 @@
-"""Batches of token rows, left-padded to a common bucket, with the padding explicit."""
+"""Batches of token rows, left-padded to a common length, with an explicit mask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TokenBatch:
         tokens   0 0 5 8 9        mask   . . x x x
                  4 2 7 1 3               x x x x x
 
-    The mask alone says what is padding: a pad token's id may also occur as a real token.
+    Only the mask tells padding: the id of a pad token may also occur as a real token.
     """
 
     tokens: jax.Array  # int32 [B, T]
@@ -44,7 +44,7 @@ def bucket(length: int, *, step: int = 64) -> int:
 
 
 def left_pad(rows: TokenRows, *, length: int | None = None, step: int = 64) -> TokenBatch:
-    """Pad token rows on the left to `length`, by default the longest's, rounded up to `step`.
+    """Pad token rows on the left to `length`; by default the longest length, rounded up to `step`.
 
     >>> left_pad([[5, 8], [7]], length=3).tokens.tolist()
     [[0, 5, 8], [0, 0, 7]]
@@ -72,7 +72,7 @@ def left_pad(rows: TokenRows, *, length: int | None = None, step: int = 64) -> T
 
 
 def as_batch(batch: TokenBatch | TokenRows) -> TokenBatch:
-    """A batch as it is; token ids row by row, left-padded.
+    """A batch unchanged, or token ids row by row as a left-padded batch.
 
     Raises:
         ValueError: for anything else, and for what `left_pad` refuses.
@@ -125,7 +125,7 @@ def _check_ids(row: Sequence[int], name: str) -> None:
 def check_batch(batch: TokenBatch, config: LlamaConfig, *, new_tokens: ArrayLike = 0) -> None:
     """Check a batch against a model on the host, where JAX would clamp ids silently.
 
-    `new_tokens` are still to come, as many in each row or `[B]`.
+    `new_tokens`, a number or `[B]`, are the tokens that each row will generate.
 
     Raises:
         ValueError: for what is no TokenBatch or is traced, other dtypes than it has, no rows, an id

@@ -1,7 +1,6 @@
-"""`jaxsteer.load`: a model from whatever holds one, in one line.
+"""`jaxsteer.load`: a model from a checkpoint, a Hugging Face folder, the hub or a GGUF file.
 
-Weights go from the files straight into their places: a tensor at a time is read, turned and sent to
-its devices, while the next ones are read.
+Each tensor is read, converted and sent to its devices while the next ones are read.
 """
 
 from collections import deque
@@ -63,7 +62,7 @@ def load(
         dtype: of the weights, `"bfloat16"` or `"float32"`. By default as stored; a GGUF file's are
             unpacked to float32.
         revision: branch, tag or commit on the hub.
-        strict: refuse what is only unusual, instead of a note.
+        strict: refuse unusual fields and files instead of noting them.
 
     Returns:
         A `Loaded`, which unpacks as the pair `model, tokenizer`.
@@ -89,7 +88,7 @@ def load(
 
 
 def _check_is_model(path: Path) -> None:
-    """A folder that is neither a checkpoint nor of Hugging Face's kind is told what it lacks."""
+    """Raise `ValueError` for a folder that is no model, naming what it lacks."""
     if not path.is_dir() or (path / "config.json").is_file():
         return
     files = sorted(file.name for file in path.glob("*.gguf"))
@@ -133,7 +132,7 @@ def _from_files(
 def _about(
     opened: Folder | GgufModel, tokenizer: Any, dtype: str
 ) -> tuple[tuple[int, ...], dict[str, Any], list[str]]:
-    """Ends of texts, what provenance says of the files, and notes of what is unusual in them."""
+    """End tokens, provenance of the files, and notes of what is unusual in them."""
     told: dict[str, Any] = {
         "source_dtypes": opened.dtypes,
         "unknown_config_fields": opened.unknown_fields,
@@ -160,7 +159,7 @@ def _target(opened: Folder | GgufModel, dtype: Any) -> str:
 def _leaves(
     opened: Folder | GgufModel, dtype: str, tokenizer: Future[Any]
 ) -> Iterable[tuple[ParamPath, np.ndarray]]:
-    """All tensors in our layout; a tokenizer that cannot be trusted ends it at once."""
+    """All tensors in our layout; raises at once for a tokenizer that fails its check."""
     opened.check_tied()
     infinite = []
     for tensor, x, finite in tensors_as_ours(opened, dtype, contiguous=False):
@@ -177,7 +176,7 @@ def _leaves(
 
 
 def _place(leaves: Iterable[tuple[ParamPath, np.ndarray]], sharding: Any) -> dict[ParamPath, Any]:
-    """Send each array to its devices as it comes; few are in memory together."""
+    """Send each array to its devices as it comes; few are in memory at a time."""
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     one_for_all = isinstance(sharding, jax.sharding.Sharding)

@@ -1,26 +1,26 @@
-"""Decode many prompts in a fixed number of slots: finished rows do not hold up the rest.
+"""Decode many prompts in a fixed number of slots; finished rows make room for others.
 
     batch = left_pad(prompts)                                       # say 300 of them
     for row in generate_queue(model, batch, slots=64, max_new_tokens=2000, stop_tokens=[eos]):
         print(row.index, row.tokens)                                # as they finish
 
-A slot whose row has ended takes the next prompt: once a sixteenth of the slots is free, that many
-prompts are prefilled and put there. When no prompt waits any more, the pool halves as its rows
-end, twice at most: three sizes are three compiled programs, whatever the number of prompts.
+Once a sixteenth of the slots is free, that many prompts are prefilled and put into them. When no
+prompt is waiting, the pool halves as its rows end, at most twice. So there are three sizes, and
+three compiled programs, whatever the number of prompts.
 
-Each row has a cursor of its own, so a row keeps its place in the cache from its first token to
-its last, and nothing is moved to make room. The other way, one cursor for all and rows moved up
-against it at each refill, makes every step read as many slots of every row as the oldest has
-filled. Arithmetic for the lengths of 300 reasoning traces, bytes at Llama-8B shapes in bf16 over
-4.4 TB/s (`python -m experiments.benchmarks.refill_simulation`):
+Each row has its own cursor, so it keeps its place in the cache from its first token to its last.
+The alternative is one cursor for all, with rows moved up to it at each refill: then every step
+reads as many slots of every row as the oldest row has filled. Arithmetic for the lengths of 300
+reasoning traces, bytes at Llama-8B shapes in bf16 over 4.4 TB/s
+(`python -m experiments.benchmarks.refill_simulation`):
 
     slots                                       64             100
     batches, one after the other           53 s, 68%      40 s, 70% of row-steps live
     refill, one cursor, rows moved         48 s, 94%      40 s, 92%
     refill, a cursor a row (this module)   37 s, 94%      29 s, 92%
 
-A refill writes a sixteenth of the cache some hundred steps apart, and a step reads the weights and
-a third of it or more: putting prompts into slots comes to 0.2% of all bytes.
+Refills are some hundred steps apart and write a sixteenth of the cache each. A step reads the
+weights and at least a third of the cache. So refills write 0.2% of all bytes.
 """
 
 from collections.abc import Iterator
@@ -107,9 +107,9 @@ def generate_queue(
         batch: left-padded prompts, or token ids row by row, as many as there are; they wait in the
             host's memory.
         request: what is asked of the batch, as `make_request` makes it.
-        slots: rows that are decoded at once. With a third as many as prompts, or fewer, nine
+        slots: rows that are decoded at once. If they are at most a third of the prompts, nine
             tenths of the row-steps are spent on live rows.
-        sampler: the cheapest that serves the whole request, if not given.
+        sampler: chooses tokens; by default the cheapest sampler that serves the request.
         step: what is repeated; it must eventually finish every row.
         occupancy: counts what the slots are spent on, if given.
         **asked: in place of a request, the keywords of `make_request`; `max_tokens` may differ
@@ -146,7 +146,7 @@ def generate_queue(
 
 
 def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch, Request]:
-    """Both as numpy arrays with one row a prompt: what waits takes no room on the device."""
+    """Both as numpy arrays with one row a prompt; rows that wait take no memory on the device."""
 
     def widen(x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(x, (rows, *x.shape[1:]))

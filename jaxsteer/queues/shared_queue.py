@@ -3,9 +3,10 @@
     slot      0 1 2 3 | 4 5 6 7        two groups, prompts 0 and 1
     row       0 1 2 3 | 9 10 11 12     each holds rows of its prompt, and takes the next of them
 
-A prompt is run once, when its group begins. A row begins with the prompt's last token, so putting
-it into a slot runs nothing: the next step of all slots gives it its first token. Groups are as many
-as let each slot hold some rows one after another; further prompts follow when these are done.
+A prompt runs once, when its group begins. A row begins with the prompt's last token, so putting it
+into a slot runs nothing: the next step of all slots gives it its first token. There are so many
+groups that each slot holds several rows one after another; further prompts follow when these are
+done.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ _ROWS_A_SLOT = 4  # that a slot should hold one after another, or ends of groups
 
 
 def count_groups(slots: int, prompts: int, samples: int, data: int = 1) -> int:
-    """Into how many groups slots are cut; on a mesh one, or a multiple of its `data`.
+    """The number of groups that slots are cut into; on a mesh one, or a multiple of its `data`.
 
     >>> count_groups(64, 10, 100), count_groups(64, 100, 8), count_groups(64, 1, 500)
     (4, 32, 1)
@@ -59,7 +60,7 @@ def restart(
     new: Request,
     slots: jax.Array,
 ) -> tuple[DecodeState, Request]:
-    """Rows on the prompts of `batch`, one each, in the place of what `slots` held; pure.
+    """New rows in `slots`, one on each prompt of `batch`, instead of the old ones; pure.
 
     A slot past the last one drops its row. Keys and values that it held stay, and are not read.
     """

@@ -43,7 +43,7 @@ class FinishedRow:
 
 @dataclass
 class Occupancy:
-    """What the slots were spent on; counted while the rows come."""
+    """How the slots were used; counted while rows are yielded."""
 
     steps: int = 0
     row_steps: int = 0  # slots there were, summed over the steps
@@ -58,9 +58,9 @@ class Occupancy:
 
 
 def pool_sizes(slots: int) -> list[int]:
-    """Numbers of slots that a pool has one after the other; each compiles a program of its own.
+    """The sizes that a pool has, one after the other; each size compiles a program.
 
-    Half and a quarter, but nothing below 8 slots, where a program costs more than it saves.
+    All, a half and a quarter, but not below 8 slots, where a program costs more than it saves.
 
     >>> pool_sizes(64), pool_sizes(20), pool_sizes(6)
     ([64, 32, 16], [20, 10], [6])
@@ -92,7 +92,7 @@ def advance(
 
 
 def keep(state: DecodeState, request: Request, slots: jax.Array) -> tuple[DecodeState, Request]:
-    """The pool with only `slots` `[R]` left, of a shared prefix as many for each; pure."""
+    """The pool with only `slots` `[R]` left, as many for each shared prompt; pure."""
 
     def take(x: jax.Array) -> jax.Array:
         return x if x.ndim == 0 else x[slots]
@@ -117,7 +117,7 @@ def count_steps(occupancy: Occupancy, before: Counts, after: Counts) -> None:
 def read_rows(
     state: DecodeState, request: Request, holds: np.ndarray, ended: np.ndarray
 ) -> list[FinishedRow]:
-    """The rows in the `ended` slots, whole buffers at a time: a slice of every size compiles."""
+    """The rows in the `ended` slots. Whole buffers are read: a slice of each size would compile."""
     if not ended.any():
         return []
     made = hosts.gather(outcome(state))

@@ -1,4 +1,4 @@
-"""What comes back of the residual stream: which sites and layers, which tokens, raw or reduced."""
+"""What is returned of the residual stream: sites, layers and tokens, raw or reduced."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Above:
 def above(
     direction: Vectors, threshold: float, *, layer: int | None = None, site: str = "resid_post"
 ) -> Above:
-    """A condition for `Capture(above=…)`; a `Direction` knows its layer and site.
+    """A condition for `Capture(above=…)`; a `Direction` has its own layer and site.
 
     Raises:
         ValueError: for a direction that is not `[D]` or is 0, no layer, or a threshold that is no
@@ -52,20 +52,19 @@ def above(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, init=False)
 class Capture:
-    """What `forward` and `generate` bring back of the residual stream, as `{site: array}`.
+    """What `forward` and `generate` return of the residual stream, as `{site: array}`.
 
-    `read` says what of it, for each layer: see `readers`, whose shapes stand behind an axis of
-    layers, in the order of `layers`; by default every token comes back, `[L, B, T, D]`. Activations
-    that are summed or projected never leave the device. `Capture(positions=…)` is
-    `Capture(read=At(…))`; `weights`, `directions` and `squares` are keywords of the other readers.
+    `read` is a reader (see `readers`). Its result has a leading axis of layers, in the order of
+    `layers`; by default it is every token, `[L, B, T, D]`. Activations that are summed or projected
+    never leave the device. `Capture(positions=…)` is `Capture(read=At(…))`; `weights`, `directions`
+    and `squares` are keywords of the other readers.
 
-    `where`, `every`, `above` and `most` choose among the tokens of a text while it is generated,
-    the same in all rows:
+    During generation `where`, `every`, `above` and `most` select tokens, the same way in all rows:
 
-        where    a scope; by default the generated tokens, `scope.everywhere()` for the prompt, too
-        every    1 in so many of them, counted from the first generated token
-        above    what `above` makes: a condition, of generated tokens
-        most     keep so many of a row at most, the first ones: memory is made for them beforehand
+        where    a scope; by default the generated tokens. `scope.everywhere()` adds the prompt
+        every    one token in so many, counted from the first generated token
+        above    a condition on generated tokens, made by `above`
+        most     the first so many tokens of a row; their memory is allocated beforehand
     """
 
     sites: tuple[str, ...] = field(metadata={"static": True})
@@ -117,7 +116,7 @@ def _reader(
     directions: Vectors | None = None,
     squares: bool = False,
 ) -> Reader:
-    """The reader that these keywords of `Capture` mean."""
+    """The reader for these keywords of `Capture`."""
     given: dict[str, Any] = {"positions": positions, "weights": weights, "directions": directions}
     given = {name: value for name, value in given.items() if value is not None}
     if "directions" in given and len(given) > 1:
@@ -134,7 +133,7 @@ def _reader(
 
 
 def check_capture(capture: Capture, config: LlamaConfig) -> None:
-    """Check a capture of one pass.
+    """Check a capture for a single pass.
 
     Raises:
         ValueError: for layers that the model does not have, or none, for arrays of other shapes,
@@ -169,7 +168,7 @@ def wants(capture: Capture, site: str, layer: int) -> bool:
 def collect(
     capture: Capture | None, selected: dict[tuple[str, int], jax.Array], config: LlamaConfig
 ) -> dict[str, jax.Array]:
-    """What was read at each site and layer, stacked by site in the order asked for."""
+    """The activations read at each site and layer, stacked by site in the order asked for."""
     if capture is None:
         return {}
     layers = layers_of(capture, config)

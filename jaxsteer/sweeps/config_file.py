@@ -1,4 +1,4 @@
-"""What the rows of a sweep's file were made with, in a file beside it: only the same may go on."""
+"""The configuration of a sweep's file, in a file beside it: only the same sweep may go on."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _SHOWN = 5  # differences that a refusal names
 
 
 def config_path(path: str | os.PathLike[str]) -> Path:
-    """Where the configuration of the rows in `path` stands."""
+    """The path of the configuration of the rows in `path`."""
     return as_path(path).with_name(as_path(path).name + ".config.json")
 
 
@@ -72,10 +72,9 @@ def _steering_print(cell: Cell) -> list[str]:
 
 
 def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:
-    """Write down the configuration of a new file; go on with another only if it is the same.
+    """Write the configuration of a new file, or check that that of an existing file is the same.
 
-    Cells may be added, and cells of the file left out. Those of the same labels have to be the
-    same.
+    Cells may be added or left out, but cells with the same labels must be the same.
 
     Raises:
         ValueError: if the file has rows of another configuration, or of none that is known.

@@ -1,4 +1,4 @@
-"""Telling configurations apart: short prints of weights and arrays, and what differs."""
+"""Fingerprints of weights and arrays, and the differences between two configurations."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def weights_print(model: Model) -> str:
-    """A print of the weights, made where they lie, in the time that it takes to read them.
+    """A fingerprint of the weights, computed on their devices in the time it takes to read them.
 
-    It tells models apart, not forgeries: a sum over all weights, each at its place, is hashed.
+    It hashes a sum over all weights, weighted by position: it tells models apart, not forgeries.
     """
     leaves = jax.tree_util.tree_leaves_with_path(without_padding(model).params)
     sums = hosts.gather([_sums(leaf) for _, leaf in leaves])
@@ -31,7 +31,7 @@ def weights_print(model: Model) -> str:
 
 @jax.jit
 def _sums(x: jax.Array) -> jax.Array:
-    """Two sums modulo 2³² over the bits of `x`, weighted by where they stand."""
+    """Two sums modulo 2³² over the bits of `x`, weighted by their positions."""
     bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
@@ -41,7 +41,7 @@ def _sums(x: jax.Array) -> jax.Array:
 
 
 def tree_print(tree: Any) -> str:
-    """A print of all arrays in a tree, by their names, types, shapes and bytes."""
+    """A fingerprint of all arrays in a tree: of their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(hosts.gather(leaf))
@@ -51,7 +51,7 @@ def tree_print(tree: Any) -> str:
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """Each array of a tree by its name: its one value if it has but one, or else its print."""
+    """Each array of a tree by name: its value if all entries are equal, else its fingerprint."""
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(hosts.gather(leaf))

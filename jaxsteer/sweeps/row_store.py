@@ -1,4 +1,4 @@
-"""Where a sweep's rows go: a JSON lines file that grows, or objects of a store, which cannot.
+"""The rows of a sweep: in a JSON lines file, or in objects of a store, which cannot grow.
 
     sweep.jsonl                          a file: rows are appended, one process holds it
     gs://bucket/sweep.jsonl              an object: written when the last row is there
@@ -27,7 +27,7 @@ from jaxsteer.files import (
 
 @dataclass(frozen=True)
 class RowStore:
-    """What is there, and how more comes to it."""
+    """The rows that exist, and how to append more."""
 
     rows: list[dict[str, Any]]
     append: Callable[[Iterable[dict[str, Any]]], None]
@@ -79,6 +79,6 @@ def _objects(path: str | os.PathLike[str]) -> RowStore:
 
 
 def _remove(parts: list[Any]) -> None:
-    """The first ones first: what a kill leaves is still an end of the merged object."""
+    """Remove parts in order; after a kill the rest is still an end of the merged object."""
     for part in parts:
         part.unlink()

@@ -61,15 +61,15 @@ def sweep_to_file(
 ) -> Path:
     """Run every cell on every prompt and append a row for each to a JSON lines file.
 
-    A row holds the cell's labels, the prompt's id as `prompt`, and what `to_row` makes of the
-    result. Rows are flushed to the disk chunk by chunk. Started again with the same arguments
-    after a kill, it goes on where it was: a last line that was cut short is removed, and nothing
-    is lost or written twice. Chunks may have another size then, and cells may be added. SIGTERM
-    lets the chunk at hand finish first (see `preemption`). A row that ended because its
-    log-probabilities were not finite has `"finite": false`.
+    A row holds the cell's labels, the prompt's id as `prompt`, and the result of `to_row`. Rows are
+    flushed to the disk chunk by chunk. After a kill, the same call goes on where it stopped: a last
+    line that was cut short is removed, and no row is lost or written twice. The size of chunks may
+    differ then, and cells may be added. After SIGTERM the current chunk finishes first (see
+    `preemption`). A row that ended because its log-probabilities were not finite has
+    `"finite": false`.
 
-    On many hosts every process calls this with the same arguments. The first one alone touches the
-    file, calls `to_row` and shows the bar, and what it finds in the file decides for all.
+    On many hosts every process calls this with the same arguments. Only the first one touches the
+    file, calls `to_row` and shows the bar; the rows that it reads from the file count for all.
 
     Args:
         path: the file; a folder that is missing is made. Or an object of a store, as
@@ -78,11 +78,11 @@ def sweep_to_file(
         batch: left-padded prompts, or token ids row by row.
         cells: what to run on them; all have the same labels, each with values of its own.
         request: what is asked of each prompt in every cell; see `sweep`.
-        prompt_ids: one a prompt; its number in the batch, if not given.
+        prompt_ids: one a prompt; by default its number in the batch.
         to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities,
             and what is captured, if it is projections: of raw activations or sums, say what stays.
-        identity: whatever else decides what the rows hold, as JSON: the tokenizer, for example,
-            if `to_row` makes text. The weights are told apart without it.
+        identity: further facts that the rows depend on, as JSON: the tokenizer, for example, if
+            `to_row` makes text. The weights need not be named.
         progress: title of the bar with cells, tokens a second and the time left; None for no bar.
         rows_per_chunk: see `sweep`.
         sampler: see `sweep`.
@@ -174,7 +174,7 @@ def _row(
 def _keys(
     cells: Sequence[Cell], ids: Sequence[str | int], *, rows: int
 ) -> dict[tuple[int, int], str]:
-    """What tells a row from the others, by the cell's identity and the prompt's number."""
+    """The key of each row, by the cell's identity and the prompt's number."""
     if len(ids) != rows:
         raise ValueError(f"prompt_ids: got {len(ids)}, expected one a prompt, {rows}")
     names = set(cells[0].labels)
