@@ -133,7 +133,7 @@ def write(
     provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """`save` for weights that come one at a time and never stand in memory together.
+    """`save` for weights that come one at a time and are never all in memory.
 
     `provenance` may be a function, which is called when the weights are written.
 
@@ -183,11 +183,10 @@ def load(
         path: a directory that `jaxsteer convert` or `save` wrote; also a copy of it in an
             object store, as `gs://bucket/r1-distill-llama-8b`, whose files are checked by their
             sizes only.
-        dtype: cast the weights to it on the way in (`"float32"`, `"bfloat16"`); as stored if
-            not given.
+        dtype: dtype of the weights, `"float32"` or `"bfloat16"`; by default as stored.
         sharding: where the weights go: one `jax.sharding.Sharding` for all, or a tree of them
-            shaped like `Model.params`; the first device if not given.
-        mesh: split the model over it, as `sharding` says; each device reads its part only.
+            shaped like `Model.params`; by default the first device.
+        mesh: split the model over it (see `sharding`); each device reads its part only.
 
     Returns:
         The model, and its tokenizer from `transformers` (None if none was saved with it).
@@ -285,7 +284,7 @@ def read_leaves(
 ) -> Iterator[tuple[ParamPath, np.ndarray]]:
     """The weights as stored, a layer at a time, so that a large model fits a small memory.
 
-    With `layers` only those of the first so many, and what belongs to no layer.
+    With `layers`, only the first so many layers, and the parameters outside of layers.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -316,7 +315,7 @@ def companions(path: PathLike) -> tuple[Path, ...]:
 
 
 def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:
-    """The same leaves; raises as soon as one does not fit, or at the end if some did not come."""
+    """The same leaves; raises as soon as one does not fit, or at the end if some are missing."""
     missing = dict(flatten(abstract_params(config, jnp.dtype(dtype))))
     for path, x in leaves:
         expected = missing.pop(path, None)

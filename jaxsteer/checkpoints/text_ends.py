@@ -1,4 +1,4 @@
-"""The tokens with which a model ends its text, as the files beside its weights name them."""
+"""The tokens that end a model's text, as named by the files beside its weights."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,9 @@ from jaxsteer.tokenizers import named_tokens
 def end_tokens(path: str | Path, tokenizer: Any = None) -> list[int]:
     """End-of-sequence ids of the checkpoint at `path`, for `generate`'s `stop_tokens`.
 
-    All that are named: by `generation_config.json` and `config.json` (a model may have several:
-    Llama-3.1-Instruct ends a turn and a text with different ones), by the tokenizer, and by its
-    chat template, behind an answer.
+    They are those of `generation_config.json` and `config.json`, of the tokenizer, and of its chat
+    template after an answer. A model may have several: Llama-3.1-Instruct ends a turn and a text
+    with different ones.
 
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint, no file and no tokenizer names an

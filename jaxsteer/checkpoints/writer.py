@@ -23,8 +23,8 @@ _FILE_BYTES = 1 << 25  # smaller arrays share files
 def write_params(path: Path, leaves: Leaves) -> None:
     """Write leaves as they come, in batches: one is written while the next is made.
 
-    Orbax works in a thread of ours, so that an exception in this one, as a signal raises it at any
-    moment, never leaves a write of Orbax's half-started: the thread ends it before we go on.
+    Orbax runs in another thread. So an exception in this one, which a signal may raise at any
+    moment, never leaves a write half-started: that thread finishes it first.
 
     Raises:
         OSError: Orbax cannot write, with the system's reason where there is one.
@@ -57,7 +57,7 @@ def _finalize(path: Path) -> None:
 
 
 def _batches(leaves: Leaves) -> Iterator[dict[Any, Any]]:
-    """Trees of so many leaves that they are of some size together; the last may be smaller."""
+    """Trees of leaves that together have a certain size; the last one may be smaller."""
     batch: list[tuple[ParamPath, Any]] = []
     for path, x in leaves:
         batch.append((path, x))
@@ -71,7 +71,7 @@ def _batches(leaves: Leaves) -> Iterator[dict[Any, Any]]:
 
 
 def _context(batch: dict[Any, Any]) -> Any:
-    """How Orbax is to write a batch.
+    """Options with which Orbax writes a batch.
 
     An array, or chunk of one, that fills a file is written beside the others; less waits for what
     is being written. But Orbax cuts what is larger than a file at its own discretion, for some
@@ -95,7 +95,7 @@ def _storage(_: Any, x: Any) -> Any:
 
 
 def _chunks(x: Any) -> int:
-    """Into how many chunks of rows to cut an array; 1 if it is small, or no number is good.
+    """The number of chunks of rows that an array is cut into; 1 if it is small, or none is good.
 
     Of rows, as those of columns would be copies. Orbax takes the longest axis, down to the next
     divisor of its length; so the rows must stay more than the columns.
@@ -110,7 +110,7 @@ def _chunks(x: Any) -> int:
 
 
 def _written(work: Callable[[], Any], path: Path) -> Any:
-    """What `work` returns; what Orbax raises when it cannot write becomes one short `OSError`."""
+    """The result of `work`; Orbax's errors of writing become one short `OSError`."""
     try:
         return work()
     except Exception as error:  # of many kinds, with the system's reason in the text

@@ -51,7 +51,7 @@ def check_regular(path: str | os.PathLike[str], *, missing_ok: bool = False) -> 
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read its bytes, if it is one: see `check_regular`."""
+    """Open a regular file to read its bytes; see `check_regular`."""
     check_regular(path)
     return as_path(path).open("rb")
 

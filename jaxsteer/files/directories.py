@@ -21,9 +21,9 @@ def new_directory(
 ) -> Iterator[Path]:
     """Build a directory beside `path`; when the block ends well, it takes that name.
 
-    When the block raises, nothing is left. What a killed process left is cleared away by the
-    next one that builds the same directory. An existing one is replaced only with `overwrite`,
-    and only if the file `marker` in it says that it is of the kind that is written here.
+    When the block raises, nothing is left. Remains of a killed process are removed by the next one
+    that builds the same directory. An existing directory is replaced only with `overwrite`, and
+    only if it contains the file `marker`, which shows its kind.
 
     Raises:
         FileExistsError: `path` exists and may not be replaced, or another process builds it.
@@ -58,7 +58,7 @@ def new_directory(
 def without_wildcards(folder: Path) -> Iterator[Path]:
     """The folder under a name without `[`, `*` or `?`, for libraries that search by patterns.
 
-    It is a link that is gone behind the block, or `folder` itself if that has none.
+    It is a link that exists inside the block only, or `folder` itself if its name has none of them.
     """
     if not set("[*?") & set(str(folder)) or is_remote(folder):
         yield folder
@@ -84,9 +84,10 @@ def check_free(path: str | os.PathLike[str], *, marker: str, overwrite: bool = F
 
 
 def _settle(old: Path, target: Path) -> bool:
-    """Put what was to be replaced back if nothing has taken its name, else remove it if possible.
+    """Put the old directory back if no new one has its name, else remove it if possible.
 
-    Whether it was put back. What is being removed has another name: a kill leaves a part of it.
+    Returns whether it was put back. It is renamed before it is removed, because a kill may leave a
+    part of it.
     """
     removing = target.with_name(f".{target.name}.removing")
     shutil.rmtree(removing, ignore_errors=True)
@@ -102,7 +103,7 @@ def _settle(old: Path, target: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder to which threads of TensorStore may come late: they make it anew."""
+    """Remove a folder; late threads of TensorStore may create it again."""
     for _ in range(_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(_PAUSE)
@@ -111,7 +112,7 @@ def _remove(folder: Path) -> None:
 
 
 def _lock(building: Path, target: Path) -> int:
-    """Hold the directory for this process; the system lets go of it when the process ends."""
+    """Lock the directory for this process; the system unlocks it when the process ends."""
     busy = FileExistsError(f"{target}: another process is writing it now")
     building.mkdir(exist_ok=True)
     try:

@@ -30,9 +30,9 @@ def checksums(folder: Path) -> dict[str, list[int]]:
 
 @timed("checkpoint/check")
 def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
-    """Compare a folder with what `checksums` said of it; files that came later do not matter.
+    """Compare a folder with its earlier `checksums`; files that were added later do not matter.
 
-    In an object store sizes are compared only: it sees to the content itself, and reading it would
+    In an object store only sizes are compared: the store protects the content, and reading it would
     take as long as loading.
 
     Raises:
@@ -60,10 +60,10 @@ def check_files(folder: Path, files: Mapping[str, list[int]]) -> None:
 
 
 def check_while(folder: Path, files: Mapping[str, list[int]], read: Callable[[], T]) -> T:
-    """What `read()` returns if the files are whole, compared beside it, so that a disk reads once.
+    """The result of `read()`; checksums are compared at the same time, so the disk is read once.
 
-    Sizes are compared before. Many hosts check before they read: one that finds damage must not
-    leave the others waiting for it.
+    Sizes are compared before. Many hosts check everything before they read, because a host that
+    finds damage must not leave the others waiting.
 
     Raises:
         ValueError: naming damaged files, whatever `read` made of them.

@@ -23,7 +23,7 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of a JSON lines file; none if it does not exist. The file stays as it is.
 
-    A last line without an end that is no JSON was cut short by a kill, or is being written, and is
+    A last line that does not end and is no JSON was cut short by a kill, or is being written. It is
     left out.
 
     Raises:
@@ -94,9 +94,9 @@ def encode_rows(rows: Iterable[dict[str, Any]]) -> bytes:
 
 @contextmanager
 def locked(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
-    """Hold a file for this process, made empty if it is missing; its content stays as it is.
+    """Lock a file for this process; it is created if missing, and its content does not change.
 
-    The system lets go of it when the process ends, however it ends.
+    The system unlocks it when the process ends, however it ends.
 
     Raises:
         FileExistsError: with the message `busy`, if another process holds it.

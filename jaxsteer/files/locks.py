@@ -1,4 +1,4 @@
-"""Locks that the system lets go of when a process ends, however it ends."""
+"""Locks that the system releases when a process ends, however it ends."""
 
 import errno
 import fcntl
@@ -11,9 +11,9 @@ _said: list[str] = []  # the path of which it was said that it has no locks
 
 
 def try_lock(handle: int, path: str | os.PathLike[str]) -> bool:
-    """Hold an open file or directory for this process; False if another one holds it.
+    """Lock an open file or directory for this process; False if another process holds the lock.
 
-    Where the file system has no locks, that is said once, and the work goes on without.
+    A file system without locks is reported once, and the work goes on unlocked.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

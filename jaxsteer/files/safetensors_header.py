@@ -4,8 +4,8 @@
     n bytes   JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {…}}
     the rest  the tensors, one behind the other, without gaps
 
-Other readers let a name that stands there twice pass and keep one of the two. Here every byte
-after the header belongs to exactly one tensor, or the file is refused.
+Other readers accept a name that occurs twice and keep one of the two tensors. Here the file is
+refused unless every byte after the header belongs to exactly one tensor.
 """
 
 import math

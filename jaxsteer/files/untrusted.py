@@ -1,4 +1,4 @@
-"""Files of strangers: inside their folder, no larger than a bound, JSON that is not too deep."""
+"""Untrusted files: inside their folder, of bounded size, with JSON of bounded depth."""
 
 import gzip
 import json
@@ -143,7 +143,7 @@ def _finite(text: str) -> float:
 
 
 def _levels(value: Any) -> int:
-    """How many lists and objects are in each other, counted without recursion."""
+    """The depth of nested lists and objects, counted without recursion."""
     level, count = [value], 0
     while holders := [x for x in level if isinstance(x, dict | list)]:
         level = [y for x in holders for y in (x.values() if isinstance(x, dict) else x)]

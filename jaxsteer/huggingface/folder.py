@@ -62,7 +62,7 @@ class Folder:
 
     @property
     def unknown_fields(self) -> dict[str, Any]:
-        """Fields of `config.json` of which it is not known what they do."""
+        """Fields of `config.json` whose effect is not known."""
         return unknown_fields(self.config_json)
 
     @property
@@ -77,7 +77,7 @@ class Folder:
         return any(file.name in TOKENIZERS for file in self.companions)
 
     def check_tied(self) -> None:
-        """Raise `ValueError` if a tied model came with a head that is not its embedding."""
+        """Raise `ValueError` if a tied model has a head that is not its embedding."""
         if not (self.config.tie_embeddings and hf.HEAD in self.headers):
             return
         for start in range(0, self.config.vocab_size, _ROWS_COMPARED):
@@ -162,8 +162,8 @@ def open_folder(path: str | Path, *, strict: bool = False) -> Folder:
 def _member(folder: Path, name: str) -> Path:
     """A file of the folder, by a name that may come from a stranger's index.
 
-    A link is followed wherever it leads, for people keep blobs on other disks; but the links in a
-    clone of a repository (one with `.git`) are a stranger's, too, and must stay inside.
+    Links are followed, because blobs may be on other disks. In a clone of a repository (with
+    `.git`) links are untrusted, too, and must stay inside.
 
     Raises:
         FileNotFoundError: it is not there.

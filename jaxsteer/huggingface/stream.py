@@ -1,8 +1,8 @@
-"""Tensors of a model's files in our layout, one at a time: read, cast, checked, turned in strips.
+"""Tensors of a model's files in our layout, one at a time: read, cast, checked and transposed.
 
-A tensor is cut into strips of rows, and threads work on them beside each other, on those of the
-next tensors too. So memory holds the tensors that are begun, whose bytes are bounded, and a few
-strips, whatever the dtypes.
+A tensor is cut into strips of rows. Threads work on several strips at once, also on those of the
+next tensors. So memory holds the unfinished tensors, whose bytes are bounded, and a few strips,
+whatever the dtypes.
 """
 
 import os
@@ -35,11 +35,11 @@ class _Begun:
 def tensors_as_ours(
     source: Folder | GgufModel, dtype: str, *, contiguous: bool = True
 ) -> Iterator[tuple[hf.Tensor, np.ndarray, bool]]:
-    """Every tensor in the files' order: what it is, laid out as ours, and whether it is finite.
+    """Every tensor in the files' order: which one, its array in our layout, whether it is finite.
 
-    The order of the files lets a disk read on without jumps. Arrays that need not be `contiguous`
-    are views of the files' layout: `jax.device_put` turns them on their way (measured 2.6 times as
-    fast as `transpose_into` was, on a CPU).
+    In the order of the files a disk reads without jumps. Arrays that need not be `contiguous` are
+    views of the files' layout: `jax.device_put` transposes them on the way (measured 2.6 times as
+    fast as `transpose_into`, on a CPU).
     """
     begun: deque[_Begun] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:

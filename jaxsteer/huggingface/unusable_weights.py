@@ -1,4 +1,4 @@
-"""Folders that look like models and are none: what each of them is, and what to do, in one line."""
+"""Folders that look like models but are not: what they are and what to do, in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def check_pointers(*files: Path) -> None:
-    """Raise `ValueError` if files are what Git leaves in a clone without Git LFS."""
+    """Raise `ValueError` for pointers, which Git leaves in a clone without Git LFS."""
     pointers = [file for file in files if is_pointer(file)]
     if pointers:
         names = ", ".join(file.name for file in pointers[:3])
@@ -24,14 +24,14 @@ def check_pointers(*files: Path) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether a file only says where Git LFS has its content."""
+    """Whether a file is a pointer of Git LFS."""
     if not file.is_file() or file.stat().st_size > _POINTER_BYTES:
         return False
     return file.read_bytes().startswith(_POINTER)
 
 
 def why_no_weights(folder: Path, *, single: str, index: str) -> ValueError | FileNotFoundError:
-    """What to raise for a folder without `single` and `index`."""
+    """The error for a folder that has neither `single` nor `index`."""
     if (folder / _ADAPTER).is_file():
         return ValueError(
             f"{folder}: is an adapter (LoRA) of {_base(folder)}, expected a whole model; merge it "

@@ -1,8 +1,8 @@
 """The machine that a program runs on; knows no model.
 
 Hosts and their processes, SIGTERM before a machine is taken away, compiled programs kept on disk,
-what a machine can do at best, the time that parts take, how commands end, what strangers' files
-make of libraries that read them.
+peak rates of a machine, the time that parts take, how commands end, and errors of other libraries
+that read untrusted files.
 
 Uses nothing of jaxsteer.
 """

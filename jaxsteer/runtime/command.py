@@ -60,8 +60,8 @@ def guarded(
 ) -> Callable[[Callable[P, int | None]], Callable[P, int]]:
     """Decorate the work of a command, so that it returns an exit code and raises nothing foreseen.
 
-    What goes wrong is printed to stderr behind `prefix`, and the code is `failed` then. Work that
-    `resumes` where it was returns when it is interrupted, too, and says so.
+    An error is printed to stderr after `prefix`, and the code is `failed`. If the work `resumes`,
+    an interruption is reported the same way.
     """
 
     def around(work: Callable[P, int | None]) -> Callable[P, int]:
@@ -96,7 +96,7 @@ def guarded(
 def one_message(error: BaseException) -> str:
     r"""An error's text for a terminal: bounded, escaped, and its kind if it has none.
 
-    Lines that are not indented by our own hand are part of somebody's name, and stay on the line.
+    A line break that our own messages did not write is part of a name, and is escaped.
 
     >>> print(one_message(ValueError("a\x1b[2J\nPASS\n  more")))
     a\x1b[2J\nPASS
@@ -115,7 +115,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_line(text: str) -> str:
-    """`escaped`, with ends of lines and tabs, too: for names of strangers among other words."""
+    """`escaped`, with line breaks and tabs, too: for untrusted names within a line."""
     return escaped(text).translate({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})
 
 
@@ -128,11 +128,11 @@ def _make_plain(stream: TextIO) -> None:
 
 
 def end(code: int) -> NoReturn:
-    """End this process; one that was interrupted at once, without taking it apart.
+    """End this process; after an interruption at once, without Python's clean-up.
 
-    By then everything is in its place, but threads of XLA may still be at work, and one that finds
-    its memory gone ends the process with a fault in place of the code. Of many hosts the first one
-    has to outlast the others, as it does at a usual end.
+    All files are complete by then, but threads of XLA may still run, and one whose memory is freed
+    would end the process with a fault instead of the code. Of many hosts the first one must end
+    last, as it does at a usual end.
     """
     try:
         sys.stdout.flush()
@@ -149,7 +149,7 @@ def end(code: int) -> NoReturn:
 def without_accelerator() -> None:
     """Start no GPU or TPU in this process: for commands that copy weights and compute nothing.
 
-    Starting one takes seconds and gigabytes, and most of its memory from whoever works on it.
+    Starting one takes seconds and gigabytes, and reserves most of its memory.
     """
     jax.config.update("jax_platforms", "cpu")
 
@@ -165,7 +165,7 @@ def without_torch() -> None:
 
 
 def _say_once() -> None:
-    """From here on, keep the errors of threads out of sight in this process.
+    """Hide the errors of threads in this process from now on.
 
     Orbax and TensorStore report an error of their threads three times: in the log, through the
     threads' hook, and by raising it. Only the last is kept, and the command says it in one line.

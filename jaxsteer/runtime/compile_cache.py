@@ -10,8 +10,8 @@ one stays. Every program of the process is kept that took JAX longer to compile 
     jaxsteer.compile_cache.use("/fast/disk")       the same from Python, at any time
     jaxsteer.compile_cache.turn_off()
 
-What is in the folder is run, so others must not be able to write there: it is made with mode 0700,
-and refused if it, a folder above it, or anything in it belongs to somebody else or may be written
+Programs in the folder are executed, so others must not be able to write there: it is made with mode
+0700, and refused if it, a folder above it, or anything in it belongs to another user or is writable
 by others. It may be deleted at any time.
 """
 
@@ -54,7 +54,7 @@ def use(folder: str | os.PathLike[str]) -> Path:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise `PermissionError` for the first thing in the way or inside that others could change."""
+    """Raise `PermissionError` for the first path that others could change, above or inside."""
     for above in folder.resolve().parents:
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -95,7 +95,7 @@ def turn_off() -> None:
 
 
 def default_folder() -> Path:
-    """Where programs are kept if nothing else is said: `$XDG_CACHE_HOME/jaxsteer` or the like."""
+    """Where programs are kept by default: `$XDG_CACHE_HOME/jaxsteer` or the like."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):
         return Path(named) / "jaxsteer"
@@ -117,10 +117,11 @@ def turn_on_by_default() -> None:
 
 
 def _remove_half_written(own: Path) -> None:
-    """Remove programs of which a kill or a full disk left a part; each is looked at once.
+    """Remove programs that a kill or a full disk left half-written; each is checked once.
 
-    JAX does not write them in one step, does not replace what is there, and would say so at each
-    start. One that another process is just writing may go, too: it is compiled once more.
+    JAX does not write them in one step and does not replace an existing file, but would warn at
+    each start. A program that another process is just writing may be removed, too; it is compiled
+    once more.
     """
     if decompress_executable is None:
         return

@@ -1,4 +1,4 @@
-"""Strangers' files read by other people's libraries: whatever they raise is one `ValueError`."""
+"""Errors of other libraries that read untrusted files, each turned into one `ValueError`."""
 
 import os
 import sys
@@ -45,7 +45,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up; its class is in no module that could be imported."""
+    """Whether `error` is a panic of Rust code, whose class cannot be imported."""
     return type(error).__name__ == "PanicException"
 
 

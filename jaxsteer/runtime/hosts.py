@@ -6,10 +6,10 @@
     jaxsteer.sweep_to_file("/shared/sweep.jsonl", model, batch, cells, max_new_tokens=500)
 
 Every process runs the same lines with the same prompts. Each puts its own rows on its devices and
-reads its own part of the weights; what comes out is gathered once, so all of them have the whole of
-it. Process 0 alone writes files, and says what is in them: others may see a shared disk late.
+reads its own part of the weights. Results are gathered once, so every process has all of them. Only
+process 0 writes files and says what is in them, because others may see a shared disk late.
 
-With a single process everything here does nothing but what it says.
+With one process these functions need no communication.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What this machine can do at best: how fast it reads memory, and how fast it multiplies."""
+"""Peak rates of this machine: reading memory, and multiplying matrices."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def seconds(work: Callable[[], Any], *, repeats: int = 5) -> float:
-    """The shortest time of one call, after one that is not counted."""
+    """The shortest time of one call, after a first one that is not counted."""
     jax.block_until_ready(work())
     times = []
     for _ in range(repeats):
@@ -20,10 +20,10 @@ def seconds(work: Callable[[], Any], *, repeats: int = 5) -> float:
 
 
 def read_bandwidth(*, passes: int = 20) -> float:
-    """Bytes a second that a maximum over an array reads, which is larger than any cache.
+    """Bytes a second that a maximum over an array larger than any cache reads.
 
-    The passes are made in one program, each with the result of the one before, so that starting
-    kernels is not measured: single calls come out a fifth lower on an H200.
+    All passes run in one program, each on the result of the one before, so that the start of
+    kernels is not measured: single calls give a fifth less on an H200.
     """
     words = 2**24 if jax.default_backend() == "cpu" else 2**30
     x = jax.random.bits(jax.random.key(0), (words,), jnp.uint32)

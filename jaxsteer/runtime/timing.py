@@ -1,4 +1,4 @@
-"""How long the parts of a long piece of work take, told to whoever listens."""
+"""The time that the parts of a long piece of work take, by JAX's monitoring."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ _PREFIX = "/jaxsteer/"
 
 @contextmanager
 def timed(part: str) -> Iterator[None]:
-    """Tell JAX's monitoring, where Orbax tells of its own parts, how long the block took.
+    """Report the time that the block took to JAX's monitoring, as Orbax does for its parts.
 
     Without a listener this costs a microsecond.
     """
@@ -27,7 +27,7 @@ def timed(part: str) -> Iterator[None]:
 def seconds_by_part() -> Iterator[dict[str, float]]:
     """Seconds of each part that ends within the block, summed over its calls and its threads.
 
-    Parts of other libraries that tell JAX's monitoring are among them, by their full names.
+    Parts of other libraries that report to JAX's monitoring are included, by their full names.
 
     >>> with seconds_by_part() as seconds:
     ...     with timed("nap"):

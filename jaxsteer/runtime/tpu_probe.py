@@ -19,7 +19,7 @@ _SET_BY_JAX = {"TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"}  # when it is imported,
 
 
 def skip_where_there_is_none() -> bool:
-    """Keep JAX from starting libtpu if nothing on this machine speaks of a TPU; True if so.
+    """Keep JAX from starting libtpu if nothing on this machine indicates a TPU; True if so.
 
     A GPU is found as before. Nothing changes where `JAX_PLATFORMS` is set or JAX has already
     started its devices.
@@ -33,6 +33,6 @@ def skip_where_there_is_none() -> bool:
 
 
 def may_be_one(variables: Iterable[str], dev: Path = Path("/dev")) -> bool:
-    """Whether the names of environment variables, or the devices of a machine, speak of a TPU."""
+    """Whether environment variables or devices of a machine indicate a TPU."""
     named = any(name.startswith(_VARIABLES) for name in set(variables) - _SET_BY_JAX)
     return named or any(True for pattern in _DEVICES for _ in dev.glob(pattern))
