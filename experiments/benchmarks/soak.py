@@ -23,8 +23,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from experiments.benchmarks.soak_convert import convert_jobs
@@ -37,30 +38,26 @@ JOBS = {"convert": convert_jobs, "sweep": sweep_jobs, "reproduce": reproduce_job
 SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
-@dataclass
-class Left:
-    """The kills that are still to be done, of all lanes together."""
-
-    count: dict[signal.Signals, int]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def take(self, random_: random.Random) -> signal.Signals | None:
-        """One of them, or None."""
-        with self.lock:
-            kinds = [kind for kind, count in self.count.items() if count]
-            if not kinds:
-                return None
-            kind = random_.choice(kinds)
-            self.count[kind] -= 1
-            return kind
-
-    def give_back(self, kind: signal.Signals) -> None:
-        """It met nothing alive."""
-        with self.lock:
-            self.count[kind] += 1
+def kills_in_order(kills: int, seed: int) -> SimpleQueue[signal.Signals]:
+    """The kills to do, `kills` of each signal in random order, for all lanes together."""
+    kinds = list(SIGNALS) * kills
+    random.Random(seed).shuffle(kinds)
+    left: SimpleQueue[signal.Signals] = SimpleQueue()
+    for kind in kinds:
+        left.put(kind)
+    return left
 
 
-def soak(job: Job, left: Left, *, random_: random.Random, place: Place) -> Iterator[dict[str, Any]]:
+def _take(left: SimpleQueue[signal.Signals]) -> signal.Signals | None:
+    try:
+        return left.get_nowait()
+    except Empty:
+        return None
+
+
+def soak(
+    job: Job, left: SimpleQueue[signal.Signals], *, random_: random.Random, place: Place
+) -> Iterator[dict[str, Any]]:
     """Kill while kills are left; one row for each try, and one for the work done at the end.
 
     Half of the kills come at any time, half within a part of the work that is drawn.
@@ -69,7 +66,7 @@ def soak(job: Job, left: Left, *, random_: random.Random, place: Place) -> Itera
         Lost: when a check fails.
     """
     attempt = 0
-    while not place.stop() and (kind := left.take(random_)):
+    while not place.stop() and (kind := _take(left)):
         job.prepare(attempt)
         aim = job.aim(random_) if random_.random() < 0.5 else None
         delay = random_.uniform(0, aim.window if aim else job.seconds())
@@ -78,7 +75,7 @@ def soak(job: Job, left: Left, *, random_: random.Random, place: Place) -> Itera
         met = ended.code != 0
         at_work = job.stage(ended) if met else None
         if not met:
-            left.give_back(kind)
+            left.put(kind)  # it met nothing alive
         yield {
             "try": attempt,
             "signal": kind.name,
@@ -113,7 +110,7 @@ def run_lanes(
     failed = threading.Event()
     ready: dict[str, Callable[[Path], Job] | None] = {}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    left = {name: Left(dict.fromkeys(SIGNALS, kills)) for name in names}
+    left = {name: kills_in_order(kills, seed) for name in names}
     cores = _cores(lanes)
 
     def place(lane: int, work: Path) -> Place:

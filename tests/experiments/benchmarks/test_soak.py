@@ -2,10 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 
 from experiments.benchmarks import soak as soak_module
 from experiments.benchmarks import soak_kill
-from experiments.benchmarks.soak import Left, main
+from experiments.benchmarks.soak import main
 from experiments.benchmarks.soak_kill import Aim, Ended, Job, Lost, Place, run_and_kill
 from experiments.benchmarks.soak_pipeline import SMALLER, _check_word
 from experiments.pipeline.run import DEFAULT_SETTINGS
@@ -128,26 +125,6 @@ def test_a_folder_that_is_there_and_numbers_that_cannot_be(
         main(["convert", "--folder", str(tmp_path / "new"), "--lanes", "0"])
     assert "got --kills 50, --lanes 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_kill_is_done_twice() -> None:
-    left = Left(dict.fromkeys((signal.SIGTERM, signal.SIGKILL), 20))
-    taken: list[signal.Signals] = []
-
-    def take(seed: int) -> None:
-        random_ = random.Random(seed)
-        while kind := left.take(random_):
-            time.sleep(0.0001)
-            taken.append(kind)
-
-    threads = [threading.Thread(target=take, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == sorted([signal.SIGTERM, signal.SIGKILL] * 20)
-    left.give_back(signal.SIGKILL)
-    assert left.take(random.Random(0)) == signal.SIGKILL
 
 
 @pytest.mark.parametrize(
