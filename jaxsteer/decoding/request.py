@@ -20,6 +20,7 @@ from jaxsteer.decoding.request_checks import (
     max_tokens_array,
     stop_tokens_array,
     think_pair,
+    with_all_rows,
 )
 from jaxsteer.decoding.samplers import Sampling, check_sampling, sampling
 from jaxsteer.decoding.stops import StopStrings
@@ -205,7 +206,7 @@ def make_request(
     check_think_tokens(thinks, scopes if keeping is None else [*scopes, keeping.scope])
     return Request(
         # With all rows, so that one coefficient and one a row run in the same program.
-        steering=tuple(_each_row(one, rows) for one in steerings),
+        steering=tuple(with_all_rows(one, rows) for one in steerings),
         sampling=params,
         stop_tokens=jnp.asarray(stop_tokens_array(stop_tokens, rows=rows, config=config)),
         max_tokens=jnp.asarray(most),
@@ -215,15 +216,3 @@ def make_request(
         stop_table=None if stop_strings is None else stop_strings.table,
         keeping=keeping,
     )
-
-
-def _each_row(steering: Steering, rows: int) -> Steering:
-    """The same steering with a row axis of `rows` in all of its arrays."""
-
-    def widen(x: jax.Array) -> jax.Array:
-        if x.shape[0] == rows:
-            return x
-        # By numpy, which compiles nothing.
-        return jnp.asarray(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
-
-    return jax.tree.map(widen, steering)

@@ -1,8 +1,10 @@
-"""Checks of what a request is made of, on the host, and its arrays with a row axis."""
+"""The arguments of a request, checked on the host and made into arrays with a row axis."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -10,7 +12,7 @@ from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding.samplers import Sampling
 from jaxsteer.decoding.stops import StopStrings
 from jaxsteer.llama import Model, bucket
-from jaxsteer.steering import Scope
+from jaxsteer.steering import Scope, Steering
 
 # Lists of stop tokens are padded to a multiple of this, so that another length seldom recompiles.
 _STOP_TOKENS = 8
@@ -85,3 +87,15 @@ def stop_tokens_array(given: Collection[Any], *, rows: int, config: LlamaConfig)
 def _check_id(name: str, token: int, config: LlamaConfig) -> None:
     if not isinstance(token, int | np.integer) or not 0 <= token < config.vocab_size:
         raise ValueError(f"{name}: got id {token!r}, expected 0 to {config.vocab_size - 1}")
+
+
+def with_all_rows(steering: Steering, rows: int) -> Steering:
+    """The same steering with `rows` rows in all of its arrays."""
+
+    def widen(x: jax.Array) -> jax.Array:
+        if x.shape[0] == rows:
+            return x
+        # By numpy, which compiles nothing.
+        return jnp.asarray(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
+
+    return jax.tree.map(widen, steering)
