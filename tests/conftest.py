@@ -79,10 +79,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process; files that are `optimised` or read `finished`, too.
+    """A file's tests share a process; so do all `optimised` files, and all that read `finished`.
 
-    `--dist loadgroup` would take marks in place of words, but pytest-xdist 3.8 groups nothing under
-    pytest 9.2, whose node ids cannot be changed.
+    The words in a file decide. Marks (`--dist loadgroup`) do nothing: pytest-xdist 3.8 appends the
+    group to the node id of a test, which cannot be changed under pytest 9.2.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -86,12 +86,12 @@ def _tokens(text: PageText, scale: float) -> bytes:
     """Lengths of a text's tokens, their log-probabilities and projections, a byte each."""
     where = _utf16(text.text)
     lengths = [b - a for a, b in pairwise([0, *map(where, text.ends)])]
-    found = _varints(lengths)
+    packed = _varints(lengths)
     if len(text.logprobs):
-        found += _bytes([-x * _LOGPROB_STEPS for x in text.logprobs], 0, _UNKNOWN - 1)
+        packed += _bytes([-x * _LOGPROB_STEPS for x in text.logprobs], 0, _UNKNOWN - 1)
     if len(text.projections):
-        found += _bytes([127 + 127 * x / scale for x in text.projections], 0, 254)
-    return found
+        packed += _bytes([127 + 127 * x / scale for x in text.projections], 0, 254)
+    return packed
 
 
 def _bytes(values: Sequence[float], low: int, high: int) -> bytes:
@@ -110,10 +110,10 @@ def _varints(lengths: Sequence[int]) -> bytes:
     """
     if max(lengths, default=0) < _LONG:
         return bytes(lengths)
-    found = bytearray()
+    packed = bytearray()
     for length in lengths:
-        found += bytes([_LONG]) * (length // _LONG) + bytes([length % _LONG])
-    return bytes(found)
+        packed += bytes([_LONG]) * (length // _LONG) + bytes([length % _LONG])
+    return bytes(packed)
 
 
 def _utf16(text: str) -> Any:

@@ -78,12 +78,12 @@ def sweep_cells(
 
 def added_lengths(cells: Sequence[Cell]) -> dict[str, float]:
     """What coefficient 1 of each vector adds at each layer, by `source.layer`."""
-    found = {}
+    by_cell = {}
     for cell in cells:
         source, layer = cell.labels["source"], cell.labels["layer"]
         if layer is not None and isinstance(cell.steering, Steering):
-            found[f"{source}.{layer}"] = float(np.linalg.norm(cell.steering.vector))
-    return found
+            by_cell[f"{source}.{layer}"] = float(np.linalg.norm(cell.steering.vector))
+    return by_cell
 
 
 def projecting(
@@ -112,8 +112,8 @@ def by_name(vectors: Any) -> dict[str, Any]:
 def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
     """Root mean square length of the residual stream behind each layer `[L]`, over a batch."""
     mask = batch.mask.astype(jnp.float32)[..., None]
-    found = _squares(model, batch, mask)
-    return np.sqrt(np.asarray(found) / float(mask.sum()))
+    squares = _squares(model, batch, mask)
+    return np.sqrt(np.asarray(squares) / float(mask.sum()))
 
 
 @jax.jit

@@ -144,15 +144,15 @@ def _difference(read: np.ndarray, positive: np.ndarray) -> np.ndarray:
 def _reliability(read: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Mean over random splits of the cosine between the directions of two halves, `[L]`."""
     random = np.random.default_rng(0)
-    found = []
+    by_split = []
     for _ in range(_HALVES):
         first = np.zeros(len(positive), bool)
         for side in (positive, ~positive):
             members = random.permutation(np.flatnonzero(side))
             first[members[: len(members) // 2]] = True
         halves = [_difference(read[:, half], positive[half]) for half in (first, ~first)]
-        found.append(cosines(*halves))
-    return np.mean(found, axis=0)
+        by_split.append(cosines(*halves))
+    return np.mean(by_split, axis=0)
 
 
 def _held_out_auroc(read: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -80,16 +80,16 @@ def series_of(labels: Mapping[str, Any]) -> str:
 
 
 def _series(cells: Sequence[Mapping[str, Any]]) -> list[Series]:
-    found: dict[str, Series] = {}
+    by_name: dict[str, Series] = {}
     colours = [name for name in LIGHT if name != "grey"]
     for cell in cells:
         name, main = series_of(cell), cell.get("source") not in _BASELINES
-        if name not in found:
-            n = sum(one.main for one in found.values())
+        if name not in by_name:
+            n = sum(one.main for one in by_name.values())
             colour = colours[n % len(colours)] if main else "grey"
             shape = SHAPES[n % len(SHAPES)] if main else "cross"
-            found[name] = Series(name, colour, shape, main)
-    return list(found.values())
+            by_name[name] = Series(name, colour, shape, main)
+    return list(by_name.values())
 
 
 def _cell(
@@ -189,13 +189,13 @@ def _aligned(row: Text) -> tuple[Sequence[int], Sequence[float], Sequence[float]
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the texts, nested fields joined with a full stop."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in about.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": one for key, one in _flat(value).items()}
+            flat |= {f"{name}.{key}": one for key, one in _flat(value).items()}
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ def token_ends(tokenizer: Any, tokens: Sequence[int], ended: bool) -> list[int]:
     A token that ends within a character ends where the one ends that completes it.
     """
     kept = list(tokens[:-1] if ended else tokens)
-    found: list[int] = []
+    ends: list[int] = []
     done = first = read = 0  # decoded so far; a window that begins before what is read
     for i in range(len(kept)):
         before = tokenizer.decode(kept[first:read])
@@ -23,19 +23,19 @@ def token_ends(tokenizer: Any, tokens: Sequence[int], ended: bool) -> list[int]:
         if len(now) > len(before) and not now.endswith("\ufffd"):
             done += len(now) - len(before)
             first, read = read, i + 1
-        found.append(done)
+        ends.append(done)
     length = len(tokenizer.decode(kept))
-    found = [min(end, length) for end in found]
-    if found:
-        found[-1] = length
-    return found + [length] * ended
+    ends = [min(end, length) for end in ends]
+    if ends:
+        ends[-1] = length
+    return ends + [length] * ended
 
 
 def projections_of(captured: Captured, prompt: int, count: int) -> list[float | None]:
     """What was captured at each of `count` generated tokens behind a prompt; None where nothing."""
     (values,) = captured.values.values()  # [1, 1, S]
-    found: list[float | None] = [None] * count
+    by_token: list[float | None] = [None] * count
     for position, value in zip(np.asarray(captured.positions), values[0, 0], strict=True):
         if prompt <= position < prompt + count and math.isfinite(value):
-            found[position - prompt] = round(float(value), 4)
-    return found
+            by_token[position - prompt] = round(float(value), 4)
+    return by_token
