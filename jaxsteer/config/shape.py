@@ -245,20 +245,10 @@ class LlamaConfig:
 
 # Classmethods of `LlamaConfig` that give the shape of a published model.
 PRESETS = (
-    "llama2_7b",
-    "tinyllama",
-    "llama31_8b",
-    "llama31_70b",
-    "llama32_1b",
-    "llama32_3b",
-    "r1_distill_qwen_1_5b",
-    "r1_distill_qwen_7b",
-    "r1_distill_qwen_14b",
-    "r1_distill_qwen_32b",
-    "qwen3_0_6b",
-    "qwen3_4b",
-    "mistral_7b",
-)
+    "llama2_7b", "tinyllama", "llama31_8b", "llama31_70b", "llama32_1b", "llama32_3b",
+    "r1_distill_qwen_1_5b", "r1_distill_qwen_7b", "r1_distill_qwen_14b", "r1_distill_qwen_32b",
+    "qwen3_0_6b", "qwen3_4b", "mistral_7b",
+)  # fmt: skip
 _SIZES = (
     "vocab_size", "d_model", "d_mlp", "n_layers", "n_heads", "n_kv_heads", "head_dim",
     "max_positions",
