@@ -64,6 +64,7 @@ from jaxsteer.decoding import (
     StopStrings,
     append,
     choose_and_append,
+    compile_generate,
     decode_step,
     generate,
     greedy,
@@ -158,6 +159,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "tokenizers",
     # runtime
     "compile_cache",
+    "compile_generate",
     "hosts",
     "preemption",
     # config

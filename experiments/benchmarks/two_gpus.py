@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.two_gpus
     python -m experiments.benchmarks.two_gpus --only step --minutes 2
+    python -m experiments.benchmarks.two_gpus --only step --preset llama31_70b --mesh 1x2
 
 Prints a JSON line a case, with the seconds since the start; exit code 1 if a check fails. When the
 minutes are over, no further case is begun, and the exit code is 3. On meshes (1, 2) and (2, 1),
@@ -12,23 +13,26 @@ against the first device:
     float32     prefill's logits, and the tokens of `generate` and of a sweep: to 1e-5, and equal
     bfloat16    prefill's logits: no further from those in float32 on one device than 1.5 times what
                 bf16 on one device is; how many greedy tokens are equal is printed, not judged
-    step        milliseconds of a decode step with `--preset`, packed, in bf16; its floor
+    step        milliseconds of a decode step with `--preset`, packed, in bf16, and seconds of
+                prefill; their floors. `--mesh` chooses from one, 1x2 and 2x1: random weights are
+                made on the mesh, so that a model fits which is too large for one device
 """
 
 import argparse
+import functools
 import gc
 import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks.decode import PRESETS, limited
@@ -40,21 +44,25 @@ from jaxsteer.llama import (
     TokenBatch,
     default_attention,
     forward,
+    from_params,
     init,
     left_pad,
     make_mesh,
     pack,
+    pad_vocabulary,
     shard_model,
+    sharding_of,
     spread_rows,
     xla_attention,
 )
-from jaxsteer.planning import step_seconds, this_machine
+from jaxsteer.planning import prefill_operations, step_seconds, this_machine
 from jaxsteer.runtime import compile_cache
 from jaxsteer.steering import add
 from jaxsteer.sweeps import grid, sweep
 
 PARTS = ("attention", "models", "step")
 MESHES = {"1x2": (1, 2), "2x1": (2, 1)}
+STEP_MESHES = ("one", *MESHES)
 _FLOAT32 = 1e-5  # relative, of logits
 _ATTENTION = 1e-2  # relative, of one kernel in bf16 against the same kernel
 _FURTHER = 1.5  # than bf16 on one device, from float32
@@ -181,16 +189,40 @@ def _results(model: Model, batch: TokenBatch) -> dict[str, np.ndarray]:
     }
 
 
+def random_model(config: LlamaConfig, mesh: Mesh | None) -> Model:
+    """Packed random weights in bf16, each made where it belongs: no device ever holds more."""
+    shapes = jax.eval_shape(lambda: pack(init(config, dtype=jnp.bfloat16)).params)
+    if mesh is None:
+        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+    else:
+        shapes = jax.eval_shape(lambda x: pad_vocabulary(x, config, mesh.shape["tensor"]), shapes)
+        where = sharding_of(shapes, mesh)
+    # One program for all weights of a shape and place.
+    draw = functools.cache(lambda shape, where: jax.jit(_drawn(shape), out_shardings=where))
+    seeds = itertools.count()
+    params = jax.tree.map(lambda x, to: draw(x.shape, to)(next(seeds)), shapes, where)
+    return jax.block_until_ready(from_params(params, config))
+
+
+def _drawn(shape: tuple[int, ...]) -> Callable[[int], jax.Array]:
+    def draw(seed: int) -> jax.Array:
+        if len(shape) == 1:  # a norm's scale, or a bias
+            return jnp.ones(shape, jnp.bfloat16)
+        return 0.02 * jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+
+    return draw
+
+
 def step_cases(
-    config: LlamaConfig, cases: list[list[int]], *, repeats: int
+    config: LlamaConfig, cases: list[list[int]], names: Sequence[str], *, repeats: int
 ) -> Iterator[dict[str, Any]]:
-    """Milliseconds of a decode step on one device and on both meshes."""
+    """Milliseconds of a decode step on one device and both meshes, of those in `names`."""
     chip = this_machine().chip.machine
     alone: dict[int, float] = {}
     for name, mesh in {"one": None, **meshes()}.items():
-        model = pack(init(config, dtype=jnp.bfloat16), donate=True)
-        if mesh is not None:
-            model = jax.block_until_ready(shard_model(model, mesh))
+        if name not in names:
+            continue
+        model = random_model(config, mesh)
         for rows, prompt, steps in cases:
             if mesh is not None and rows % mesh.shape["data"]:
                 continue  # every device would do all of it
@@ -199,8 +231,14 @@ def step_cases(
             sizes = {"rows": rows, "tokens": prompt + steps / 2, **(mesh.shape if mesh else {})}
             floor = 1e3 * step_seconds(model, chip, **sizes)
             times |= {"floor_ms": floor, "of_floor": times["step_ms"] / floor}
-            speedup = alone.setdefault(rows, times["step_ms"]) / times["step_ms"]
-            yield {"case": "step", "mesh": name, **asked, **times, "speedup": speedup}
+            times["prefill_floor_s"] = prefill_operations(model, rows=rows, prompt=prompt) / (
+                chip.rate * (1 if mesh is None else mesh.size)
+            )
+            if name == "one":
+                alone[rows] = times["step_ms"]
+            if rows in alone:
+                times["speedup"] = alone[rows] / times["step_ms"]
+            yield {"case": "step", "mesh": name, **asked, **times}
         del model
         jax.clear_caches()
         gc.collect()  # the next model takes its place in memory
@@ -248,6 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--mesh", nargs="+", choices=STEP_MESHES, default=STEP_MESHES)
     parser.add_argument("--minutes", type=float, default=10, help="begin no case after that")
     args = parser.parse_args(argv)
     started = time.monotonic()
@@ -262,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = {
         "attention": lambda: attention_cases(preset),
         "models": lambda: model_cases(small(preset)),
-        "step": lambda: step_cases(preset, cases, repeats=args.repeats),
+        "step": lambda: step_cases(preset, cases, args.mesh, repeats=args.repeats),
     }
     right = True
     for result in itertools.chain.from_iterable(parts[name]() for name in args.only):

@@ -61,6 +61,7 @@ from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.streaming import stream
 from jaxsteer.decoding.thinking import think_tokens, thinking_in
 from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
+from jaxsteer.decoding.warming import compile_generate
 
 __all__ = [
     "CPU_BYTES",
@@ -87,6 +88,7 @@ __all__ = [
     "check_think_tokens",
     "choose_and_append",
     "choose_sampler",
+    "compile_generate",
     "decode_step",
     "generate",
     "greedy",

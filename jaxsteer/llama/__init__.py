@@ -46,6 +46,7 @@ from jaxsteer.llama.rope import rope_frequencies
 from jaxsteer.llama.sharding import (
     DATA,
     TENSOR,
+    abstract_model,
     cache_sharding,
     check_tensor,
     make_mesh,
@@ -74,6 +75,7 @@ __all__ = [
     "Shared",
     "TokenBatch",
     "TokenRows",
+    "abstract_model",
     "abstract_params",
     "arrange",
     "as_batch",

@@ -35,10 +35,15 @@ def default_attention(dtype: jnp.dtype, head_dim: int) -> AttentionFn:
     return xla_attention
 
 
+def compiled_for_cpu(attention: AttentionFn) -> bool:
+    """Whether a program with this attention is for a CPU; a TPU's are made there, too."""
+    kernels = attention is cudnn_attention or attention is tpu_attention
+    return jax.default_backend() == "cpu" and not kernels
+
+
 def cached_by_head(attention: AttentionFn) -> bool:
     """Whether caches for this attention are kept by head, `[B, K, H, S]` and `[B, K, S, H]`.
 
     On CPUs, where products of other orders copy keys and values, or take several times as long.
     """
-    kernels = attention is cudnn_attention or attention is tpu_attention
-    return jax.default_backend() == "cpu" and not kernels  # a TPU's programs are made there, too
+    return compiled_for_cpu(attention)

@@ -61,14 +61,30 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     return (1 - keep) * stretched + keep * frequency
 
 
-def rotate(x: jax.Array, angle: jax.Array, scale: float = 1.0) -> jax.Array:
-    """Rotary embedding of `x` `[B, T, N, H]` by `angle` `[B, T, H / 2]`, halves paired as in HF.
+def turns(position: jax.Array, config: LlamaConfig, *, once: bool) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles at `position` `[B, T]`, float32 `[B, T, 1, H / 2]`.
 
-    `scale` multiplies the result, as yarn's attention factor does queries and keys.
+    Times yarn's attention factor, where there is one. With `once` they are made in a branch that is
+    always taken, which XLA does not join with what reads them. On CPUs it would, and make them anew
+    for each layer, head and slot that is written: a fifth of a step.
     """
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    if scale != 1.0:
-        cos, sin = cos * scale, sin * scale
+    scaling = config.rope_scaling
+    scale = 1.0 if scaling is None else scaling.attention_factor
+
+    def turn(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+        return (cos, sin) if scale == 1.0 else (cos * scale, sin * scale)
+
+    def never(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        none = jnp.zeros_like(angle)[:, :, None]
+        return none, none
+
+    angle = angles(position, config)
+    return jax.lax.cond(jnp.any(position >= 0), turn, never, angle) if once else turn(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding of `x` `[B, T, N, H]` with what `turns` gives, halves paired as in HF."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

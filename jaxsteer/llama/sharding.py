@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.llama.cache import KVCache
-from jaxsteer.llama.model import Model, Params, abstract_params
+from jaxsteer.llama.model import Model, Params, abstract_params, from_params
 from jaxsteer.llama.parameters import AXES, SPLIT, ParamPath, axes_of, flatten, nest
 from jaxsteer.runtime import hosts
 
@@ -115,6 +115,31 @@ def _spec(axes: str, shape: tuple[int, ...], tensor: int) -> P:
     if split is not None and shape[split] % tensor:
         split = axes.find("D") if "D" in axes and shape[axes.find("D")] % tensor == 0 else None
     return P() if split is None else P(*(TENSOR if i == split else None for i in range(len(axes))))
+
+
+def abstract_model(
+    config: LlamaConfig, *, dtype: Any = jnp.float32, mesh: Mesh | AbstractMesh | None = None
+) -> Model:
+    """A model of shapes, each where `shard_model` places it, or on the first device.
+
+    Raises:
+        ValueError: if the model cannot be split over the mesh's `tensor` axis.
+    """
+    shapes = abstract_params(config, jnp.dtype(dtype))
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        where = jax.tree.map(lambda _: here, shapes)
+    else:
+        tensor = mesh.shape[TENSOR]
+        check_tensor(config, tensor)
+        config = replace(config, n_kv_heads=config.n_kv_heads * max(1, tensor // config.n_kv_heads))
+        padded = functools.partial(pad_vocabulary, config=config, tensor=tensor)
+        shapes = jax.eval_shape(padded, abstract_params(config, jnp.dtype(dtype)))
+        where = sharding_of(shapes, mesh)
+    placed = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where
+    )
+    return from_params(placed, config)
 
 
 def shard_model(model: Model, mesh: Mesh) -> Model:

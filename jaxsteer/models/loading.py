@@ -3,8 +3,9 @@
 Each tensor is read, converted and sent to its devices while the next ones are read.
 """
 
+import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from jaxsteer.huggingface import (
     tensors_as_ours,
 )
 from jaxsteer.llama import (
+    Model,
     ParamPath,
+    abstract_model,
     abstract_params,
     dotted,
     flatten,
@@ -49,6 +52,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     strict: bool = False,
+    warm: Callable[[Model], Any] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer.
 
@@ -63,6 +67,8 @@ def load(
             unpacked to float32.
         revision: branch, tag or commit on the hub.
         strict: refuse unusual fields and files instead of noting them.
+        warm: called with the model of shapes while weights are read, to compile what will be run
+            (`jaxsteer.compile_generate`). What it raises is raised when the weights are there.
 
     Returns:
         A `Loaded`, which unpacks as the pair `model, tokenizer`.
@@ -74,6 +80,8 @@ def load(
     """
     if sharding is not None and mesh is not None:
         raise ValueError("load: got both sharding and mesh, expected at most one")
+    if sharding is not None and warm is not None:
+        raise ValueError("load: got both sharding and warm, expected a mesh, or neither")
     if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
         got = type(mesh).__name__
         raise ValueError(f"mesh: got {got}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
@@ -81,10 +89,32 @@ def load(
         find_source(source)  # says what is expected
     path = as_path(source)
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
-        return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
+        with _beside(warm, lambda: _shapes_of_checkpoint(path, dtype, mesh)):
+            return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
     _check_is_model(path)
     opened, origin = open_source(source, revision=revision, strict=strict)
-    return _from_files(opened, origin, dtype, mesh, sharding)
+    target = _target(opened, dtype)
+    with _beside(warm, lambda: abstract_model(opened.config, dtype=target, mesh=mesh)):
+        return _from_files(opened, origin, dtype, mesh, sharding)
+
+
+@contextlib.contextmanager
+def _beside(warm: Callable[[Model], Any] | None, shapes: Callable[[], Model]) -> Iterator[None]:
+    """Run `warm` on the model of shapes in a thread, and wait for it at the end."""
+    if warm is None:
+        yield
+        return
+    model = shapes()
+    with ThreadPoolExecutor(1) as pool:
+        warmed = pool.submit(warm, model)
+        yield
+        warmed.result()
+
+
+def _shapes_of_checkpoint(path: Path, dtype: Any, mesh: Any) -> Model:
+    about = checkpoint.read_manifest(path)
+    stored = about.dtype if dtype is None else checkpoint.dtype_name(dtype)
+    return abstract_model(about.config, dtype=stored, mesh=mesh)
 
 
 def _check_is_model(path: Path) -> None:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import cache_bytes, program_bytes, sweep_bytes
-from jaxsteer.llama import Model, flatten
+from jaxsteer.llama import Model, flatten, mesh_sizes
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,20 @@ class Work:
     rows: int
     prompt: int
     new: int
-    prompts: int | None = None  # of a sweep, whose cells share them; each row's own, if not given
+    prompts: int | None = (
+        None  # that rows share, as a sweep's cells do; each row's own if not given
+    )
+    kept: int | None = None  # bytes of activations that are kept of a row; see `kept_bytes`
 
     @property
     def cells(self) -> int:
         """Of a sweep: how often the prompts are there."""
         return -(-self.rows // (self.prompts or self.rows))
+
+    @property
+    def shared(self) -> int:
+        """Tokens that are kept once for all rows on a prompt."""
+        return 0 if self.prompts is None or self.cells == 1 else self.prompt
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,30 @@ def weight_bytes(model: Model) -> int:
     )
 
 
+def kept_bytes(
+    config: LlamaConfig, dtype: Any, *, tokens: int, layers: int, directions: int = 0
+) -> int:
+    """Activations that are kept of a row: raw, or its products with so many directions.
+
+    Raises:
+        ValueError: for more layers than there are, or fewer than one.
+    """
+    if not 1 <= layers <= config.n_layers:
+        raise ValueError(f"capture: got {layers} layers, expected 1 to {config.n_layers}")
+    of_layer = 4 * directions or jnp.dtype(dtype).itemsize * config.d_model
+    return tokens * (layers * of_layer + 4)
+
+
 def footprint(model: Model, work: Work) -> Bytes:
-    """Weights, cache and temporaries of work that runs at once."""
+    """Weights, cache and temporaries of work that runs at once; what is kept is a temporary."""
     asked: dict[str, Any] = {"prompt_length": work.prompt, "new_tokens": work.new}
     cache = cache_bytes(model, rows=work.rows, **asked)
+    if work.prompts is not None and work.shared:
+        data, _ = mesh_sizes(model)
+        once = work.prompts * (1 if work.prompts % data == 0 else data)
+        cache = cache_bytes(model, rows=work.rows, prompt_length=1, new_tokens=work.new)
+        cache += cache_bytes(model, rows=once, prompt_length=work.prompt, new_tokens=0)
+    asked["kept"] = work.kept or 0
     if work.prompts is None:
         program = program_bytes(model, rows=work.rows, prompt_rows=work.rows, **asked)
     else:

@@ -26,7 +26,7 @@ from jaxsteer.decoding import USABLE
 from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
-from jaxsteer.planning.chip_memory import Bytes, Work, footprint, weight_bytes
+from jaxsteer.planning.chip_memory import Bytes, Work, footprint, kept_bytes, weight_bytes
 from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.runtime import compile_cache, guarded
@@ -34,8 +34,9 @@ from jaxsteer.sweeps import chunk_shape
 
 # Of a chip's memory: left to the program's code and to the error of the formula.
 _MARGIN = 0.07
-# The sweep of Figure 3 took 27.7 s on an H200, with nothing left to compile: 1.47 times the floor
-# at the published rates of that chip (experiments/benchmarks/RESULTS.md). No other was measured.
+# The sweep of Figure 3 took 27.7 s on an H200, with nothing left to compile, when each cell had its
+# prompts for itself: 1.47 times the floor of that at the published rates of that chip
+# (experiments/benchmarks/RESULTS.md). No other was measured.
 MEASURED_OVER_FLOOR = 1.47
 _MOST_ROWS = 1 << 16
 
@@ -77,28 +78,29 @@ class Plan:
 
     def step_seconds(self) -> float:
         """Floor of a decode step, half-way through the new tokens."""
-        tokens = self.work.prompt + self.work.new / 2
+        tokens, sizes = self._tokens()
         chip = self.topology.chip.machine
         return step_seconds(
-            self.model, chip, rows=self.batch, tokens=tokens, data=self.data, tensor=self.tensor
+            self.model, chip, rows=self.batch, tokens=tokens + self.work.new / 2, **sizes
         )
 
     def seconds(self) -> float:
         """Floor of the whole work, in as many parts as it takes."""
         chip, work = self.topology.chip.machine, self.work
+        prompt, sizes = self._tokens()
         decoding = decode_seconds(
-            self.model,
-            chip,
-            rows=self.batch,
-            prompt=work.prompt,
-            steps=work.new,
-            data=self.data,
-            tensor=self.tensor,
+            self.model, chip, rows=self.batch, prompt=prompt, steps=work.new, **sizes
         )
         rows = self.at_once.prompts or self.batch
         shared = self.data if rows % self.data == 0 else 1  # or each part runs all of them
         operations = prefill_operations(self.model, rows=rows, prompt=work.prompt)
         return self.parts * (decoding + operations / (chip.rate * shared * self.tensor))
+
+    def _tokens(self) -> tuple[int, dict[str, int]]:
+        """Prompt tokens that each row reads by itself, and what `step_seconds` asks beside."""
+        shared = self.at_once.shared
+        sizes = {"shared": shared, "prefixes": self.at_once.prompts or 1}
+        return self.work.prompt - shared, sizes | {"data": self.data, "tensor": self.tensor}
 
 
 def plan(
@@ -308,13 +310,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, padded")
     parser.add_argument("--new", type=int, default=1024, help="new tokens")
+    parser.add_argument("--prompts", type=int, help="that rows share; each its own, if not given")
+    parser.add_argument("--capture", type=int, metavar="LAYERS", help="kept raw of each new token")
+    parser.add_argument("--directions", type=int, default=0, help="products with them are kept")
     parser.add_argument("--sweep", choices=SWEEPS, help="rows and lengths of a named sweep")
     parser.add_argument("--mesh", type=_mesh, metavar="DATAxTENSOR", help="instead of the best")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="ask the TPU's compiler (minutes)")
     args = parser.parse_args(argv)
-    work = SWEEPS[args.sweep] if args.sweep else Work(args.rows, args.prompt, args.new)
+    work = Work(args.rows, args.prompt, args.new, args.prompts)
+    work = SWEEPS[args.sweep] if args.sweep else work
     config, topology = read_config(args.model), find_topology(args.topology)
+    if args.capture is not None:
+        layers = {"layers": args.capture, "directions": args.directions}
+        work = replace(work, kept=kept_bytes(config, args.dtype, tokens=work.new, **layers))
     made = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")

@@ -48,21 +48,22 @@ def step_seconds(
     rows: int,
     tokens: float,
     shared: int = 0,
+    prefixes: int = 1,
     data: int = 1,
     tensor: int = 1,
 ) -> float:
     """Floor of one decode step of `rows` rows whose caches hold `tokens` tokens each.
 
-    Of one prefix that all rows share, `shared` tokens more are read once, and attended to by all.
-    `data` × `tensor` machines share the work: rows over `data`, weights and heads over `tensor`.
-    `model` holds arrays or their shapes, of the whole model.
+    Of `prefixes` that rows share, `shared` tokens each are read once, and attended to by the rows
+    of each. `data` × `tensor` machines share the work: rows over `data`, weights and heads over
+    `tensor`. `model` holds arrays or their shapes, of the whole model.
     """
     config, width = model.config, model.dtype.itemsize
     count, size = weights_read(model)
-    rows = -(-rows // data)
+    rows, prefixes = -(-rows // data), prefixes // data if prefixes % data == 0 else prefixes
     products = max(size / machine.bandwidth, 2 * rows * count / machine.rate) / tensor
     entry = config.n_layers * config.head_dim / tensor  # of a token, in each head
-    cache_bytes = 2 * (rows * tokens + shared) * entry * config.n_kv_heads * width
+    cache_bytes = 2 * (rows * tokens + prefixes * shared) * entry * config.n_kv_heads * width
     operations = 2 * 2 * rows * (tokens + shared) * entry * config.n_heads
     attention = max(cache_bytes / machine.bandwidth, operations / machine.rate)
     sent = 2 * (tensor - 1) / tensor * rows * config.d_model * width
@@ -77,16 +78,16 @@ def decode_seconds(
     prompt: int,
     steps: int,
     shared: int = 0,
+    prefixes: int = 1,
     data: int = 1,
     tensor: int = 1,
 ) -> float:
-    """Floor of `steps` decode steps after prompts of `prompt` tokens, and a prefix of `shared`."""
+    """Floor of `steps` decode steps after prompts of `prompt` tokens, and prefixes of `shared`."""
     # The floor is linear in the tokens as long as the same side of each `max` wins, so the mean
     # of the first and the last step is the mean of all.
+    sizes = {"shared": shared, "prefixes": prefixes, "data": data, "tensor": tensor}
     ends = [
-        step_seconds(
-            model, machine, rows=rows, tokens=tokens, shared=shared, data=data, tensor=tensor
-        )
+        step_seconds(model, machine, rows=rows, tokens=tokens, **sizes)
         for tokens in (prompt + 1, prompt + steps)
     ]
     return steps * sum(ends) / 2

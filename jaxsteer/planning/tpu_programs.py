@@ -4,7 +4,6 @@ Everything is shapes: no weight is made, and nothing runs. What the compiler say
 it will ask of the real chip; a program that does not fit is refused as it would be there.
 """
 
-import functools
 import os
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -33,19 +32,15 @@ from jaxsteer.decoding.generation import _run
 from jaxsteer.directions.activations import _add_batch, _sums_sharding
 from jaxsteer.llama import (
     DATA,
-    TENSOR,
     Model,
     TokenBatch,
-    abstract_params,
     cache_sharding,
-    check_tensor,
     heads_first,
     make_mesh,
-    pad_vocabulary,
     rows_sharding,
-    sharding_of,
     tpu_attention,
 )
+from jaxsteer.llama import abstract_model as sharded_shapes
 from jaxsteer.planning.chips import Topology
 from jaxsteer.steering import add
 from jaxsteer.sweeps import Cell, stack_cells
@@ -116,12 +111,8 @@ def abstract_model(
     Raises:
         ValueError: if the model cannot be split over the mesh's `tensor` axis.
     """
-    check_tensor(config, mesh.shape[TENSOR])
-    times = max(1, mesh.shape[TENSOR] // config.n_kv_heads)
-    config = replace(config, n_kv_heads=config.n_kv_heads * times)
-    padded = functools.partial(pad_vocabulary, config=config, tensor=mesh.shape[TENSOR])
-    shapes = jax.eval_shape(padded, abstract_params(config, jnp.dtype(dtype)))
-    return heads_first(Model(_placed(shapes, sharding_of(shapes, mesh)), config, tpu_attention))
+    placed = sharded_shapes(config, dtype=dtype, mesh=mesh)
+    return heads_first(placed.with_attention(tpu_attention))
 
 
 def compile_generate(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:

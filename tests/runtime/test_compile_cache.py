@@ -62,6 +62,19 @@ def test_a_program_is_kept_and_found_again(tmp_path: Path, hits: list[str]) -> N
     assert len(hits) == count
 
 
+def test_programs_below_a_second_are_kept_unless_somebody_set_the_limit(tmp_path, monkeypatch):
+    name = "jax_persistent_cache_min_compile_time_secs"
+    monkeypatch.delenv(name.upper(), raising=False)
+    for before, after in ((1.0, 0.3), (0.0, 0.0), (2.0, 2.0)):
+        jax.config.update(name, before)
+        compile_cache.use(tmp_path / "programs")
+        assert jax.config.values[name] == after
+    jax.config.update(name, 1.0)
+    monkeypatch.setenv(name.upper(), "1.0")
+    compile_cache.use(tmp_path / "programs")
+    assert jax.config.values[name] == 1.0
+
+
 @pytest.mark.parametrize("size", [0, 300])
 def test_a_program_that_is_half_written_is_compiled_again_once(
     tmp_path: Path, hits: list[str], recwarn: pytest.WarningsRecorder, size: int

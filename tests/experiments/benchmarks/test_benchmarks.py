@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +35,7 @@ from jaxsteer.planning.roofline import (
     weights_read,
 )
 
+ROOT = Path(__file__).parents[3]
 # oracle.SHALLOW: D 16, F 24, N 4, K 2, H 4, V 61, two layers.
 LAYER = 2 * 16 + 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 24
 READ = 2 * LAYER + 16 + 16 * 61  # the final norm and the head; not the embedding
@@ -232,3 +236,29 @@ def test_a_folder_beside_its_checkpoint(tmp_path, capsys, monkeypatch):
     assert all(row["seconds"] > 0 and row["device"] == "cpu" for row in rows)
     expected = rows[1]["seconds"] / rows[3]["seconds"]
     assert last["folder_over_checkpoint_warm"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_steps_on_two_devices():
+    """The command of two GPUs, on two devices of a CPU, with weights made where they belong."""
+    code = (
+        "import sys\n"
+        "from experiments.benchmarks import two_gpus\n"
+        "from jaxsteer.planning import chips\n"
+        "two_gpus.this_machine = lambda: chips.find_topology('h200-2')\n"
+        "sys.exit(two_gpus.main(sys.argv[1:]))\n"
+    )
+    asked = ["--only", "step", "--preset", "tiny", "--case", "2,8,3", "--repeats", "1"]
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    _, *cases, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert last["case"] == "done"
+    assert [case["mesh"] for case in cases] == ["one", "1x2", "2x1"]
+    assert all(case["step_ms"] > 0 and case["prefill_floor_s"] > 0 for case in cases)
