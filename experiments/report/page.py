@@ -93,7 +93,7 @@ def page_of(run: Run, table: SweepTable, folder: Path, read: Path) -> pages.Page
     names = list(problems)
     cells = sorted(table.cells, key=lambda cell: list(frame.TARGETS).index(cell.target))
     numbers = {(c.target, c.source, c.coeff): i for i, c in enumerate(cells)}
-    found = [Claim(**row) for row in read_json(folder / "claims.json")]
+    claims = [Claim(**row) for row in read_json(folder / "claims.json")]
     drawn = [f for f in chosen(run) if (folder / f"{f.name}.svg").is_file()]
     layer, some = settings.direction.layer, settings.perplexity.prompts
     return pages.Page(
@@ -108,7 +108,7 @@ def page_of(run: Run, table: SweepTable, folder: Path, read: Path) -> pages.Page
         cells=[_cell(run, cell, facts, saved) for cell in cells],
         prompts=[pages.PagePrompt(name, problems[name], answers.get(name)) for name in names],
         texts=_texts(run, table, numbers, {name: i for i, name in enumerate(names)}, answers, read),
-        claims=_claims(found, table, settings.report.margin, numbers, {f.name for f in drawn}),
+        claims=_claims(claims, table, settings.report.margin, numbers, {f.name for f in drawn}),
         figures=[
             pages.PageFigure(
                 f.name,
@@ -140,12 +140,12 @@ def page_of(run: Run, table: SweepTable, folder: Path, read: Path) -> pages.Page
 
 
 def _summary(run: Run, table: SweepTable) -> str:
-    counts = {role: len(run.prompts_for(role)) for role in run.sources}
+    counts = {role: len(run.prompts_for(role)) for role in frame.TARGETS if role in run.sources}
     texts = sum(len(by_prompt) for by_prompt in table.scores.values())
-    models = ", ".join(f"{frame.TARGETS[role]} on {n} prompts" for role, n in counts.items())
+    models = ", ".join(f"{role} {n}" for role, n in counts.items())
     direction = run.settings.direction
     return (
-        f"{models}; {len(table.cells)} cells, {texts:,} texts; "
+        f"{len(table.cells)} cells, {texts:,} texts; prompts: {models}; "
         f"{direction.site} of layer {direction.layer}"
     )
 
@@ -163,13 +163,13 @@ def _name(source: str) -> str:
 
 
 def _series(cells: Sequence[CellOutcome]) -> list[pages.Series]:
-    found = {}
+    series = {}
     for source in dict.fromkeys(c.source for c in cells if c.source != "none"):
         _, colour, marker = frame.kind_of(source)
-        found[_name(source)] = pages.Series(
+        series[_name(source)] = pages.Series(
             _name(source), colour, _SHAPES.get(marker, "circle"), source in ("base", "reasoning")
         )
-    return list(found.values())
+    return list(series.values())
 
 
 def _cell(run: Run, cell: CellOutcome, facts: dict[str, Any], saved: set[str]) -> pages.PageCell:
@@ -197,7 +197,7 @@ def _band(one: Measured) -> pages.Band | None:
 
 
 def _claims(
-    found: Sequence[Claim],
+    claims: Sequence[Claim],
     table: SweepTable,
     margin: float,
     numbers: Mapping[tuple[str, str, float], int],
@@ -214,7 +214,7 @@ def _claims(
             figure=name if (name := _FIGURES.get(claim.id)) in figures else None,
             cell=numbers.get(shown[claim.id]) if claim.id in shown else None,
         )
-        for claim in found
+        for claim in claims
     ]
 
 
@@ -309,9 +309,9 @@ def _labels(run: Run, texts: Sequence[str]) -> list[list[tuple[int, int, str]]]:
     return [
         [
             (s.start, s.stop, "" if two and name == OTHER else name)
-            for s, name in zip(found, names[id], strict=True)
+            for s, name in zip(sentences_of, names[id], strict=True)
         ]
-        for id, found in sentences.items()
+        for id, sentences_of in sentences.items()
     ]
 
 
@@ -334,8 +334,8 @@ def _right(text: str, answer: str | None) -> bool | None:
     wanted = _NUMBER.findall(answer or "")
     if not wanted:
         return None
-    found = _NUMBER.findall(text)
-    return bool(found) and _value(found[-1]) == _value(wanted[-1])
+    numbers = _NUMBER.findall(text)
+    return bool(numbers) and _value(numbers[-1]) == _value(wanted[-1])
 
 
 def _value(number: str) -> float:
@@ -382,10 +382,10 @@ _PATHS = ("models.base", "models.reasoning", "models.control", "prompts.file", "
 
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Settings by `section.key`; those that are not set are left out."""
-    found = {
+    flat = {
         f"{section}.{key}": value
         for section, values in sections.items()
         for key, value in values.items()
         if value is not None
     }
-    return {key: shown_path(value) if key in _PATHS else value for key, value in found.items()}
+    return {key: shown_path(value) if key in _PATHS else value for key, value in flat.items()}

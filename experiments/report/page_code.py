@@ -48,7 +48,7 @@ def lines(run: Run, cell: CellOutcome, facts: dict[str, Any], saved: set[str]) -
         "self": f"js.amplify(length={length!r}, coeff={cell.coeff!r}, width={width}, {where})",
     }.get(cell.source, f"js.add(v, coeff={cell.coeff!r}, {where})")
     decoding = settings.decoding
-    found = [
+    code = [
         "import jaxsteer as js",
         *(["from jaxsteer.directions import random_directions, rescale"] if vector else []),
         "",
@@ -69,7 +69,7 @@ def lines(run: Run, cell: CellOutcome, facts: dict[str, Any], saved: set[str]) -
         ")",
         "print(lm.tokenizer.decode(out.rows()[0]))",
     ]
-    return "\n".join(found)
+    return "\n".join(code)
 
 
 def _text(value: str) -> str:
@@ -93,8 +93,10 @@ def _vector(run: Run, source: str, saved: set[str]) -> str | None:
     }.get(source, f"base.{layer}.{source.removeprefix(BEHAVIOUR)}.union")
     if name not in saved:
         return None
-    file = shown_path(run.out / "directions" / derive.FILE)
-    return f"js.load_directions({_text(file)})[{_text(name)}].vector"
+    folder = shown_path(run.out)  # its name, where it lies elsewhere
+    return (
+        f"js.load_directions({_text(f'{folder}/directions/{derive.FILE}')})[{_text(name)}].vector"
+    )
 
 
 def _put(run: Run, target: str) -> str:

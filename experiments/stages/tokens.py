@@ -51,10 +51,10 @@ def read_again(
     most = model.config.max_positions
     texts = list({tuple(ids[:most]): None for ids, ends in encoded if ends})
     read = project_texts(model, texts, vector[None], [layer], site=site) if texts else ()
-    found = {text: rows[0] for text, rows in zip(texts, read, strict=True)}
+    projected = {text: rows[0] for text, rows in zip(texts, read, strict=True)}
     for ids, ends in encoded:
         kept = max(0, min(most, len(ids)) - (len(ids) - len(ends)))
-        values = found[tuple(ids[:most])] if kept else np.zeros(0)
+        values = projected[tuple(ids[:most])] if kept else np.zeros(0)
         projections = [round(float(x), 4) for x in values[len(values) - kept :]]
         yield {"ends": ends[:kept], "projections": projections}
 
