@@ -129,6 +129,8 @@ from jaxsteer.texts import (
     direction,
     load,
     measure,
+    on_result,
+    perplexity,
     words,
 )
 from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning
@@ -252,6 +254,8 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "LayerDirections",
     "load",
     "measure",
+    "on_result",
+    "perplexity",
     "Table",
     "Texts",
     "words",

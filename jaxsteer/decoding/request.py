@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -184,6 +183,7 @@ def make_request(
     if not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"samples: got {samples!r}, expected at least 1")
     rows = prompts.tokens.shape[0] * int(samples)
+    lengths = np.asarray(prompts.mask).sum(axis=1, dtype=np.int32)
     most = max_tokens_array(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
     check_batch(prompts, config, new_tokens=most.reshape(-1, samples).max(axis=1))
     steerings = as_tuple(steering)
@@ -208,10 +208,10 @@ def make_request(
         # With all rows, so that one coefficient and one a row run in the same program.
         steering=tuple(with_all_rows(one, rows) for one in steerings),
         sampling=params,
-        stop_tokens=jnp.asarray(stop_tokens_array(stop_tokens, rows=rows, config=config)),
-        max_tokens=jnp.asarray(most),
-        prompt_length=jnp.repeat(prompts.lengths, samples),
-        think_tokens=jnp.asarray(np.tile(thinks, (rows, 1))),
+        stop_tokens=jax.device_put(stop_tokens_array(stop_tokens, rows=rows, config=config)),
+        max_tokens=jax.device_put(most),
+        prompt_length=jax.device_put(np.repeat(lengths, samples)),
+        think_tokens=jax.device_put(np.tile(thinks, (rows, 1))),
         max_new_tokens=int(max_new_tokens),
         stop_table=None if stop_strings is None else stop_strings.table,
         keeping=keeping,

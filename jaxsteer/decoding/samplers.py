@@ -67,7 +67,7 @@ def sampling(
             raise ValueError(f"{name}: got dtype {array.dtype}, expected {wanted}")
         if not np.all((array >= low) & (array <= high)):  # NaN fails this, too
             raise ValueError(f"{name}: got {value}, expected {low} to {high}")
-        arrays[name] = jnp.asarray(np.broadcast_to(array.astype(dtype), (rows,)))
+        arrays[name] = jax.device_put(np.broadcast_to(array.astype(dtype), (rows,)))
     return Sampling(**arrays)
 
 

@@ -68,7 +68,7 @@ def left_pad(rows: TokenRows, *, length: int | None = None, step: int = 64) -> T
     for i, row in enumerate(rows):
         tokens[i, length - len(row) :] = row
         mask[i, length - len(row) :] = True
-    return TokenBatch(jnp.asarray(tokens), jnp.asarray(mask))
+    return TokenBatch(jax.device_put(tokens), jax.device_put(mask))
 
 
 def as_batch(batch: TokenBatch | TokenRows) -> TokenBatch:

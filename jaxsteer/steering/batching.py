@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxsteer.steering import scope as scopes
+from jaxsteer.steering import small_arrays
 from jaxsteer.steering.sites import SITES
 from jaxsteer.steering.steering import ALWAYS, NO_LAYER, Steering
 
@@ -24,7 +24,7 @@ def rows(steerings: Sequence[Steering]) -> Steering:
     Raises:
         ValueError: for none, or vectors of different widths.
     """
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_aligned(steerings))
+    return jax.tree.map(lambda *leaves: small_arrays.concatenate(leaves), *_aligned(steerings))
 
 
 def stack(steerings: Sequence[Steering]) -> Steering:
@@ -36,7 +36,7 @@ def stack(steerings: Sequence[Steering]) -> Steering:
     counts = sorted({one.coeff.shape[0] for one in steerings})
     if len(counts) > 1:
         raise ValueError(f"steerings: got {counts} rows, expected equally many in each")
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *_aligned(steerings))
+    return jax.tree.map(lambda *leaves: small_arrays.stack(leaves), *_aligned(steerings))
 
 
 def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
@@ -63,25 +63,20 @@ def _aligned(steerings: Sequence[Steering]) -> list[Steering]:
             one,
             sites=sites,
             scope=scope,
-            schedule=_pad(one.schedule, steps, mode="edge"),
-            layer=_pad(one.layer, layers, constant_values=NO_LAYER),
+            schedule=small_arrays.pad_second(one.schedule, steps, mode="edge"),
+            layer=small_arrays.pad_second(one.layer, layers, constant_values=NO_LAYER),
             **missing,
         )
-        aligned.append(one if one.basis is None else replace(one, basis=_pad(one.basis, rank)))
+        if one.basis is not None:
+            one = replace(one, basis=small_arrays.pad_second(one.basis, rank))
+        aligned.append(one)
     return aligned
 
 
 def _neutral(name: str, rows: int, rank: int, width: int) -> jax.Array:
     """The value of an optional field that changes nothing."""
     if name == "threshold":
-        return jnp.full((rows,), ALWAYS)
+        return jax.device_put(np.full((rows,), ALWAYS, np.float32))
     shape = {"basis": (rows, rank, width), "condition": (rows, width)}.get(name, (rows,))
-    return jnp.zeros(shape, {"preserve_norm": bool, "seed": jnp.uint32}.get(name, jnp.float32))
-
-
-def _pad(array: jax.Array, size: int, **how: Any) -> jax.Array:
-    """`array` with its second axis prolonged to `size`."""
-    missing = size - array.shape[1]
-    if not missing:
-        return array
-    return jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2), **how)
+    dtype = {"preserve_norm": np.bool_, "seed": np.uint32}.get(name, np.float32)
+    return jax.device_put(np.zeros(shape, dtype))

@@ -13,7 +13,7 @@
 Every argument may be one value, for all rows, or have a leading row axis; `rows` puts different
 operations into the rows of one batch. All operations share the arguments of `Where`: `layer`,
 `site`, `scope`, `schedule` and `preserve_norm`. A vector may be a `Direction`, which knows its
-layer and site.
+layer and site, or a `LayerDirections`, which has one for the layer that is given.
 
 Each raises `ValueError` for an argument out of range: its name, what it is and what is expected. To
 differentiate, build the steering first and put traced arrays in with
@@ -23,7 +23,7 @@ differentiate, build the steering first and put traced arrays in with
 import dataclasses
 from typing import Unpack
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -32,6 +32,7 @@ from jaxsteer.steering.checks import check_noise
 from jaxsteer.steering.operation_arguments import (
     Vectors,
     Where,
+    at_layers,
     checked_steering,
     finite_array,
     orthonormal,
@@ -50,6 +51,7 @@ def add(vector: Vectors, *, coeff: ArrayLike, **where: Unpack[Where]) -> Steerin
     `vector` `[D]` or `[B, D]` is used as it is; `coeff`, a number or `[B]`, is in units of its
     length. 0 changes nothing, bit for bit.
     """
+    vector = at_layers(vector, where)
     added = finite_array("vector", vector, 1, "[D] or [B, D]")
     return checked_steering(added, coeff, with_own_layer(vector, where))
 
@@ -61,6 +63,7 @@ def ablate(directions: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where
     be 0 or a combination of the others. `coeff` is a number or `[B]`. At 1 the whole component is
     removed, and ablating again changes nothing.
     """
+    directions = at_layers(directions, where)
     given = finite_array("directions", directions, 2, "[D], [R, D] or [B, R, D]", at_least=1)
     basis = orthonormal("directions", given)
     vector = np.zeros((len(basis), basis.shape[-1]), np.float32)
@@ -75,6 +78,7 @@ def clamp(
     `direction` is `[D]` or `[B, D]`, `value` and `coeff` are numbers or `[B]`. At coefficient s
     the projection goes the share s of the way to `value`.
     """
+    direction = at_layers(direction, where)
     given = finite_array("direction", direction, 1, "[D] or [B, D]")
     unit = orthonormal("direction", given[:, None])
     wanted = finite_array("value", value, 0, "a number or [B]")
@@ -85,6 +89,7 @@ def clamp(
 
 def replace(vector: Vectors, *, coeff: ArrayLike = 1.0, **where: Unpack[Where]) -> Steering:
     """Put `vector`, `[D]` or `[B, D]`, in place of the stream, or the share `coeff` of it."""
+    vector = at_layers(vector, where)
     new = finite_array("vector", vector, 1, "[D] or [B, D]")
     return checked_steering(new, coeff, with_own_layer(vector, where), erase=np.ones(1, np.float32))
 
@@ -145,8 +150,8 @@ def when(steering: Steering, direction: Vectors, *, above: ArrayLike) -> Steerin
     count = row_count({"steering": steering.coeff, "direction": unit, "above": threshold})
     return dataclasses.replace(
         broadcast_rows(steering, count, "steering"),
-        condition=broadcast_rows(jnp.asarray(unit[:, 0]), count, "direction"),
-        threshold=broadcast_rows(jnp.asarray(threshold), count, "above"),
+        condition=broadcast_rows(jax.device_put(unit[:, 0]), count, "direction"),
+        threshold=broadcast_rows(jax.device_put(threshold), count, "above"),
     )
 
 

@@ -32,7 +32,13 @@ class Located(Protocol):
     def site(self) -> str: ...
 
 
-Vectors = ArrayLike | Located | Sequence[Located]
+class Layered(Protocol):
+    """A vector for each layer: what `jaxsteer.direction` gives."""
+
+    def at_layer(self, layer: int) -> Located: ...
+
+
+Vectors = ArrayLike | Located | Sequence[Located] | Layered
 
 
 class Where(TypedDict, total=False):
@@ -100,7 +106,7 @@ def checked_steering(
     check_layer_meaning(where["layer"], vectors=len(arrays[given]), rows=row_count(others))
     arrays["layer"] = layer_table(where["layer"])
     count = row_count(arrays | rows)
-    wide = {k: broadcast_rows(jnp.asarray(a), count, k) for k, a in arrays.items()}
+    wide = {k: broadcast_rows(jax.device_put(a), count, k) for k, a in arrays.items()}
     used = tuple(s for i, s in enumerate(SITES) if i in arrays["site"])
     return Steering(**wide, scope=broadcast_rows(scope, count, "scope"), sites=used)
 
@@ -115,6 +121,22 @@ def as_arrays(vectors: Any) -> Any:
     if isinstance(vectors, list | tuple):
         return [as_arrays(one) for one in vectors]
     return getattr(vectors, "vector", vectors)
+
+
+def at_layers(vectors: Vectors, where: "Where") -> Vectors:
+    """Of a vector for each layer, that of the layer asked for, or one a row.
+
+    Raises:
+        ValueError: if no layer is asked for, or several at once, which have different vectors.
+    """
+    if not hasattr(vectors, "at_layer"):
+        return vectors
+    layer: Any = where.get("layer")
+    each = list(layer) if is_several(layer) else [layer]
+    if not all(isinstance(one, int | np.integer) for one in each):
+        raise ValueError(f"layer: got {layer!r}, expected one number: vectors differ by layer")
+    found = [vectors.at_layer(int(one)) for one in each]
+    return found if is_several(layer) else found[0]
 
 
 def own_layers(directions: Any) -> list[int]:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxsteer.steering import small_arrays
+
 _END = 2**30  # past any position
 
 Tree = TypeVar("Tree")
@@ -81,9 +83,9 @@ class Scope:
 
 def _one_window(start: int, start_at_end: bool, stop: int, stop_at_end: bool) -> Scope:
     return Scope(
-        bounds=jnp.array([[[start, stop]]], jnp.int32),
-        from_prompt_end=jnp.array([[[start_at_end, stop_at_end]]]),
-        excluded=jnp.zeros((1, 1), bool),
+        bounds=jax.device_put(np.array([[[start, stop]]], np.int32)),
+        from_prompt_end=jax.device_put(np.array([[[start_at_end, stop_at_end]]])),
+        excluded=jax.device_put(np.zeros((1, 1), bool)),
     )
 
 
@@ -142,9 +144,9 @@ def positions(wanted: ArrayLike) -> Scope:
         raise ValueError(f"positions: got dtype {start.dtype}, expected integers")
     _check_bound("positions", int(start[np.unravel_index(np.abs(start).argmax(), start.shape)]))
     return Scope(
-        bounds=jnp.asarray(np.stack([start, start + 1], axis=-1), jnp.int32),
-        from_prompt_end=jnp.asarray(np.stack([start < 0] * 2, axis=-1)),
-        excluded=jnp.zeros(start.shape, bool),
+        bounds=jax.device_put(np.stack([start, start + 1], axis=-1).astype(np.int32)),
+        from_prompt_end=jax.device_put(np.stack([start < 0] * 2, axis=-1)),
+        excluded=jax.device_put(np.zeros(start.shape, bool)),
     )
 
 
@@ -167,9 +169,9 @@ def mask(covered: ArrayLike) -> Scope:
     for row, edge in zip(bounds, edges, strict=True):
         row[: len(edge) // 2] = edge.reshape(-1, 2)
     return Scope(
-        bounds=jnp.asarray(bounds),
-        from_prompt_end=jnp.zeros(bounds.shape, bool),
-        excluded=jnp.zeros(bounds.shape[:2], bool),
+        bounds=jax.device_put(bounds),
+        from_prompt_end=jax.device_put(np.zeros(bounds.shape, bool)),
+        excluded=jax.device_put(np.zeros(bounds.shape[:2], bool)),
     )
 
 
@@ -200,12 +202,12 @@ def union(*scopes: Scope, exclude: Sequence[Scope] = ()) -> Scope:
     parts = _same_fields([*scopes, *cut])
     rows = max(part.excluded.shape[0] for part in parts)
     parts = [broadcast_rows(part, rows, "scope") for part in parts]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+    return jax.tree.map(lambda *leaves: small_arrays.concatenate(leaves, axis=1), *parts)
 
 
 def rows(scopes: Sequence[Scope]) -> Scope:
     """Scopes as the rows of one, each of one row or several, one after another."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *align(scopes))
+    return jax.tree.map(lambda *leaves: small_arrays.concatenate(leaves), *align(scopes))
 
 
 def align(scopes: Sequence[Scope]) -> list[Scope]:
@@ -222,14 +224,7 @@ def align(scopes: Sequence[Scope]) -> list[Scope]:
 
 def pad_windows(scope: Scope, windows: int) -> Scope:
     """The same scope with empty windows added up to `windows`."""
-    missing = windows - scope.excluded.shape[1]
-    if not missing:
-        return scope
-
-    def pad(leaf: jax.Array) -> jax.Array:
-        return jnp.pad(leaf, ((0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 2))
-
-    return jax.tree.map(pad, scope)
+    return jax.tree.map(lambda leaf: small_arrays.pad_second(leaf, windows), scope)
 
 
 def _table(rows: Any, fill: Callable[[list[Any]], Any]) -> np.ndarray:
@@ -248,7 +243,7 @@ def _same_fields(scopes: Sequence[Scope]) -> list[Scope]:
     return [
         scope
         if scope.needs_thinking
-        else replace(scope, in_thinking=jnp.zeros_like(scope.excluded))
+        else replace(scope, in_thinking=small_arrays.zeros_like(scope.excluded))
         for scope in scopes
     ]
 
@@ -272,6 +267,6 @@ def broadcast_rows(tree: Tree, rows: int, name: str) -> Tree:
             raise ValueError(f"{name}: got {leaf.shape[0]} rows, expected 1 or {rows}")
         if leaf.shape[0] == rows:
             return leaf
-        return jnp.broadcast_to(leaf, (rows, *leaf.shape[1:]))
+        return small_arrays.repeat_row(leaf, rows)
 
     return jax.tree.map(widen, tree)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jaxsteer.config import LlamaConfig
@@ -119,4 +119,4 @@ def _width(slot: dict[int, Steering]) -> int:
 
 def _without_effect(slot: dict[int, Steering]) -> Steering:
     one = next(iter(slot.values()))
-    return replace(one, coeff=jnp.zeros_like(one.coeff))
+    return replace(one, coeff=jax.device_put(np.zeros_like(one.coeff)))

@@ -9,7 +9,15 @@ use.
 
 from jaxsteer.texts.language_model import LanguageModel, load
 from jaxsteer.texts.layer_directions import LayerDirections, direction
-from jaxsteer.texts.metrics import Measured, Metric, contains, measure, words
+from jaxsteer.texts.metrics import (
+    Measured,
+    Metric,
+    contains,
+    measure,
+    on_result,
+    perplexity,
+    words,
+)
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
 
@@ -25,5 +33,7 @@ __all__ = [
     "direction",
     "load",
     "measure",
+    "on_result",
+    "perplexity",
     "words",
 ]

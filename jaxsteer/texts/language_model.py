@@ -1,20 +1,29 @@
 """A model with its tokenizer: texts in, texts out."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
+from jaxsteer.analysis import score
 from jaxsteer.decoding import sampling, think_tokens
 from jaxsteer.models import Loaded
 from jaxsteer.models import load as load_model
+from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps import Cell, CellResult, sweep
 from jaxsteer.texts.cells import Baseline, added_lengths, projecting, sweep_cells
+from jaxsteer.texts.metrics import perplexity
 from jaxsteer.texts.prompts import Prompt, Prompts, encode_prompts
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
+from jaxsteer.texts.text_file import texts_in_file
 from jaxsteer.texts.token_ends import projections_of, token_ends
+
+_PATIENCE = 3.0  # seconds, after which a bar says how long a sweep takes
 
 Steerings = (
     Steering | Sequence[Steering] | Mapping[str, Steering | Sequence[Steering] | None] | None
@@ -85,6 +94,7 @@ class LanguageModel(Loaded):
         stop_tokens: Sequence[int] | None = None,
         bos: Any = "auto",
         tokens: bool = False,
+        out: str | os.PathLike[str] | None = None,
     ) -> Table:
         """Run every vector × layer × coefficient on every prompt, and measure the texts.
 
@@ -99,7 +109,8 @@ class LanguageModel(Loaded):
                 both as long as what is added.
             unit: what a coefficient counts: "vector", the vector as it is, or "residual", lengths
                 of the residual stream at the layer (root mean square over the prompts' tokens).
-            metrics: functions of a text, such as `jaxsteer.contains("wait")`.
+            metrics: functions `text → number`, such as `jaxsteer.contains("wait")`, or of a whole
+                result (`jaxsteer.on_result`), such as `jaxsteer.perplexity`.
             samples: as in `generate`, and so are the rest.
             max_new_tokens: most tokens of a text.
             temperature: 0 takes the likeliest token.
@@ -111,9 +122,12 @@ class LanguageModel(Loaded):
             tokens: keep where each token ends in its text, and the stream's projection there on
                 the first of the vectors, at its first layer, in lengths of the stream: what
                 `Table.report` tints tokens by.
+            out: a file for the texts, row by row as they are made. The same call goes on with it
+                after a kill (see `jaxsteer.sweep_to_file`), and `Texts.load` reads it.
 
         Raises:
-            ValueError: naming the argument, what was found and what was expected.
+            ValueError: naming the argument, what was found and what was expected; also for a file
+                of another sweep.
         """
         encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
         cells = sweep_cells(
@@ -131,7 +145,25 @@ class LanguageModel(Loaded):
         about = {"sampling": drawn, "unit": unit, "lengths": added_lengths(cells)}
         if tokens:
             asked["capture"] = projecting(self.model, encoded.batch, vectors, layers)
-        return Table.of(self._run(encoded, cells, asked, about), metrics)
+        texts = self._run(encoded, cells, asked, about, out=out)
+        return Table.of(self.score(texts) if perplexity in metrics else texts, metrics)
+
+    def score(self, texts: Texts) -> Texts:
+        """The same texts with `plain_logprobs`: how likely the unsteered model finds their tokens.
+
+        Raises:
+            ValueError: for texts that `generate` or `sweep` did not make.
+        """
+        prompts = texts.about.get("prompt_tokens")
+        if prompts is None:
+            raise ValueError("texts: got none with prompt_tokens, expected those of this class")
+        steered = [i for i, row in enumerate(texts) if row.tokens and row.labels.get("coeff") != 0]
+        read = score(self.model, [[*prompts[texts[i].prompt], *texts[i].tokens] for i in steered])
+        found = {i: x[-len(texts[i].tokens) :].tolist() for i, x in zip(steered, read, strict=True)}
+        rows = (
+            replace(row, plain_logprobs=found.get(i, row.logprobs)) for i, row in enumerate(texts)
+        )
+        return Texts(tuple(rows), texts.about)
 
     def _asked(
         self,
@@ -156,17 +188,12 @@ class LanguageModel(Loaded):
         cells: Sequence[Cell],
         asked: Mapping[str, Any],
         about: Mapping[str, Any],
+        *,
+        out: str | os.PathLike[str] | None = None,
     ) -> Texts:
         ends = set(asked["stop_tokens"])
         if think := think_ids(self.tokenizer):
             asked = {**asked, "think_tokens": think}
-        results = [
-            self._text(prompts, result, ends)
-            for chunk in sweep(self.model, prompts.batch, cells, **asked)
-            for result in chunk
-        ]
-        order = {id(cell): i for i, cell in enumerate(cells)}
-        results.sort(key=lambda pair: (order[id(pair[0].cell)], pair[0].prompt))
         about = {
             "model": dict(self.provenance),
             "dtype": str(self.model.dtype),
@@ -175,17 +202,32 @@ class LanguageModel(Loaded):
             "notes": [*self.notes, *prompts.notes],
             "max_new_tokens": asked["max_new_tokens"],
             **about,
+            "prompt_tokens": [prompt.ids for prompt in prompts.encoded],
         }
-        return Texts(tuple(text for _, text in results), about)
 
-    def _text(
-        self, prompts: Prompts, result: CellResult, ends: set[int]
-    ) -> tuple[CellResult, Text]:
+        def text_of(result: CellResult) -> Text:
+            return self._text(prompts, result, ends)
+
+        if out is not None:
+            return texts_in_file(out, self.model, prompts, cells, asked, about, text_of)
+        order = {id(cell): i for i, cell in enumerate(cells)}
+        results = []
+        rows = len(cells) * len(prompts.batch.tokens)
+        quiet = not hosts.is_writer()
+        with tqdm(total=rows, unit="text", delay=_PATIENCE, leave=False, disable=quiet) as bar:
+            for chunk in sweep(self.model, prompts.batch, cells, **asked):
+                results += chunk
+                if len(results) < rows:  # after the last there is nothing to wait for
+                    bar.update(len(chunk))
+        results.sort(key=lambda result: (order[id(result.cell)], result.prompt))
+        return Texts(tuple(map(text_of, results)), about)
+
+    def _text(self, prompts: Prompts, result: CellResult, ends: set[int]) -> Text:
         number, sample = divmod(result.prompt, prompts.samples)
         tokens = list(result.tokens)
         ended = bool(tokens) and tokens[-1] in ends
         captured = result.captured
-        return result, Text(
+        return Text(
             labels=dict(result.cell.labels),
             prompt=number,
             prompt_text=prompts.encoded[number].text,
@@ -198,6 +240,7 @@ class LanguageModel(Loaded):
             projections=[]
             if captured is None
             else projections_of(captured, len(prompts.encoded[number]), len(tokens)),
+            plain_logprobs=[],
         )
 
 
@@ -227,7 +270,7 @@ def cells_of(steering: Steerings) -> list[Cell]:
             for name, one in steering.items()
             for cell in cells_of(one)
         ]
-    together = as_tuple(steering)
+    together = hosts.gather(as_tuple(steering))  # whose rows are taken without compiling
     if not together:
         return [Cell({"coeff": 0.0}, ())]
     counts = {one.coeff.shape[0] for one in together} - {1}

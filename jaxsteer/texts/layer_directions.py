@@ -18,6 +18,7 @@ from jaxsteer.texts.prompts import Prompt, encode_prompts
 Position = Literal["last", "mean"]
 _ROWS = 16  # of a pass
 _HALVES = 20  # random splits for the reliability
+_FEW = 8  # texts a side, with fewer of which the two measures vary much
 _FOLDS = 5  # for AUROC on texts that the direction has not seen
 
 
@@ -52,14 +53,29 @@ class LayerDirections:
         name = f"{self.name}.{layer}"
         return Direction(self.vectors[layer], layer, "resid_post", name, dict(self.provenance))
 
+    def at_layer(self, layer: int) -> Direction:
+        """The direction of a layer, for `add(v, layer=4, …)`.
+
+        Raises:
+            ValueError: if there is no such layer.
+        """
+        try:
+            return self[layer]
+        except IndexError as error:
+            raise ValueError(str(error)) from None
+
     def __repr__(self) -> str:
         lines = ["layer    norm  of the stream  reliability  AUROC, held out"]
         for layer, norm in enumerate(self.norms):
-            share = norm / self.residual[layer]
-            lines.append(
-                f"{layer:>5} {norm:>7.3g} {share:>14.2f} {self.reliability[layer]:>12.2f} "
-                f"{self.auroc[layer]:>16.2f}"
-            )
+            share, reliability, auroc = (
+                f"{value:.2f}" if np.isfinite(value) else "–"
+                for value in (norm / self.residual[layer], self.reliability[layer],
+                              self.auroc[layer])
+            )  # fmt: skip
+            lines.append(f"{layer:>5} {norm:>7.3g} {share:>14} {reliability:>12} {auroc:>16}")
+        fewest = min(self.provenance.get(side, _FEW) for side in ("texts", "other_texts"))
+        if fewest < _FEW:
+            lines.append(f"{fewest} texts a side tell little of reliability and AUROC.")
         return "\n".join(lines)
 
 

@@ -4,13 +4,14 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 from jaxsteer.analysis import repetition
 from jaxsteer.pages import LIGHT, SHAPES, Band, Page, PageCell, PagePrompt, PageText, Series
 from jaxsteer.runtime import VERSION
-from jaxsteer.texts.metrics import Measured, Metric, measure, name_of
+from jaxsteer.texts.metrics import Measured, Metric, measure, name_of, perplexity, value_of
 from jaxsteer.texts.results import Text, Texts
 
 MARGIN = 0.03  # how far coherence may fall below the unsteered
@@ -49,7 +50,7 @@ def page_of(texts: Texts, metrics: Sequence[Metric], *, title: str) -> Page:
         prompts=[PagePrompt(f"prompt {i}", prompts.get(i, "")) for i in range(1 + max(prompts))],
         texts=[_text(row, numbers[json.dumps(row.labels)], effect, texts) for row in texts],
         about={
-            "Sweep": _flat(texts.about),
+            "Sweep": _flat({k: v for k, v in texts.about.items() if k != "prompt_tokens"}),
             "Versions that made this page": versions(),
         },
         notes=[*texts.about.get("notes", ())],
@@ -61,7 +62,11 @@ def page_of(texts: Texts, metrics: Sequence[Metric], *, title: str) -> Page:
             else "The sweep recorded no projections (tokens=True does), so no token is tinted by "
             "them."
         ),
-        logprobs="Log-probabilities and perplexity are those of the model as it was steered.",
+        logprobs=(
+            "Log-probabilities are those of the model as it was steered, perplexity of the unsteered."
+            if any(row.plain_logprobs for row in texts)
+            else "Log-probabilities and perplexity are those of the model as it was steered."
+        ),
     )
 
 
@@ -168,10 +173,12 @@ def _text(row: Text, cell: int, effect: Metric, texts: Texts) -> PageText:
         logprobs=logprobs,
         projections=projections,
         marks=[match.span() for match in pattern.finditer(row.text)] if pattern else [],
-        effect=float(effect(row.text)),
+        effect=value_of(effect, row),
         coherence=coherence(row.text),
         repetition=repetition(row.text),
-        perplexity=(math.exp(-sum(row.logprobs) / len(row.logprobs)) if row.logprobs else math.nan),
+        perplexity=perplexity(
+            row if row.plain_logprobs else replace(row, plain_logprobs=row.logprobs)
+        ),
     )
 
 

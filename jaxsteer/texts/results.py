@@ -1,21 +1,25 @@
 """What models wrote: texts with their cell, prompt and tokens, printed as a table."""
 
 import html
+import itertools
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.files import as_path, read_rows, write_atomic
-from jaxsteer.runtime import escaped, escaped_line
+from jaxsteer.files import MOST_DATA, as_path, read_json, read_rows, write_atomic
+from jaxsteer.runtime import escaped
+from jaxsteer.sweeps import config_path, key_of
+from jaxsteer.texts.printing import as_text, data_frame, html_table
 
 _WIDTH = 96  # of a printed line
 _SHOWN = 12  # texts of a printed table
 _KINDS = {
     "labels": dict, "prompt": int, "prompt_text": str, "sample": int, "text": str, "tokens": list,
-    "logprobs": list, "end": str, "token_ends": list, "projections": list,
+    "logprobs": list, "end": str, "token_ends": list, "projections": list, "plain_logprobs": list,
 }  # fmt: skip
 
 
@@ -35,6 +39,7 @@ class Text:
     # projection there, None at the last one, which no pass has read.
     token_ends: Sequence[int] = ()
     projections: Sequence[float | None] = ()
+    plain_logprobs: Sequence[float] = ()  # [G] under the unsteered model, where it has read them
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,9 +76,7 @@ class Texts:
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a line a text; needs pandas."""
-        import pandas as pd
-
-        return pd.DataFrame(self.to_dicts())
+        return data_frame(self.to_dicts())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON line about the texts, and one a text, all or nothing."""
@@ -82,68 +85,107 @@ class Texts:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Texts":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or `LanguageModel.sweep` into its file `out`.
 
         Raises:
             ValueError: for a file that holds something else.
         """
         lines = read_rows(as_path(path))
+        grown = config_path(path).exists()  # by a sweep
         try:
-            texts = cls(tuple(Text(**line) for line in lines[1:]), lines[0]["about"])
-        except (TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"{Path(path)}: expected what `Texts.save` writes ({error})") from None
-        if not isinstance(texts.about, dict) or not isinstance(texts.about.get("model", {}), dict):
-            raise ValueError(f"{Path(path)}, line 1: about: expected an object, and a model in it")
-        for number, row in enumerate(texts.rows, start=2):
-            for name, kind in _KINDS.items():
-                value = getattr(row, name)
-                if not isinstance(value, kind) and value != ():
-                    raise ValueError(f"{Path(path)}, line {number}: {name}: got {value!r:.80}")
+            if grown:
+                texts = _of_sweep(path, lines)
+            else:
+                texts = cls(tuple(Text(**line) for line in lines[1:]), lines[0]["about"])
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{Path(path)}: expected what `Texts.save` or a sweep writes ({error})"
+            ) from None
+        _check(texts, Path(path), first=1 if grown else 2)
         return texts
 
     def __repr__(self) -> str:
         lines = []
-        for row in self.rows[:_SHOWN]:
-            lines.append(f"[{_labels(row)}] {row.end}, {len(row.tokens)} tokens")
-            lines.append("  " + _cut(row.prompt_text, _WIDTH, keep_end=True))
-            lines.append("  → " + _cut(row.text, 3 * _WIDTH))
-        if len(self.rows) > _SHOWN:
-            lines.append(f"… {len(self.rows) - _SHOWN} more of {len(self.rows)} texts")
+        for rows in self._beside(_SHOWN):
+            lines.append(_heading(rows[0]))
+            for row in rows:
+                text = f"{_labels(row)}: {_cut(row.text, 3 * _WIDTH)} ({_end(row)})"
+                lines += textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+        shown = sum(map(len, self._beside(_SHOWN)))
+        if shown < len(self.rows):
+            lines.append(f"… {len(self.rows) - shown} more of {len(self.rows)} texts")
         return "\n".join(lines) or "no texts"
 
     def _repr_html_(self) -> str:
         """A table for notebooks; what differs from the unsteered text is marked."""
-        plain = {(r.prompt, r.sample): r for r in self.rows if not _coeff(r)}
         body = []
-        for row in self.rows[: 4 * _SHOWN]:
-            before = plain.get((row.prompt, row.sample))
-            body.append(
-                "<tr>"
-                + "".join(
-                    f"<td style='text-align:left;vertical-align:top'>{cell}</td>"
-                    for cell in (
-                        html.escape(_labels(row)),
-                        html.escape(_cut(row.prompt_text, _WIDTH, keep_end=True)),
-                        _marked(row, before),
-                    )
+        for rows in self._beside(4 * _SHOWN):
+            plain = next((row for row in rows if not _coeff(row)), None)
+            for i, row in enumerate(rows):
+                prompt = html.escape(_heading(row)) if i == 0 else ""
+                body.append(
+                    [prompt, html.escape(_labels(row)), _marked(row, plain), html.escape(_end(row))]
                 )
-                + "</tr>"
-            )
-        head = "<tr><th>cell</th><th>prompt</th><th>text</th></tr>"
-        return f"<table>{head}{''.join(body)}</table>"
+        left = len(self.rows) - len(body)
+        more = f"<div>{left} more of {len(self.rows)} texts</div>" if left else ""
+        return html_table(["prompt", "cell", "text", "end"], body) + more
+
+    def _beside(self, most: int) -> list[list[Text]]:
+        """The first texts, those of one prompt and sample together: about `most` of them."""
+        groups: dict[tuple[int, int], list[Text]] = {}
+        for row in self.rows:
+            groups.setdefault((row.prompt, row.sample), []).append(row)
+        first_samples = sorted(groups.values(), key=lambda rows: (rows[0].sample, rows[0].prompt))
+        counts = itertools.accumulate(map(len, first_samples), initial=0)
+        return [rows for rows, before in zip(first_samples, counts, strict=False) if before < most]
+
+
+def row_id(prompt: int, sample: int) -> str:
+    """What a sweep's file calls a row of a cell."""
+    return f"{prompt}.{sample}"
+
+
+def _of_sweep(path: str | os.PathLike[str], lines: Sequence[Mapping[str, Any]]) -> Texts:
+    """The rows that a sweep has appended, in the order of its cells."""
+    there = read_json(config_path(path), most=MOST_DATA)
+    order = {key: number for number, key in enumerate(there["cells"])}
+    numbered = []
+    for line in lines:
+        prompt, sample = map(int, line["prompt"].split("."))
+        own = {name: line[name] for name in _KINDS.keys() & line.keys() - {"prompt"}}
+        labels = {name: value for name, value in line.items() if name not in {*_KINDS, "finite"}}
+        text = Text(**own, labels=labels, prompt=prompt, sample=sample)
+        numbered.append(((order[key_of(labels)], prompt, sample), text))
+    numbered.sort(key=lambda pair: pair[0])
+    return Texts(tuple(text for _, text in numbered), there["identity"]["about"])
+
+
+def _check(texts: Texts, path: Path, *, first: int) -> None:
+    if not isinstance(texts.about, dict) or not isinstance(texts.about.get("model", {}), dict):
+        raise ValueError(f"{path}, line 1: about: expected an object, and a model in it")
+    for number, row in enumerate(texts.rows, start=first):
+        for name, kind in _KINDS.items():
+            value = getattr(row, name)
+            if not isinstance(value, kind) and value != ():
+                raise ValueError(f"{path}, line {number}: {name}: got {value!r:.80}")
 
 
 def _coeff(row: Text) -> float:
     return float(row.labels.get("coeff") or 0.0)
 
 
+def _heading(row: Text) -> str:
+    sample = f", sample {row.sample}" if row.sample else ""
+    return f"prompt {row.prompt}{sample}: {_cut(row.prompt_text, _WIDTH, keep_end=True)}"
+
+
 def _labels(row: Text) -> str:
-    named = [f"{name}={_number(value)}" for name, value in row.labels.items()]
-    return escaped_line(" ".join([*named, f"prompt={row.prompt}", f"sample={row.sample}"]))
+    return escaped(", ".join(f"{name} {as_text(value)}" for name, value in row.labels.items()))
 
 
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _end(row: Text) -> str:
+    how = {"end token": "ended", "length": "cut"}.get(row.end, row.end)
+    return f"{len(row.tokens)} tokens, {how}"
 
 
 def _cut(text: str, width: int, *, keep_end: bool = False) -> str:

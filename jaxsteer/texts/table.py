@@ -1,15 +1,19 @@
 """A sweep as a table: a line a cell and metric, printed, plotted, or given to pandas."""
 
+import html
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxsteer.pages import write_page
-from jaxsteer.runtime import escaped_line
 from jaxsteer.texts.metrics import Measured, Metric, measure
+from jaxsteer.texts.printing import as_text, data_frame, html_table, interval, number
 from jaxsteer.texts.report import page_of
 from jaxsteer.texts.results import Texts
+
+_FEW = 6  # prompts, with fewer of which a bootstrap interval is too short
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,9 +38,7 @@ class Table:
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a line a cell and metric; needs pandas."""
-        import pandas as pd
-
-        return pd.DataFrame(self.to_dicts())
+        return data_frame(self.to_dicts())
 
     def plot(self, metric: str | None = None, path: Any = None) -> Any:
         """Plot a metric against the coefficient, with intervals: a line a source and layer.
@@ -64,14 +66,16 @@ class Table:
             )
             x = [point.labels["coeff"] for point in points]
             y = [point.mean for point in points]
-            low = [point.mean - point.low for point in points]
-            high = [point.high - point.mean for point in points]
+            low = [max(0.0, point.mean - point.low) for point in points]
+            high = [max(0.0, point.high - point.mean) for point in points]
             axis.errorbar(x, y, yerr=[low, high], label=key, marker="o", capsize=3)
         axis.set(xlabel="coefficient", ylabel=metric)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
         if path is not None:
             figure.savefig(path, dpi=150)
+        if "inline" in plt.get_backend():  # a notebook shows what a cell returns: once is enough
+            plt.close(figure)
         return figure
 
     def report(self, path: str | os.PathLike[str], *, title: str = "Sweep") -> None:
@@ -88,26 +92,48 @@ class Table:
     def __repr__(self) -> str:
         if not self.lines:
             return repr(self.texts)
-        names = list(self.lines[0].labels)
-        rows = [[*names, "metric", "mean", "95% interval", "− coeff 0", "p", "n"]]
-        for line in self.lines:
-            difference = "" if line.difference is None else f"{line.difference:+.3f}"
-            rows.append(
-                [
-                    *(_cell(line.labels[name]) for name in names),
-                    line.metric,
-                    f"{line.mean:.3f}",
-                    f"[{line.low:.3f}, {line.high:.3f}]",
-                    difference,
-                    "" if line.p is None else f"{line.p:.3f}",
-                    str(line.prompts),
-                ]
-            )
+        rows = self._printed()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
+        lines = [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
+        ]
+        return "\n".join([*lines, *self._remarks()])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        if not self.lines:
+            return self.texts._repr_html_()
+        head, *body = self._printed()
+        return html_table(head, [[html.escape(cell) for cell in row] for row in body]) + "".join(
+            f"<div>{html.escape(remark)}</div>" for remark in self._remarks()
         )
+
+    def _printed(self) -> list[list[str]]:
+        """The table's texts, a heading first."""
+        names = list(dict.fromkeys(name for line in self.lines for name in line.labels))
+        rows = [[*names, "metric", "mean", "95% interval", "− coeff 0", "95% interval", "p", "n"]]
+        for line in self.lines:
+            by, low, high = line.difference, line.difference_low, line.difference_high
+            labels = [as_text(line.labels.get(name)) for name in names]
+            compared = ["", "", ""]
+            if by is not None and low is not None and high is not None and line.p is not None:
+                compared = [number(by, sign=True), interval(low, high, sign=True), f"{line.p:.3f}"]
+            mean = [number(line.mean), interval(line.low, line.high)]
+            rows.append([*labels, line.metric, *mean, *compared, str(line.prompts)])
+        return rows
+
+    def _remarks(self) -> list[str]:
+        """What a reader of the intervals should know."""
+        remarks = []
+        few = min(line.prompts for line in self.lines)
+        if few < _FEW:
+            remarks.append(f"n = {few} prompts: intervals over so few say little.")
+        if any(math.isnan(line.low) for line in self.lines):
+            remarks.append("–: no interval, because all prompts agree, or there is one or none.")
+        if empty := sum(line.empty for line in self.lines):
+            remarks.append(f"{empty} texts without a number, such as empty ones, are left out.")
+        return remarks
 
 
 def _series(line: Measured) -> str:
@@ -115,9 +141,3 @@ def _series(line: Measured) -> str:
         f"{k} {v}" if k == "layer" else str(v) for k, v in line.labels.items() if k != "coeff"
     ]
     return ", ".join(labels)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:g}" if isinstance(value, float) else escaped_line(str(value))

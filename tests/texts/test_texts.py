@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_texts_are_written_and_read_back(lm, tmp_path) -> None:
     assert back.about == out.about
     assert back.about["prompts"]  # the rule for what is put before a prompt
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"expected what `Texts.save` writes"):
+    with pytest.raises(ValueError, match=r"expected what `Texts.save` or a sweep"):
         js.Texts.load(tmp_path / "other.jsonl")
     about, *rows = [json.loads(x) for x in (tmp_path / "texts.jsonl").read_text().splitlines()]
     for lines, message in (
@@ -252,6 +253,54 @@ def text_of(coeff: float, words: str) -> js.texts.Text:
     return text(coeff, 0, 0, words)
 
 
+def test_a_sweep_in_a_file_is_the_one_in_memory(lm, vector, tmp_path) -> None:
+    asked = {
+        "layers": [1], "coeffs": [1, 0], "samples": 2, "max_new_tokens": 3,
+        "metrics": [js.contains("maybe"), js.perplexity],
+    }  # fmt: skip
+    table = lm.sweep(PROMPTS, vector, **asked)
+    out = tmp_path / "sweep.jsonl"
+    filed = lm.sweep(PROMPTS, vector, **asked, out=out)
+    assert filed.texts == table.texts
+    assert filed.to_dicts() == table.to_dicts()
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])  # as a kill leaves it
+    assert lm.sweep(PROMPTS, vector, **asked, out=out).texts == table.texts
+    assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
+    with pytest.raises(ValueError, match="made with another configuration"):
+        lm.sweep(PROMPTS, vector, **asked | {"max_new_tokens": 2}, out=out)
+    table.texts.save(tmp_path / "texts.jsonl")
+    assert js.Table.of(js.Texts.load(tmp_path / "texts.jsonl"), asked["metrics"]) == table
+
+
+def test_perplexity_is_what_the_unsteered_model_makes_of_a_text(lm, vector) -> None:
+    steered = js.add(vector, layer=1, coeff=[0, 1])
+    out = lm.score(lm.generate(PROMPTS[:1], steering=steered, max_new_tokens=3))
+    prompt = js.encode(lm.tokenizer, PROMPTS[0]).ids
+    for row in out:
+        ids = np.array([[*prompt, *row.tokens]])
+        logprobs = jax.nn.log_softmax(js.forward(lm.model, ids).logits[0])
+        expected = [
+            float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(row.tokens)
+        ]
+        np.testing.assert_allclose(row.plain_logprobs, expected, atol=1e-4)
+        assert js.perplexity(row) == pytest.approx(np.exp(-np.mean(expected)), rel=1e-4)
+    assert out[1].logprobs != out[1].plain_logprobs
+
+
+def test_a_direction_of_all_layers_is_added_at_the_layer_that_is_given() -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3) + 1
+    v = js.LayerDirections(vectors, np.ones(2), np.ones(2), np.ones(2), "v")
+    assert np.array_equal(js.add(v, layer=1, coeff=2).vector, [vectors[1]])
+    assert np.array_equal(js.add(v, layer=[1, 0], coeff=2).vector, vectors[::-1])
+    for layer, message in (("all", "got 'all'"), ([[0, 1]], r"got \[\[0, 1\]\]"), (2, "got 2")):
+        with pytest.raises(ValueError, match=f"layer: {message}"):
+            js.add(v, layer=layer, coeff=2)
+    with pytest.raises(ValueError, match="layer: got None, expected one number"):
+        js.add(v, coeff=2)
+
+
 def text(coeff: float, prompt: int, sample: int, words: str) -> js.texts.Text:
     return js.texts.Text({"coeff": coeff}, prompt, "p", sample, words, [1], [0.0], "length")
 
@@ -274,7 +323,69 @@ def test_texts_without_a_number_are_counted_apart() -> None:
 def test_what_differs_from_the_unsteered_text_is_marked() -> None:
     out = js.Texts((text(0.0, 0, 0, "a <b> c"), text(1.0, 0, 0, "a <b> d e")))
     assert "a &lt;b&gt; <b>d e</b>" in out._repr_html_()
-    assert "coeff=1" in repr(out)
+    assert "coeff 1" in repr(out)
+
+
+def test_texts_of_a_prompt_stand_together() -> None:
+    out = js.Texts(tuple(text(c, p, 0, f"{c} {p}") for c in (0.0, 1.0) for p in range(2)))
+    assert repr(out).splitlines() == [
+        "prompt 0: p",
+        "  coeff 0: 0.0 0 (1 tokens, cut)",
+        "  coeff 1: 1.0 0 (1 tokens, cut)",
+        "prompt 1: p",
+        "  coeff 0: 0.0 1 (1 tokens, cut)",
+        "  coeff 1: 1.0 1 (1 tokens, cut)",
+    ]
+
+
+def test_a_table_of_two_prompts_has_no_nan_and_says_why() -> None:
+    rows = [text(c, p, 0, "wait a b c d" if c else "a b c d") for c in (0.0, 1.0) for p in (0, 1)]
+    table = js.Table.of(js.Texts(tuple(rows)), [js.contains("wait"), js.words])
+    lines = repr(table).splitlines()
+    assert "nan" not in repr(table)
+    assert lines[2].split()[:6] == ["1", "contains", "wait", "1.000", "[0.224,", "1.000]"]
+    assert lines[4].split() == ["1", "words", "5.000", "–", "+1.000", "–", "0.500", "2"]
+    assert lines[5:] == [
+        "n = 2 prompts: intervals over so few say little.",
+        "–: no interval, because all prompts agree, or there is one or none.",
+    ]
+    assert "<td" in table._repr_html_()
+    assert "words" in table._repr_html_()
+
+
+def test_differences_have_intervals_over_prompts() -> None:
+    rows = [text(0.0, p, 0, "a") for p in range(20)]
+    rows += [text(1.0, p, 0, "wait" if p % 4 else "a") for p in range(20)]
+    plain, steered = js.measure(js.Texts(tuple(rows)), [js.contains("wait")])
+    assert plain.difference_low is None
+    assert steered.difference == pytest.approx(0.75)
+    assert 0.4 < steered.difference_low < 0.75 < steered.difference_high < 1
+    assert steered.p < 0.01
+
+
+def test_a_metric_may_take_the_whole_result() -> None:
+    @js.on_result
+    def tokens(row: js.texts.Text) -> float:
+        return len(row.tokens)
+
+    (line,) = js.measure(js.Texts((text(0.0, 0, 0, "a"),)), [tokens])
+    assert (line.metric, line.mean) == ("tokens", 1.0)
+    with pytest.raises(ValueError, match=r"perplexity: got texts that were not scored"):
+        js.measure(js.Texts((text(0.0, 0, 0, "a"),)), [js.perplexity])
+
+
+def test_a_missing_pandas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install \"jaxsteer\[notebook\]\""):
+        js.Texts((text(0.0, 0, 0, "a"),)).to_pandas()
+
+
+def test_a_plot_has_a_line_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    rows = [text(c, p, 0, "wait" if c else "a") for c in (0.0, 1.0) for p in (0, 1)]
+    figure = js.Table.of(js.Texts(tuple(rows)), [js.contains("wait")]).plot()
+    assert figure.axes[0].get_ylabel() == "contains wait"
+    assert len(figure.axes[0].containers) == 1
 
 
 def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
