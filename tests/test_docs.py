@@ -15,7 +15,7 @@ from jaxsteer.cli import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(?:python|\{code-cell\} ipython3)\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"(?<![\w./-])(?:jaxsteer|js)((?:\.[A-Za-z_]\w*)+)")
 MODULE = re.compile(r"python -m ((?:jaxsteer|weights|experiments)(?:\.\w+)*)")
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
@@ -75,7 +75,12 @@ def test_blocks_of_a_page_run_one_after_the_other(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "weights").symlink_to(ROOT / "weights")
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path
+    if page.parent.name == "notebooks":  # Jupyter runs one where it stands
+        here = tmp_path / page.parent.relative_to(ROOT)
+        here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     names: dict[str, object] = {}
     for block in BLOCK.findall(page.read_text()):
         exec(compile(block, name_of(page), "exec"), names)
