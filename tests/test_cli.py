@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 import pytest
 
 import jaxsteer as js
+import jaxsteer_command
 from jaxsteer.cli import commands, models, terminal
 from jaxsteer.models import conversion, exporting, verification
 from jaxsteer.planning import mesh_plan
@@ -129,10 +131,16 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     assert code == 0
     texts = js.Texts.load(tmp_path / "sweep" / "texts.jsonl")
     counted = {"cells": len(texts.cells()), "texts": len(texts), "tokens": 6 * len(texts)}
-    assert json.loads(said) == counted == {"cells": 9, "texts": 36, "tokens": 216}
+    told = json.loads(said)
+    assert {name: told[name] for name in counted} == counted
+    assert counted == {"cells": 9, "texts": 36, "tokens": 216}
+    assert told["seconds"] > 0
+    assert told["bytes"] > 10_000_000  # of weights in two bytes each
     assert "contains wait or maybe" in out
-    files = {"texts.jsonl", "contains-wait-or-maybe.svg", "words.svg", "report.html"}
-    assert {file.name for file in (tmp_path / "sweep").iterdir()} == files
+    names = {file.name for file in (tmp_path / "sweep").iterdir()}
+    assert names - {"texts.jsonl.config.json"} - {n for n in names if "lock" in n} == {
+        "texts.jsonl", "contains-wait-or-maybe.svg", "words.svg", "report.html",
+    }  # fmt: skip
     code, said, _ = jaxsteer("report", tmp_path / "sweep", "--out", tmp_path / "b.html", "--json")
     assert code == 0
     assert json.loads(said)["texts"] == 36
@@ -141,9 +149,53 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     assert "report.html: exists already" in error
     code, _, error = jaxsteer("report", tmp_path)
     assert "expected a folder with texts.jsonl" in error
-    code, _, error = jaxsteer(*words)  # nothing is replaced unless asked
+    changed = (tmp_path / "sweep" / "texts.jsonl").stat().st_mtime_ns
+    assert jaxsteer(*words)[1] == out  # the same command goes on: nothing is left to run
+    assert (tmp_path / "sweep" / "texts.jsonl").stat().st_mtime_ns == changed
+    code, _, error = jaxsteer(*words, "--seed", "5")  # nothing is replaced unless asked
     assert code == 1
-    assert "exists already" in error
+    assert "made with another configuration" in error
+
+
+def test_a_sweep_is_configured_by_a_file_and_what_overrides_it(
+    jaxsteer, directions: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        f"""
+        model.path = "{MODEL}"
+        prompts.texts = ["a .", "b ."]
+        sampling.samples = 3
+        [steering]
+        directions = "{directions}"
+        layers = [3, 4]
+        coeffs = [1.0]
+        """
+    )
+
+    def cells(*words: str) -> tuple[int, int]:
+        code, out, error = jaxsteer("sweep", "--config", file, *words, "--dry-run", "--json")
+        assert code == 0, error
+        return tuple(json.loads(out)[name] for name in ("cells", "texts"))
+
+    assert cells() == (2, 12)
+    assert cells("--set", "steering.coeffs=[0, 1, 2]") == (5, 30)
+    assert cells("--set", "steering.coeffs=[0, 1, 2]", "--coeff", "4", "--samples", "1") == (2, 4)
+    assert cells("--prompt", "c .") == (2, 6)
+    for pair, message in (
+        ("steering.coefs=1", "--set: steering.coefs: no such key; did you mean steering.coeffs?"),
+        ("steering.coeffs", "--set: got 'steering.coeffs', expected KEY=VALUE"),
+        ("steering.coeffs=['a']", "'a' is not a valid float"),
+    ):
+        code, _, error = jaxsteer("sweep", "--config", file, "--set", pair, "--dry-run")
+        assert code == 2
+        assert message in error
+    file.write_text("[steering]\nlayer = 3\n")
+    code, _, error = jaxsteer("sweep", "--config", file, "--dry-run")
+    assert (code, "steering.layer: no such key; did you mean steering.layers?" in error) == (
+        2,
+        True,
+    )
 
 
 def test_show_knows_what_a_path_holds(jaxsteer, small, directions: Path, tmp_path: Path) -> None:
@@ -238,17 +290,34 @@ def test_options_are_those_of_the_module(jaxsteer, capsys, name: str, module) ->
                           .split("Examples")[0])) == theirs  # fmt: skip
 
 
-def test_a_shell_completes_subcommands_and_options(jaxsteer, capsys, monkeypatch) -> None:
-    for words, number, completed in (
+@pytest.mark.parametrize(
+    ("words", "number", "completed"),
+    [
         ("jaxsteer gen", "1", "generate"),
         ("jaxsteer generate --max", "2", "--max-new-tokens"),
-    ):
-        monkeypatch.setenv("_JAXSTEER_COMPLETE", "bash_complete")
-        monkeypatch.setenv("COMP_WORDS", words)
-        monkeypatch.setenv("COMP_CWORD", number)
-        with pytest.raises(SystemExit):
-            commands.command_line([])
-        assert capsys.readouterr().out == f"plain,{completed}\n"
+        ("jaxsteer sweep --unit re", "3", "residual"),
+    ],
+)
+def test_a_shell_completes_names_without_importing_jax(words: str, number: str, completed) -> None:
+    code = (
+        "import sys, jaxsteer_command\n"
+        "try: jaxsteer_command.main()\n"
+        "finally: sys.stderr.write(str('jax' in sys.modules))"
+    )
+    asked = {"_JAXSTEER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": number}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | asked | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"plain,{completed}\n", "False")
+
+
+def test_the_names_that_a_shell_completes_are_those_of_the_commands() -> None:
+    kept = json.loads(jaxsteer_command.NAMES.read_text())
+    assert kept == jaxsteer_command.names_of(commands.jaxsteer)  # python -m jaxsteer_command
 
 
 def test_options_are_passed_on(jaxsteer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,12 @@ from jaxsteer.cli.options import (
     sampling_options,
     steering_options,
 )
-from jaxsteer.cli.terminal import print_json, print_side_by_side
+from jaxsteer.cli.settings_file import settings_options
+from jaxsteer.cli.terminal import as_gigabytes, print_json, print_side_by_side
 from jaxsteer.directions import Direction, load_directions, save_directions
 from jaxsteer.files import MOST_DATA, as_path, read_whole, write_atomic
+from jaxsteer.llama import bucket
+from jaxsteer.planning import Work, plan, read_config, this_machine
 from jaxsteer.runtime import guarded
 from jaxsteer.steering import Steering, add
 from jaxsteer.texts import (
@@ -35,10 +38,37 @@ from jaxsteer.texts import (
     contains,
     direction,
     load,
+    perplexity,
     words,
 )
 
-_METRICS = {"repetition": repetition, "words": words}
+TEXTS = "texts.jsonl"
+_METRICS = {"perplexity": perplexity, "repetition": repetition, "words": words}
+_TOKENS_OF_A_LETTER = 1 / 3  # of a prompt that no tokenizer has read
+# Keys of a sweep's TOML, and the parameters of its command.
+_KEYS = {
+    "model.path": "model",
+    "model.dtype": "dtype",
+    "model.revision": "revision",
+    "prompts.texts": "texts",
+    "prompts.file": "file",
+    "prompts.chat": "chat",
+    "steering.directions": "directions",
+    "steering.name": "name",
+    "steering.layers": "layers",
+    "steering.coeffs": "coeffs",
+    "steering.unit": "unit",
+    "steering.baselines": "baselines",
+    "metrics.contains": "wanted",
+    "metrics.named": "metrics",
+    "sampling.samples": "samples",
+    "sampling.temperature": "temperature",
+    "sampling.top_p": "top_p",
+    "sampling.top_k": "top_k",
+    "sampling.max_new_tokens": "max_new_tokens",
+    "sampling.seed": "seed",
+    "output.folder": "out",
+}
 
 
 @click.command(
@@ -164,13 +194,14 @@ def direction_command(
         "jaxsteer sweep weights/small/reasoning --prompts questions.txt --chat \\\n"
         "    --directions doubt.safetensors --layer 3 --layer 4 --unit residual \\\n"
         "    --coeff 0 --coeff 0.5 --contains wait,hmm --baseline random --out sweep",
-        'jaxsteer sweep weights/small/reasoning "tom has 9 coins ." --samples 8 \\\n'
-        "    --directions doubt.safetensors --layer 4 --coeff 0 --coeff 1 --dry-run",
+        "jaxsteer sweep --config sweep.toml --set 'steering.coeffs=[-1, 0, 1]' --dry-run",
     ),
 )
 @click.argument("model")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@settings_options(_KEYS)
 @prompt_options
+@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="The same as PROMPT.")
 @steering_options
 @click.option(
     "--unit",
@@ -193,6 +224,7 @@ def direction_command(
 def sweep_command(
     model: str,
     prompts: tuple[str, ...],
+    texts: tuple[str, ...],
     file: str | None,
     chat: bool,
     directions: str | None,
@@ -212,25 +244,25 @@ def sweep_command(
     """Measure layers and coefficients over prompts.
 
     Every direction × layer × coefficient runs on every PROMPT. Printed is a line a cell and metric,
-    with intervals over prompts.
+    with intervals over prompts. After a kill, the same command goes on in the folder of --out.
     """
-    asked = conversations(read_prompts(prompts, file), chat)
+    asked = conversations(read_prompts((*prompts, *texts), file), chat)
     if directions is None or not coeffs:
         raise ValueError("--directions, --coeff: expected a file and at least one coefficient")
     matching = choose(directions, name, layers)
     measures = measures_of(wanted, metrics)
     target = None if out is None else Path(out)
-    check_new(None if target is None else target / "texts.jsonl", overwrite)
+    if target is not None and overwrite:
+        for there in target.glob(f"{TEXTS}*"):
+            there.unlink()
     if dry_run:
         points = len(layers or {0}) if len(matching) == 1 else len(matching)
         nonzero = sum(coeff != 0 for coeff in coeffs)
         cells = points * nonzero * (1 + len(set(options["baselines"]))) + (nonzero < len(coeffs))
-        count = cells * len(asked) * options["samples"]
-        amounts = {"cells": cells, "texts": count, "tokens": count * options["max_new_tokens"]}
-        if as_json:
-            print_json(amounts)
-        else:
-            print(f"{cells} cells, {count:,} texts, at most {amounts['tokens']:,} new tokens")
+        print_amounts(
+            amounts(model, cells, asked, options["samples"], options["max_new_tokens"], dtype),
+            as_json,
+        )
         return 0
     lm = load_model(model, dtype, revision)
     table = lm.sweep(
@@ -239,6 +271,7 @@ def sweep_command(
         layers=layers if len(matching) == 1 and layers else None,
         coeffs=coeffs,
         metrics=measures,
+        out=None if target is None else target / TEXTS,
         **options,
     )
     files = [] if target is None else write_sweep(table, target)
@@ -252,15 +285,14 @@ def sweep_command(
 
 
 def write_sweep(table: Table, folder: Path) -> list[Path]:
-    """Write a sweep's texts, a plot of each of its metrics, the page; returns the files.
+    """Write a plot of each of a sweep's metrics and the page beside its texts; returns the files.
 
     Without the extra `report` there is no page.
     """
     import matplotlib as mpl
 
     mpl.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "texts.jsonl"]
+    files = [folder / TEXTS]
     for metric in dict.fromkeys(line.metric for line in table.lines):
         picture = io.BytesIO()
         table.plot(metric).savefig(picture, format="svg")
@@ -271,7 +303,6 @@ def write_sweep(table: Table, folder: Path) -> list[Path]:
         table.report(files[-1], title=folder.absolute().name)
     else:
         print(f"report.html: left out: {pages.EXTRA}", file=sys.stderr)
-    table.texts.save(files[0])  # last: with it, the folder counts as written
     return files
 
 
@@ -279,6 +310,39 @@ def measures_of(wanted: Sequence[str], metrics: Sequence[str]) -> list[Metric]:
     """The metrics that options name; repetition, if they name none."""
     chosen = [contains(*phrase.split(",")) for phrase in wanted]
     return chosen + [_METRICS[metric] for metric in metrics] or [repetition]
+
+
+def amounts(
+    model: str, cells: int, prompts: Sequence[Any], samples: int, new: int, dtype: str | None
+) -> dict[str, Any]:
+    """What a sweep would take here; null where the model's shape is not at hand.
+
+    `seconds` is a floor, without compiling; `bytes` is of a device, for the texts that run at once.
+    """
+    count = cells * len(prompts) * samples
+    found: dict[str, Any] = {"cells": cells, "texts": count, "tokens": count * new}
+    letters = max(len(str(prompt)) for prompt in prompts)
+    work = Work(count, bucket(int(letters * _TOKENS_OF_A_LETTER)), new, len(prompts) * samples)
+    try:
+        made = plan(read_config(model), this_machine(), work, dtype=dtype or "bfloat16")
+    except (OSError, ValueError):
+        return found | {"seconds": None, "bytes": None}
+    return found | {"seconds": made.seconds(), "bytes": made.memory.total}
+
+
+def print_amounts(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a sweep would take."""
+    if as_json:
+        print_json(found)
+        return
+    print(
+        f"{found['cells']} cells, {found['texts']:,} texts, at most {found['tokens']:,} new tokens"
+    )
+    if found["seconds"] is not None:
+        print(
+            f"here at least {found['seconds']:.1f} s and compiling once; "
+            f"{as_gigabytes(found['bytes'])} of a device's memory"
+        )
 
 
 def load_model(model: str, dtype: str | None, revision: str | None) -> LanguageModel:

@@ -6,7 +6,7 @@ Uses `sweeps`, `checkpoints` and the rooms that these use.
 """
 
 from jaxsteer.planning.chips import find_topology, this_machine
-from jaxsteer.planning.mesh_plan import SWEEPS, Plan, Work, footprint, plan
+from jaxsteer.planning.mesh_plan import SWEEPS, Plan, Work, footprint, plan, read_config
 from jaxsteer.planning.roofline import Machine, decode_seconds, prefill_operations, step_seconds
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "footprint",
     "plan",
     "prefill_operations",
+    "read_config",
     "step_seconds",
     "this_machine",
 ]

@@ -63,7 +63,8 @@ def page_of(texts: Texts, metrics: Sequence[Metric], *, title: str) -> Page:
             "them."
         ),
         logprobs=(
-            "Log-probabilities are those of the model as it was steered, perplexity of the unsteered."
+            "Log-probabilities are those of the model as it was steered, perplexity is that of the "
+            "unsteered."
             if any(row.plain_logprobs for row in texts)
             else "Log-probabilities and perplexity are those of the model as it was steered."
         ),
