@@ -252,9 +252,6 @@ def sweep_command(
     matching = choose(directions, name, layers)
     measures = measures_of(wanted, metrics)
     target = None if out is None else Path(out)
-    if target is not None and overwrite:
-        for there in target.glob(f"{TEXTS}*"):
-            there.unlink()
     if dry_run:
         points = len(layers or {0}) if len(matching) == 1 else len(matching)
         nonzero = sum(coeff != 0 for coeff in coeffs)
@@ -264,6 +261,9 @@ def sweep_command(
             as_json,
         )
         return 0
+    if target is not None and overwrite:
+        for there in target.glob(f"{TEXTS}*"):
+            there.unlink()
     lm = load_model(model, dtype, revision)
     table = lm.sweep(
         asked,
