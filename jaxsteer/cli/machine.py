@@ -49,6 +49,7 @@ def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     "--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True
 )
 @click.option("--compile", is_flag=True, help="Ask the TPU's compiler (minutes).")
+@json_option
 @click.pass_context
 def plan_command(ctx: click.Context, **options: object) -> int:
     """Say what fits on which chips, and how fast.

@@ -11,6 +11,7 @@ cache, multiplying, and adding up over chips take at least at the published rate
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -283,6 +284,27 @@ def lines(
     )
 
 
+def facts(plan: Plan, *, compiled: tuple[Bytes, int] | None = None) -> dict[str, Any]:
+    """A plan, JSON-ready: bytes of each chip, seconds at least."""
+    memory, code = compiled or (plan.memory, None)
+    fitting = bool(plan.largest)
+    return {
+        "topology": plan.topology.name,
+        "chips": plan.topology.chips,
+        "chip_bytes": plan.topology.chip.memory,
+        "mesh": [plan.data, plan.tensor],
+        "rows": plan.work.rows,
+        "rows_at_once": plan.batch if fitting else 0,
+        "largest": plan.largest,
+        "weights_bytes": memory.weights,
+        "cache_bytes": memory.cache,
+        "temporaries_bytes": memory.temporaries,
+        "program_bytes": code,
+        "step_seconds": plan.step_seconds() if fitting else None,
+        "seconds": plan.seconds() if fitting else None,
+    }
+
+
 def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
@@ -317,6 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mesh", type=_mesh, metavar="DATAxTENSOR", help="instead of the best")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="ask the TPU's compiler (minutes)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     work = Work(args.rows, args.prompt, args.new, args.prompts)
     work = SWEEPS[args.sweep] if args.sweep else work
@@ -333,5 +356,8 @@ def main(argv: list[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")  # no TPU is looked for
         compile_cache.turn_off()  # programs for what is not here cannot be read back
         compiled = compiled_footprint(made)
-    print("\n".join(lines(made, sweep=args.sweep, compiled=compiled)))
+    if args.json:
+        print(json.dumps(facts(made, compiled=compiled), indent=1))
+    else:
+        print("\n".join(lines(made, sweep=args.sweep, compiled=compiled)))
     return 0 if made.largest else 1

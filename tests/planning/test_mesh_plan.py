@@ -297,6 +297,11 @@ def test_the_command_says_it_all(tmp_path, capsys):
     shared = ["--rows", "99999", "--prompts", "1", "--capture", "2", "--directions", "4"]
     assert plan.main([str(file), "h100", *shared]) == 0
     assert "of 99999 rows, prompt 512" in capsys.readouterr().out
+    assert plan.main([str(file), "v5e-8", "--sweep", "figure3", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["chips"], facts["rows"]) == (8, 320)
+    assert 0 < facts["weights_bytes"] < facts["chip_bytes"]
+    assert facts["seconds"] > facts["step_seconds"] > 0
     assert plan.main([str(file), "h100", "--compile"]) == 2
     assert "got h100, expected a topology of TPUs" in capsys.readouterr().err
     assert plan.main([str(file), "v5e-8", "--rows", "99999", "--mesh", "4x2"]) == 0
