@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -96,6 +95,6 @@ def with_all_rows(steering: Steering, rows: int) -> Steering:
         if x.shape[0] == rows:
             return x
         # By numpy, which compiles nothing.
-        return jnp.asarray(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
+        return jax.device_put(np.broadcast_to(np.asarray(x), (rows, *x.shape[1:])))
 
     return jax.tree.map(widen, steering)
