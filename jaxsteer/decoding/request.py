@@ -183,9 +183,9 @@ def make_request(
     if not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"samples: got {samples!r}, expected at least 1")
     rows = prompts.tokens.shape[0] * int(samples)
-    lengths = np.asarray(prompts.mask).sum(axis=1, dtype=np.int32)
     most = max_tokens_array(max_tokens, rows=rows, max_new_tokens=max_new_tokens)
     check_batch(prompts, config, new_tokens=most.reshape(-1, samples).max(axis=1))
+    lengths = np.asarray(prompts.mask).sum(axis=1, dtype=np.int32)
     steerings = as_tuple(steering)
     for one in steerings:
         check_steering(one, config, rows=rows)
