@@ -132,10 +132,15 @@ def at_layers(vectors: Vectors, where: "Where") -> Vectors:
     if not hasattr(vectors, "at_layer"):
         return vectors
     layer: Any = where.get("layer")
-    each = list(layer) if is_several(layer) else [layer]
-    if not all(isinstance(one, int | np.integer) for one in each):
-        raise ValueError(f"layer: got {layer!r}, expected one number: vectors differ by layer")
-    found = [vectors.at_layer(int(one)) for one in each]
+    each = list(layer) if is_several(layer) else [[layer]]
+    one_a_row = all(is_several(row) and len(list(row)) == 1 for row in each)
+    numbers = [row[0] for row in each] if one_a_row else []
+    if not numbers or not all(isinstance(number, int | np.integer) for number in numbers):
+        raise ValueError(
+            f"layer: got {layer!r}, expected a number, or [[3], [4]] for one a row: each layer has "
+            "its own vector"
+        )
+    found = [vectors.at_layer(int(number)) for number in numbers]
     return found if is_several(layer) else found[0]
 
 

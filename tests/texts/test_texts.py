@@ -293,11 +293,16 @@ def test_a_direction_of_all_layers_is_added_at_the_layer_that_is_given() -> None
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3) + 1
     v = js.LayerDirections(vectors, np.ones(2), np.ones(2), np.ones(2), "v")
     assert np.array_equal(js.add(v, layer=1, coeff=2).vector, [vectors[1]])
-    assert np.array_equal(js.add(v, layer=[1, 0], coeff=2).vector, vectors[::-1])
-    for layer, message in (("all", "got 'all'"), ([[0, 1]], r"got \[\[0, 1\]\]"), (2, "got 2")):
+    assert np.array_equal(js.add(v, layer=[[1], [0]], coeff=2).vector, vectors[::-1])
+    for layer, message in (
+        ("all", "got 'all', expected a number"),
+        ([0, 1], r"got \[0, 1\], expected a number, or \[\[3\], \[4\]\] for one a row"),
+        ([[0, 1]], r"got \[\[0, 1\]\], expected a number"),
+        (2, "got 2, expected 0 to 1"),
+    ):
         with pytest.raises(ValueError, match=f"layer: {message}"):
             js.add(v, layer=layer, coeff=2)
-    with pytest.raises(ValueError, match="layer: got None, expected one number"):
+    with pytest.raises(ValueError, match="layer: got None, expected a number"):
         js.add(v, coeff=2)
 
 
