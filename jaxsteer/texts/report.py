@@ -177,10 +177,16 @@ def _text(row: Text, cell: int, effect: Metric, texts: Texts) -> PageText:
         effect=value_of(effect, row),
         coherence=coherence(row.text),
         repetition=repetition(row.text),
-        perplexity=perplexity(
-            row if row.plain_logprobs else replace(row, plain_logprobs=row.logprobs)
-        ),
+        perplexity=_perplexity(row),
     )
+
+
+def _perplexity(row: Text) -> float:
+    """That of the unsteered model if it has read the text, else of the model as it was steered."""
+    logprobs = row.plain_logprobs or row.logprobs
+    if len(logprobs) != len(row.tokens):
+        return math.nan
+    return perplexity(replace(row, plain_logprobs=logprobs))
 
 
 def _aligned(row: Text) -> tuple[Sequence[int], Sequence[float], Sequence[float]]:

@@ -185,7 +185,7 @@ def _labels(row: Text) -> str:
 
 def _end(row: Text) -> str:
     how = {"end token": "ended", "length": "cut"}.get(row.end, row.end)
-    return f"{len(row.tokens)} tokens, {how}"
+    return escaped(f"{len(row.tokens)} tokens, {how}")
 
 
 def _cut(text: str, width: int, *, keep_end: bool = False) -> str:

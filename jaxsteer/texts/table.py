@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxsteer.pages import write_page
+from jaxsteer.runtime import escaped_line
 from jaxsteer.texts.metrics import Measured, Metric, measure
 from jaxsteer.texts.printing import as_text, data_frame, html_table, interval, number
 from jaxsteer.texts.report import page_of
@@ -112,7 +113,8 @@ class Table:
     def _printed(self) -> list[list[str]]:
         """The table's texts, a heading first."""
         names = list(dict.fromkeys(name for line in self.lines for name in line.labels))
-        rows = [[*names, "metric", "mean", "95% interval", "− coeff 0", "95% interval", "p", "n"]]
+        heads = [escaped_line(name) for name in names]
+        rows = [[*heads, "metric", "mean", "95% interval", "− coeff 0", "95% interval", "p", "n"]]
         for line in self.lines:
             by, low, high = line.difference, line.difference_low, line.difference_high
             labels = [as_text(line.labels.get(name)) for name in names]
