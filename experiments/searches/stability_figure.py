@@ -72,7 +72,7 @@ def _directions(axis: plt.Axes, numbers: dict[str, Any]) -> None:
         range(len(cells)),
         [
             f"{cell['source']}\n{numbers['counts'][cell['source']]} events\n"
-            f"coherence {cell['coherence']['mean']:.3f}"
+            f"coherence\n{cell['coherence']['mean']:.3f}"
             for cell in cells
         ],
         fontsize=7.5,
