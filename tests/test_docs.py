@@ -19,6 +19,7 @@ BLOCK = re.compile(r"```(?:python|\{code-cell\} ipython3)\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"(?<![\w./-])(?:jaxsteer|js)((?:\.[A-Za-z_]\w*)+)")
 MODULE = re.compile(r"python -m ((?:jaxsteer|weights|experiments)(?:\.\w+)*)")
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+SETTINGS = re.compile(r"```toml\n# (\w+\.toml)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(((?!https?:)[^)#]+)")
 # In a process of its own: a mesh needs eight devices, which are fixed when JAX starts.
 MESH = ROOT / "docs" / "guides" / "chips-and-hosts.md"
@@ -56,7 +57,12 @@ def test_every_page_is_in_the_contents() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_option_of_the_command_line_is_there(page: Path) -> None:
+def test_every_option_of_the_command_line_is_there(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in SETTINGS.findall(page.read_text()):
+        Path(name).write_text(text)
     lines = "\n".join(SHELL.findall(page.read_text())).replace("\\\n", " ").splitlines()
     for line in lines:
         program, *words = shlex.split(line, comments=True) or [""]

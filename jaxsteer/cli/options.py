@@ -45,7 +45,10 @@ metric_options = together(
             "--contains", "wanted", multiple=True, metavar="WORDS", help='Share with any: "a,b".'
         ),
         click.option(
-            "--metric", "metrics", type=click.Choice(["repetition", "words"]), multiple=True
+            "--metric",
+            "metrics",
+            type=click.Choice(["perplexity", "repetition", "words"]),
+            multiple=True,
         ),
     ]
 )

@@ -29,7 +29,7 @@ from jaxsteer.models import conversion as convert_module
 from jaxsteer.models.conversion import convert, main
 from jaxsteer.models.exporting import export
 from jaxsteer.models.exporting import main as export_main
-from jaxsteer.tokenizers import load_tokenizer, proof
+from jaxsteer.tokenizers import load_tokenizer, tokenizer_check
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -516,7 +516,7 @@ def test_byte_level_tokenizer_that_loses_spaces(src):
     write_tokenizer(src, tokenizer)
     message = refused(src, r"'Wait, let me check that again\.' came back as 'Wait,letme")
     # Texts without spaces survive; every other one is named.
-    assert message.count("came back as") == sum(" " in text for text in proof.TEXTS)
+    assert message.count("came back as") == sum(" " in text for text in tokenizer_check.TEXTS)
 
 
 def test_word_level_tokenizer_that_loses_spaces(folders, tmp_path):
