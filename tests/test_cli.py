@@ -15,9 +15,9 @@ import pytest
 
 import jaxsteer as js
 import jaxsteer_command
-from jaxsteer.cli import commands, models, terminal
+from jaxsteer.cli import commands, models, terminal, texts
 from jaxsteer.models import conversion, exporting, verification
-from jaxsteer.planning import mesh_plan
+from jaxsteer.planning import find_topology, mesh_plan
 
 ROOT = Path(__file__).parents[1]
 MODEL = str(ROOT / "weights" / "small" / "reasoning")
@@ -25,6 +25,12 @@ PROMPT = "tom has 9 coins ."
 SUBCOMMANDS = commands.jaxsteer.commands
 SIX = ["--max-new-tokens", "6", "--dtype", "float32"]
 Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of a GPU by its data sheet: measuring those of a CPU takes minutes unoptimised."""
+    monkeypatch.setattr(texts, "this_machine", lambda: find_topology("h200"))
 
 
 @pytest.fixture
