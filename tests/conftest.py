@@ -7,14 +7,19 @@ from typing import Any
 
 import jax
 import pytest
+from jax._src import compiler
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
+from quick_compile import PLAIN
 
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.tokens import TokenBatch, left_pad
 from jaxsteer.runtime import compile_cache
 
 QUICK = "jax_disable_most_optimizations"
+# Each program that XLA compiles for a CPU maps some. Linux allows a process 65,530; XLA, refused
+# one, ends the process (segmentation fault).
+MOST_MAPS = 20_000
 
 
 def pytest_configure() -> None:
@@ -35,6 +40,22 @@ def pytest_configure() -> None:
     if not gpu:
         quick = os.environ.setdefault(QUICK.upper(), "1")  # for processes that tests start, too
         jax.config.update(QUICK, quick == "1")
+        compile_plainly()
+
+
+def compile_plainly() -> None:
+    """Give XLA the options `PLAIN` for programs that are not optimised.
+
+    Not in `XLA_FLAGS`, which would hold for files marked `optimised`, too.
+    """
+    get_options = compiler.get_compile_options
+
+    def options(*args: Any, **named: Any) -> Any:
+        if jax.config.values[QUICK]:
+            named["env_options_overrides"] = PLAIN | (named.get("env_options_overrides") or {})
+        return get_options(*args, **named)
+
+    compiler.get_compile_options = options
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,9 +63,15 @@ def optimised(request: pytest.FixtureRequest) -> None:
     """Files marked `optimised` compile as users do: how sums are rounded depends on it."""
     marked = request.node.get_closest_marker("optimised") is not None
     quick = os.environ.get(QUICK.upper()) == "1" and not marked
-    if jax.config.values[QUICK] != quick:
+    if jax.config.values[QUICK] != quick or memory_maps() > MOST_MAPS:
         jax.clear_caches()  # of what other files compiled
         jax.config.update(QUICK, quick)
+
+
+def memory_maps() -> int:
+    """Pieces of memory that this process has mapped; 0 where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(scope="session")

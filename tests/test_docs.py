@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick_compile import xla_flags
 
 import jaxsteer
 from jaxsteer.cli import commands
@@ -94,11 +95,11 @@ def test_blocks_of_a_page_run_one_after_the_other(
 
 def test_blocks_for_a_mesh_run_on_eight_devices(tmp_path: Path) -> None:
     (tmp_path / "weights").symlink_to(ROOT / "weights")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(BLOCK.findall(MESH.read_text()))],
         cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -24,7 +24,7 @@ weights and at least a third of the cache. So refills write 0.2% of all bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -49,15 +49,13 @@ from jaxsteer.decoding import (
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
-from jaxsteer.queues.slots import FinishedRow, Occupancy, run_pool
+from jaxsteer.queues.slots import FinishedRow, Occupancy, put_into, run_pool, with_cursors
 from jaxsteer.runtime import hosts
 
 
 def start(model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler) -> DecodeState:
     """Like `generate.prefill`, with a cursor a row; pure."""
-    state = prefill(model, batch, request, sampler=sampler)
-    cursor = jnp.broadcast_to(state.cache.cursor, state.done.shape)
-    return replace(state, cache=replace(state.cache, cursor=cursor))
+    return with_cursors(prefill(model, batch, request, sampler=sampler))
 
 
 def admit(
@@ -75,10 +73,7 @@ def admit(
     A slot past the last one drops its row. Everything a slot held is replaced.
     """
     fresh = start(model, batch, new, sampler=sampler)
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
-
+    put = partial(put_into, slots)
     return jax.tree.map(put, state, fresh), map_rows(put, request, new)
 
 

@@ -11,6 +11,7 @@ done.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from jaxsteer.decoding import (
     thinking_in,
 )
 from jaxsteer.llama import Model, TokenBatch, spread_rows
-from jaxsteer.queues.slots import FinishedRow, Occupancy, run_pool
+from jaxsteer.queues.slots import FinishedRow, Occupancy, put_into, run_pool, with_cursors
 
 _ROWS_A_SLOT = 4  # that a slot should hold one after another, or ends of groups leave it idle
 
@@ -47,9 +48,7 @@ def count_groups(slots: int, prompts: int, samples: int, data: int = 1) -> int:
 
 def begin(model: Model, batch: TokenBatch, request: Request) -> DecodeState:
     """Like `begin_shared`, with a cursor a row; pure."""
-    state = begin_shared(model, batch, request)
-    cursor = jnp.broadcast_to(state.cache.cursor, state.done.shape)
-    return replace(state, cache=replace(state.cache, cursor=cursor))
+    return with_cursors(begin_shared(model, batch, request))
 
 
 def restart(
@@ -71,10 +70,7 @@ def restart(
     fresh = new_state(
         batch.tokens[:, -1], thinking, new, cache, kept, max_new_tokens=state.tokens.shape[1]
     )
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
-
+    put = partial(put_into, slots)
     bare, fresh = (replace(x, cache=None, extra=None) for x in (state, fresh))  # type: ignore[arg-type]
     cache = replace(
         cache,

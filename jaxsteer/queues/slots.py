@@ -68,6 +68,17 @@ def pool_sizes(slots: int) -> list[int]:
     return [slots, *(slots // share for share in (2, 4) if slots // share >= _FEWEST_SLOTS)]
 
 
+def with_cursors(state: DecodeState) -> DecodeState:
+    """The same rows with a cursor each, instead of one for all; pure."""
+    cursor = jnp.broadcast_to(state.cache.cursor, state.done.shape)
+    return replace(state, cache=replace(state.cache, cursor=cursor))
+
+
+def put_into(slots: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """`old` with the rows of `new` in `slots` `[P]`; a slot past the last one drops its row."""
+    return old if old.ndim == 0 else old.at[slots].set(new, mode="drop")
+
+
 def advance(
     model: Model,
     state: DecodeState,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
+from quick_compile import xla_flags
 
 from jaxsteer.decoding.generation import append, decode_step, generate, growing_rooms, run
 from jaxsteer.decoding.request import Asked, make_request
@@ -441,9 +442,8 @@ def test_rows_that_overflow_are_marked_in_queues_and_sweeps(shallow, batch):
 def test_settings_of_jax_change_nothing(variable):
     """64-bit types by default; a stop at any infinity."""
     command = [sys.executable, settings_worker.__file__]
-    found = subprocess.run(
-        command, env=os.environ | {variable: "1"}, capture_output=True, text=True, check=False
-    )
+    env = os.environ | {variable: "1", "XLA_FLAGS": xla_flags()}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
     assert json.loads(found.stdout) == settings_worker.everything()
 

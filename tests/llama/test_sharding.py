@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import random_model, relative_error
+from quick_compile import xla_flags
 from sharded_worker import LENGTHS, MESHES, G
 
 import jaxsteer
@@ -55,8 +56,6 @@ def ran(tmp_path_factory) -> Path:
     for name, config in (("plain", PLAIN), ("few", FEW)):
         jaxsteer.save(folder / name, random_model(config))
     jaxsteer.export(folder / "plain", folder / "folder")
-    # Programs that are not optimised: they compile faster, and run for milliseconds.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [
@@ -65,7 +64,7 @@ def ran(tmp_path_factory) -> Path:
             str(folder),
             str(folder),
         ],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(8), "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

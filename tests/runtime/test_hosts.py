@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hosts_worker import LENGTHS, ROWS_PER_CHUNK
 from oracle import random_model
+from quick_compile import xla_flags
 
 import jaxsteer
 from jaxsteer.config.shape import LlamaConfig
@@ -41,10 +42,8 @@ def launch(folder: Path, processes: int, *tasks: str) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    # Programs that are not optimised: they compile faster, and run for milliseconds.
-    devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     environment = os.environ | {
-        "XLA_FLAGS": f"{devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(DEVICES // processes),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
     }

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import oracle
 import pytest
+from quick_compile import xla_flags
 
 import jaxsteer
 from experiments.benchmarks import (
@@ -248,11 +249,11 @@ def test_steps_on_two_devices():
         "sys.exit(two_gpus.main(sys.argv[1:]))\n"
     )
     asked = ["--only", "step", "--preset", "tiny", "--case", "2,8,3", "--repeats", "1"]
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", code, *asked],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(2), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
