@@ -273,7 +273,7 @@ def test_help_has_two_examples_that_can_be_typed(
     jaxsteer, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("sweep.toml").write_text("")  # which an example names
+    Path("sweep.toml").write_text('model.path = "m"')  # which an example names
     code, out, _ = jaxsteer(name, "--help")
     shown = re.sub(r"\\\n", " ", out.split("Examples:")[1])
     examples = [shlex.split(line) for line in shown.splitlines() if line.strip()]

@@ -37,9 +37,9 @@ def command(
 
 @pytest.mark.parametrize("floor", ["jaxsteer", "weights", "experiments"])
 def test_every_command_ends_here(floor: str) -> None:
-    """Measurements and a worker that talks JSON apart."""
+    """Measurements and workers that talk JSON apart."""
     commands = [f for f in (ROOT / floor).rglob("*.py") if "__main__" in f.stem + f.read_text()]
-    commands = [f for f in commands if f.parent.name != "benchmarks" and f.stem != "chat_worker"]
+    commands = [f for f in commands if f.parent.name != "benchmarks" and "worker" not in f.stem]
     ends = ("run(main)", "run_command(main)", "run(command_line)", "command(", "end(")
     texts = {f: f.read_text().replace("jaxsteer.cli import main", "run(main)") for f in commands}
     assert not [f for f, text in texts.items() if not any(end in text for end in ends)]

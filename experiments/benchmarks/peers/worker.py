@@ -21,8 +21,8 @@ _BLOCK = re.compile(r"^## (\w+)\n.*?```python\n(.*?)```", re.DOTALL | re.MULTILI
 def blocks_of(text: str) -> dict[str, str]:
     r"""The Python of a peer's page by heading.
 
-    >>> blocks_of("## one\\nwords\\n```python\\nx = 1\\n```\\n")
-    {'one': 'x = 1\\n'}
+    >>> blocks_of("## one\nwords\n```python\nx = 1\n```\n")
+    {'one': 'x = 1\n'}
     """
     return dict(_BLOCK.findall(text))
 

@@ -81,11 +81,11 @@ def test_every_seed_runs_with_its_own_models_in_a_folder_of_its_own(
 ) -> None:
     seen: list[Run] = []
 
-    def stage(run: Run) -> Path:
+    def stage(run: Run) -> None:  # no page
         seen.append(run)
-        return write_report(run.out, [row("C1", "reproduced")])
+        run.finished["report"] = write_report(run.out, [row("C1", "reproduced")])
 
-    monkeypatch.setattr(reproduce.report, "stage", stage)
+    monkeypatch.setattr(reproduce.page, "stage", stage)
     argv = ["--config", str(pairs / "settings.toml"), "--pairs", str(pairs), "--full"]
     assert reproduce.main(["--out", str(tmp_path / "out"), *argv]) == 0
     assert [run.out.name for run in seen] == ["seed0", "seed1"]
