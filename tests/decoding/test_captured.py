@@ -193,6 +193,40 @@ def test_streams_queues_and_sweeps_keep_the_same(shallow, batch):
             assert relative_error(one.values["resid_post"][:, :n], x[:, b, :n]) <= SAME
 
 
+def test_rows_that_share_prompts_keep_what_rows_of_their_own_do(shallow, batch):
+    """In all four, with another steering in each row."""
+    rows = 2 * B
+    vectors = np.random.default_rng(2).standard_normal((rows, D))
+    steering = add(vectors, layer=0, coeff=np.linspace(-2, 2, rows), scope=scope.generated())
+    asked = {"max_new_tokens": G, "capture": Capture(where=scope.generated())}
+    repeated = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), batch)
+    private = jaxsteer.generate(shallow, repeated, steering=steering, **asked)
+    assert len({row.tobytes() for row in np.asarray(private.tokens)}) > B  # worth comparing
+    raw = second_pass(shallow, repeated, private, steering=steering)["resid_post"]
+    lengths = np.asarray(repeated.lengths)
+    expected = np.stack([raw[:, b, n : n + G] for b, n in enumerate(lengths)], axis=1)
+
+    shared = {"steering": steering, "samples": 2} | asked
+    out = jaxsteer.generate(shallow, batch, **shared)
+    steps = [kept for _, kept in jaxsteer.stream(shallow, batch, **shared)]
+    values = [
+        [k.values["resid_post"][:, b, :n] for k in steps for n in [k.count[b]]] for b in range(rows)
+    ]
+    queue = sorted(
+        jaxsteer.generate_queue(shallow, batch, slots=3, **shared), key=lambda r: r.index
+    )
+    cells = [Cell({"n": b}, alone(steering, b)) for b in range(rows)]
+    swept = [r for chunk in jaxsteer.sweep(shallow, batch, cells, **asked) for r in chunk]
+    own = sorted((r.cell.labels["n"], r) for r in swept if r.prompt == r.cell.labels["n"] // 2)
+    for name, found in {
+        "generate": out.captured.values["resid_post"],
+        "stream": np.stack([np.concatenate(x, axis=1) for x in values], axis=1),
+        "queue": np.stack([r.captured.values["resid_post"] for r in queue], axis=1),
+        "sweep": np.stack([r.captured.values["resid_post"] for _, r in own], axis=1),
+    }.items():
+        assert relative_error(found, expected) <= SAME, name
+
+
 def alone(steering: Steering, row: int) -> Steering:
     return jax.tree.map(lambda x: x[row : row + 1], steering)
 
