@@ -141,8 +141,8 @@ def check_loop(made: Plan, text: str) -> tuple[dict[str, Any], list[str]]:
         if shape[-1:] != (config.d_model,) and math.prod(shape) > _SMALL * rows
     ]
     problems += [f"moves in each step: {name}" for name in large]
-    # Keys of one layer on one chip.
-    slots = made.work.prompt + made.work.new
+    # Keys of one layer on one chip; of a prompt that is shared, a row has the last token.
+    slots = made.work.new + (1 if made.work.shared else made.work.prompt)
     elements = rows * slots * config.n_kv_heads // made.tensor * config.head_dim
     written = hlo.rewritten(text, loop, elements=elements)
     problems += [f"writes a whole cache in each step: {kind} × {n}" for kind, n in written.items()]

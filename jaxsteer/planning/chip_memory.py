@@ -18,9 +18,7 @@ class Work:
     rows: int
     prompt: int
     new: int
-    prompts: int | None = (
-        None  # that rows share, as a sweep's cells do; each row's own if not given
-    )
+    prompts: int | None = None  # that rows share, as a sweep's cells do; each row's own if None
     kept: int | None = None  # bytes of activations that are kept of a row; see `kept_bytes`
 
     @property
