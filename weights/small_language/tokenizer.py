@@ -71,6 +71,7 @@ def save_tokenizer(folder: str | Path, *, max_length: int, chat: bool) -> None:
         "padding_side": "left",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,  # would join words and punctuation
+        "model_input_names": ["input_ids", "attention_mask"],  # no `token_type_ids`
     }
     if chat:
         config["chat_template"] = CHAT_TEMPLATE
