@@ -2,7 +2,7 @@
 
     python -m experiments.real_files FOLDER [--only NAME …]
 
-FOLDER holds a folder a model with `config.json`, and whichever of `generation_config.json`,
+FOLDER holds one folder per model with `config.json`, and whichever of `generation_config.json`,
 `tokenizer_config.json`, `chat_template.jinja`, … were published with it; no weights. The vocabulary
 is `tokenizer.json` there, or what a file `TOKENIZER` names in `FOLDER/tokenizers/` (`.xz` allowed).
 

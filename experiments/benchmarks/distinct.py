@@ -133,7 +133,7 @@ def measure(
 def measure_transformers(
     config: LlamaConfig, *, rows: int, prompt: int, steps: int, counts: list[int]
 ) -> Iterator[dict[str, Any]]:
-    """Transformers' cases: none, and vectors added by one hook a layer."""
+    """Transformers' cases: none, and vectors added by one hook per layer."""
     import torch
 
     from experiments.benchmarks import sweep_transformers as engine

@@ -5,8 +5,8 @@
 Counts the row-steps and the bytes that three ways of decoding the 300 recorded traces move at
 Llama-8B shapes in bf16: batches one after the other; refill with one cursor for all rows, which
 are moved up against it at each refill, so that every row is read as far as the oldest has got;
-refill with a cursor a row, each read as far as it has got itself. A step reads all weights, too.
-Seconds are bytes over the bandwidth. One JSON line a case.
+refill with one cursor per row, each read as far as it has got itself. A step reads all
+weights, too. Seconds are bytes over the bandwidth. One JSON line per case.
 """
 
 import json

@@ -108,7 +108,7 @@ def with_prompts(design: Design, n: int) -> Design:
 
 @dataclass(frozen=True)
 class Texts:
-    """Outcomes of one text a prompt, `[n]` or `[cells, n]` each."""
+    """Outcomes of one text per prompt, `[n]` or `[cells, n]` each."""
 
     words: NDArray
     sentences: NDArray

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""A heading and a line a row.
+    r"""A heading and one line per row.
 
     >>> csv_text(["source", "rate"], [["base, raw", 0.5]])
     'source,rate\n"base, raw",0.5\n'

@@ -69,7 +69,7 @@ def judge(
     *,
     shared: Sequence[str] = ("base", "random"),
 ) -> tuple[dict[Key, dict[str, Scores]], list[CellOutcome]]:
-    """Every text judged, and one outcome a cell: those shared with the main sweep, then `own`.
+    """Every text judged, and one outcome per cell: those shared with the main sweep, then `own`.
 
     `own` are rows of sweeps. Shared are the unsteered cell, and of the kinds of sources in
     `shared` those cells whose coefficient occurs in `own`.

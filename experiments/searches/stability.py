@@ -229,7 +229,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def truth(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How well stability tells the hidden state, where that is known; one boundary a text."""
+    """How well stability tells the hidden state, where that is known; one boundary per text."""
     again = counts_of(rows)
     doubt = {(row["trace"], row["sentence"]): row["doubt"] for row in rows}
     if not again:

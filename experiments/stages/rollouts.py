@@ -31,7 +31,7 @@ def write_rollouts(
     form: str | None = None,
     base_template: str | None = None,
 ) -> None:
-    """Generate one trace a prompt and append it to `traces.jsonl`; goes on after a kill.
+    """Generate one trace per prompt and append it to `traces.jsonl`; goes on after a kill.
 
     A row: `id`, `format` (of the prompt), `prompt` (as rendered), `text` (the trace), `tokens` (how
     many were generated), `stopped` (False if it was cut at the maximum). Rows are written as they

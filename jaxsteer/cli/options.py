@@ -55,7 +55,7 @@ metric_options = together(
 
 prompt_options = together(
     [
-        click.option("--prompts", "file", metavar="FILE", help="More prompts, one a line."),
+        click.option("--prompts", "file", metavar="FILE", help="More prompts, one per line."),
         click.option("--chat", is_flag=True, help="Prompts are messages of a user."),
     ]
 )

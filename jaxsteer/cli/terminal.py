@@ -42,7 +42,7 @@ def print_heading(text: str) -> None:
 
 
 def print_side_by_side(texts: Texts) -> None:
-    """Print each prompt and sample with a column a cell; cells that do not fit come below."""
+    """Print each prompt and sample with one column per cell; cells that do not fit come below."""
     width = shutil.get_terminal_size().columns
     at_once = max(1, width // (_NARROWEST + len(_GAP)))
     cells = texts.cells()

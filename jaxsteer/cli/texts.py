@@ -166,7 +166,7 @@ def direction_command(
 ) -> int:
     """Derive a direction from two files of texts.
 
-    TEXTS and OTHER_TEXTS have a text a line. The direction is the difference of their means, at
+    TEXTS and OTHER_TEXTS have one text per line. The direction is the difference of their means, at
     every layer, in one pass.
     """
     sides = [conversations(read_lines(path), chat) for path in (texts, other_texts)]
@@ -243,8 +243,8 @@ def sweep_command(
 ) -> int:
     """Measure layers and coefficients over prompts.
 
-    Every direction × layer × coefficient runs on every PROMPT. Printed is a line a cell and metric,
-    with intervals over prompts. After a kill, the same command goes on in the folder of --out.
+    Every direction × layer × coefficient runs on every PROMPT. One line per cell and metric is
+    printed, with its interval over prompts. After a kill, the same command goes on in the folder of --out.
     """
     asked = conversations(read_prompts((*prompts, *texts), file), chat)
     if directions is None or not coeffs:
@@ -366,10 +366,10 @@ def read_lines(path: str) -> list[str]:
     try:
         text = read_whole(path, most=MOST_DATA).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, one text a line ({error})") from None
+        raise ValueError(f"{path}: expected UTF-8, one text per line ({error})") from None
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not lines:
-        raise ValueError(f"{path}: got no text, expected one a line")
+        raise ValueError(f"{path}: got no text, expected one per line")
     return lines
 
 

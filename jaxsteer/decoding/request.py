@@ -144,22 +144,23 @@ def make_request(
 ) -> Request:
     """Check everything on the host and bundle it for the compiled functions.
 
-    Another `max_new_tokens` recompiles, and so do the first use of a kind of operation or of a
-    site, and the first temperature above 0. Other values of anything else do not.
+    What recompiles: a different `max_new_tokens`, other shapes, other sites or layers of a capture,
+    and the first use of an operation, of a site, of a temperature above 0, and of top-k, top-p or
+    min-p. Other values do not.
 
     Args:
         model: the weights.
         batch: left-padded prompts, or token ids row by row, which are padded.
         max_new_tokens: the most tokens that any row may generate.
         samples: rows of each prompt, one after another. They share its keys and values, unless
-            steering reaches into the prompt before its last token. Arguments with one entry a row
+            steering reaches into the prompt before its last token. Arguments with one entry per row
             have one for each sample.
-        max_tokens: tokens after which a row ends, one number or one a row; by default, and at most,
-            `max_new_tokens`.
+        max_tokens: tokens after which a row ends, one number or one per row; by default, and at
+            most, `max_new_tokens`.
         steering: one intervention or several, applied in order.
         sampling_params: per-row sampling; greedy by default.
         stop_tokens: a row ends after any of these ids (Llama-3 has several): one list for all
-            rows, or one a row.
+            rows, or one per row.
         stop_strings: a row ends with the token that completes one of these; made by
             `jaxsteer.stop_strings`.
         think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
@@ -205,7 +206,7 @@ def make_request(
     scopes = [one.scope for one in steerings]
     check_think_tokens(thinks, scopes if keeping is None else [*scopes, keeping.scope])
     return Request(
-        # With all rows, so that one coefficient and one a row run in the same program.
+        # With all rows, so that one coefficient and one per row run in the same program.
         steering=tuple(with_all_rows(one, rows) for one in steerings),
         sampling=params,
         stop_tokens=jax.device_put(stop_tokens_array(stop_tokens, rows=rows, config=config)),

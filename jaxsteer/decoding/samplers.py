@@ -1,6 +1,6 @@
 """Choosing the next token: pure functions `(logits, key, params) -> token`, settings per row.
 
-A sampler takes logits `[B, V]`, one key a row, and `Sampling`, and returns int32 `[B]`. Random
+A sampler takes logits `[B, V]`, one key per row, and `Sampling`, and returns int32 `[B]`. Random
 numbers belong to (seed, row, position). So a row draws the same ones alone or in any batch, and the
 cells of a sweep share them, which pairs their comparisons.
 """

@@ -83,7 +83,7 @@ def learn_directions(
         targets: the texts; `rows_per_step` of them a step, all in turn, in an order of seed 0.
         layers: where the vectors are added, outputs of these blocks counted from 0.
         seeds: of the starting vectors: a random direction, a tenth of `norm` long.
-        norm: the largest length, one for all or one a layer.
+        norm: the largest length, one for all or one per layer.
         steps: gradient steps.
         rows_per_step: texts a step (fewer if there are fewer).
         orthogonal_to: `[K, D]`, directions to whose span the vectors are orthogonal. Another K

@@ -64,7 +64,7 @@ def make_targets(
     positions, cut = [], []
     for i, (text, prompt, own_spans) in enumerate(zip(texts, prompt_lengths, spans, strict=True)):
         if not own_spans:
-            raise ValueError(f"spans[{i}]: got none, expected at least one a text")
+            raise ValueError(f"spans[{i}]: got none, expected at least one per text")
         for start, stop in own_spans:
             if not max(1, prompt) <= start < stop <= len(text):
                 raise ValueError(

@@ -3,7 +3,7 @@
 A pass over whole prompts attends over its own T tokens (`prompts.run_prompts`, `capture`). There
 the scores `[B, N, T, T]` that XLA writes to memory and reads again are the largest array; splash
 attention keeps them on the chip, and skips the blocks above the diagonal. Left padding is a
-segment of its own. Decode steps attend with one query a row, where XLA's program has nothing of
+segment of its own. Decode steps attend with one query per row, where XLA's program has nothing of
 that size; and of JAX's kernels for decoding (`paged_attention`, `ragged_paged_attention`) none
 leaves out slots at a row's start, as left padding asks for.
 """

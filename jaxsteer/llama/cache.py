@@ -25,7 +25,7 @@ class Prefix:
     Real tokens come first and padding last; in a cache it is the other way round.
     """
 
-    k: list[jax.Array]  # one a layer, in the order of the cache
+    k: list[jax.Array]  # one per layer, in the order of the cache
     v: list[jax.Array]
     length: jax.Array  # int32 [P]: real tokens of each
 
@@ -48,8 +48,8 @@ class KVCache:
     `[B, S, K, H]`.
     """
 
-    k: list[jax.Array]  # one a layer, each [B, S, K, H], or by head [B, K, H, S]
-    v: list[jax.Array]  # one a layer, each [B, S, K, H], or by head [B, K, S, H]
+    k: list[jax.Array]  # one per layer, each [B, S, K, H], or by head [B, K, H, S]
+    v: list[jax.Array]  # one per layer, each [B, S, K, H], or by head [B, K, S, H]
     valid: jax.Array  # bool [B, S]: the slot holds a real token of this row
     cursor: jax.Array  # int32 scalar, or [B]: slots written so far
     prefix: Prefix | None = None

@@ -17,7 +17,7 @@ reasoning traces, bytes at Llama-8B shapes in bf16 over 4.4 TB/s
     slots                                       64             100
     batches, one after the other           53 s, 68%      40 s, 70% of row-steps live
     refill, one cursor, rows moved         48 s, 94%      40 s, 92%
-    refill, a cursor a row (this module)   37 s, 94%      29 s, 92%
+    refill, one cursor per row (this module)   37 s, 94%      29 s, 92%
 
 Refills are some hundred steps apart and write a sixteenth of the cache each. A step reads the
 weights and at least a third of the cache. So refills write 0.2% of all bytes.
@@ -54,7 +54,7 @@ from jaxsteer.runtime import hosts
 
 
 def start(model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler) -> DecodeState:
-    """Like `generate.prefill`, with a cursor a row; pure."""
+    """Like `generate.prefill`, with one cursor per row; pure."""
     return with_cursors(prefill(model, batch, request, sampler=sampler))
 
 
@@ -141,7 +141,7 @@ def generate_queue(
 
 
 def _on_host(batch: TokenBatch, request: Request, rows: int) -> tuple[TokenBatch, Request]:
-    """Both as numpy arrays with one row a prompt; rows that wait take no memory on the device."""
+    """Both as numpy arrays with one row per prompt; rows that wait take no memory on the device."""
 
     def widen(x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(x, (rows, *x.shape[1:]))

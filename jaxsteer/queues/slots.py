@@ -122,7 +122,7 @@ def count_steps(occupancy: Occupancy, before: Counts, after: Counts) -> None:
     steps = int(after[0] - before[0])
     occupancy.steps += steps
     occupancy.row_steps += steps * len(after[1])
-    occupancy.live_row_steps += int(np.sum(after[1] - before[1]))  # a live row gains one a step
+    occupancy.live_row_steps += int(np.sum(after[1] - before[1]))  # a live row gains one per step
 
 
 def read_rows(

@@ -48,10 +48,10 @@ class Where(TypedDict, total=False):
     """
 
     # The block, counted from 0: a number, "all", or `[B, A]`, several of each row. A flat list
-    # `[B]` is one a row, if the coefficient or another of these has as many rows. A `Direction`
+    # `[B]` is one per row, if the coefficient or another of these has as many rows. A `Direction`
     # knows its own layer and site.
     layer: Layers
-    site: str | Sequence[str]  # one of `SITES`, or one a row; "resid_post" if not given
+    site: str | Sequence[str]  # one of `SITES`, or one per row; "resid_post" if not given
     scope: Scope | None  # where in the row; `generated()` if not given
     # Factor on the coefficient by generated position: a number, `[G]` or `[B, G]`; `schedules`
     # makes some. The prompt has the first entry, and the last one holds.
@@ -124,7 +124,7 @@ def as_arrays(vectors: Any) -> Any:
 
 
 def at_layers(vectors: Vectors, where: "Where") -> Vectors:
-    """Of a vector for each layer, that of the layer asked for, or one a row.
+    """Of a vector for each layer, that of the layer asked for, or one per row.
 
     Raises:
         ValueError: if no layer is asked for, or several at once, which have different vectors.
@@ -137,8 +137,8 @@ def at_layers(vectors: Vectors, where: "Where") -> Vectors:
     numbers = [row[0] for row in each] if one_a_row else []
     if not numbers or not all(isinstance(number, int | np.integer) for number in numbers):
         raise ValueError(
-            f"layer: got {layer!r}, expected a number, or [[3], [4]] for one a row: each layer has "
-            "its own vector"
+            f"layer: got {layer!r}, expected a number, or [[3], [4]] for one per row: each layer "
+            "has its own vector"
         )
     found = [vectors.at_layer(int(number)) for number in numbers]
     return found if is_several(layer) else found[0]
@@ -265,7 +265,7 @@ def layer_table(layer: Layers) -> np.ndarray:
     given = layer if is_several(layer) else [layer]
     rows = [list(row) if is_several(row) else [row] for row in given]
     if not rows or not all(rows):
-        raise ValueError(f"layer: got {layer!r}, expected at least one a row")
+        raise ValueError(f"layer: got {layer!r}, expected at least one per row")
     table = np.full((len(rows), power_of_two(max(map(len, rows)), 2)), NO_LAYER, np.int32)
     for i, row in enumerate(rows):
         table[i, : len(row)] = [_layer(one) for one in row]
@@ -273,9 +273,9 @@ def layer_table(layer: Layers) -> np.ndarray:
 
 
 def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
-    """Refuse a flat list of layers if it may mean one a row, and also several in every row.
+    """Refuse a flat list of layers if it may mean one per row, and also several in every row.
 
-    `vectors` counts the vectors, one a row; `rows` counts the rows of the other arguments.
+    `vectors` counts the vectors, one per row; `rows` counts the rows of the other arguments.
     """
     if hasattr(layer, "dtype"):
         layer = np.asarray(layer).tolist()
@@ -284,16 +284,16 @@ def check_layer_meaning(layer: Layers, *, vectors: int, rows: int) -> None:
     flat = list(layer)
     if len(flat) < 2 or (vectors == 1 and rows > 1):
         return
-    a_row = f"[[{flat[0]}], [{flat[1]}]{', …' if len(flat) > 2 else ''}] for one a row"
+    a_row = f"[[{flat[0]}], [{flat[1]}]{', …' if len(flat) > 2 else ''}] for one per row"
     shown = ", ".join(map(str, flat[:6])) + (", …" if len(flat) > 6 else "")
     every = f"[[{shown}]] for these in every row"
     if vectors > 1:
-        every = "one intervention for each layer, [add(v, layer=l, …) for …], for a vector a layer"
+        every = "for one vector per layer one intervention each, [add(v, layer=l, …) for …]"
     raise ValueError(f"layer: got [{shown}] for {vectors} vectors, expected {a_row}, or {every}")
 
 
 def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
-    """Whether `value` is several values, one a row."""
+    """Whether `value` is several values, one per row."""
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
@@ -308,7 +308,7 @@ def _layer(layer: Any) -> int:
 
 
 def seed_array(seed: ArrayLike) -> np.ndarray:
-    """One seed, or one a row, as uint32 `[B]`."""
+    """One seed, or one per row, as uint32 `[B]`."""
     array = np.atleast_1d(np.asarray(seed))
     if array.dtype.kind not in "iu" or array.ndim != 1 or array.size == 0:
         raise ValueError(f"seed: got {seed!r}, expected an integer or [B] of them")

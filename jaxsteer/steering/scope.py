@@ -112,8 +112,8 @@ def from_last_prompt_token() -> Scope:
 def window(start: int, stop: int | None = None) -> Scope:
     """Positions from `start` up to, not including, `stop`; without `stop`, to the end.
 
-    Negative numbers count from the prompt's end: `window(-5, -1)` is the prompt's last five tokens
-    without the last one.
+    Negative numbers count from the prompt's end: `window(-5, -1)` is the four tokens before
+    the prompt's last one.
 
     Raises:
         ValueError: for a bound that is no integer, and for a window that is empty in every row.
@@ -129,7 +129,7 @@ def window(start: int, stop: int | None = None) -> Scope:
 
 
 def positions(wanted: ArrayLike) -> Scope:
-    """Exactly these positions: int `[N]`, or one list a row, `[B, N]` or of unequal lengths.
+    """Exactly these positions: int `[N]`, or one list per row, `[B, N]` or of unequal lengths.
 
     Negative numbers count from the prompt's end: `positions([3, -1])` is the fourth token and the
     prompt's last. A position that a row does not have is ignored.
@@ -151,7 +151,7 @@ def positions(wanted: ArrayLike) -> Scope:
 
 
 def mask(covered: ArrayLike) -> Scope:
-    """Positions where `covered`, bool `[P]`, `[B, P]` or a list a row, is True; none from P on.
+    """Positions where `covered`, bool `[P]`, `[B, P]` or one list per row, is True; none from P on.
 
     Each run of True becomes one window.
 

@@ -2,7 +2,7 @@
 
 sweep_to_file("sweep.jsonl", model, batch, cells, max_new_tokens=1500, prompt_ids=ids)
 
-sweep.jsonl                one row a cell and prompt, appended as chunks finish
+sweep.jsonl                one row per cell and prompt, appended as chunks finish
 sweep.jsonl.config.json    what the rows were made with: only the same may go on with them
 """
 
@@ -78,7 +78,7 @@ def sweep_to_file(
         batch: left-padded prompts, or token ids row by row.
         cells: what to run on them; all have the same labels, each with values of its own.
         request: what is asked of each prompt in every cell; see `sweep`.
-        prompt_ids: one a prompt; by default its number in the batch.
+        prompt_ids: one per prompt; by default its number in the batch.
         to_row: the rest of a row, as JSON; by default the token ids and their log-probabilities,
             and what is captured, if it is projections: of raw activations or sums, say what stays.
         identity: further facts that the rows depend on, as JSON: the tokenizer, for example, if
@@ -176,7 +176,7 @@ def _keys(
 ) -> dict[tuple[int, int], str]:
     """The key of each row, by the cell's identity and the prompt's number."""
     if len(ids) != rows:
-        raise ValueError(f"prompt_ids: got {len(ids)}, expected one a prompt, {rows}")
+        raise ValueError(f"prompt_ids: got {len(ids)}, expected one per prompt, {rows}")
     names = set(cells[0].labels)
     keys: dict[tuple[int, int], str] = {}
     seen: dict[str, str] = {}

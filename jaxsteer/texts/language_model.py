@@ -56,7 +56,7 @@ class LanguageModel(Loaded):
         Args:
             prompts: a text, a conversation of `{"role": …, "content": …}`, or several of them.
             steering: what `jaxsteer.add` and the others make. Each of its rows is a cell of its
-                own that runs on every prompt, so `coeff=[0, 2.5]` gives two texts a prompt.
+                own that runs on every prompt, so `coeff=[0, 2.5]` gives two texts per prompt.
                 Several in a list act together; a dict names cells: `{"plain": None, "v": add(…)}`.
             samples: texts of each prompt and cell. All cells draw the same random numbers.
             max_new_tokens: most tokens of a text.

@@ -145,7 +145,7 @@ def _pass(model: Model, batch: TokenBatch, *, mean: bool) -> jax.Array:
     B = batch.tokens.shape[0]
     if mean:
         share = batch.mask / batch.lengths[:, None]  # [B, T]
-        capture = Capture(weights=share[..., None] * jnp.eye(B)[:, None])  # a group a row
+        capture = Capture(weights=share[..., None] * jnp.eye(B)[:, None])  # one group per row
     else:
         capture = Capture(positions=batch.lengths[:, None] - 1)
     out = forward(model, batch.tokens, mask=batch.mask, capture=capture, last_only=True)

@@ -75,11 +75,11 @@ class Texts:
         ]
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with a line a text; needs pandas."""
+        """A `pandas.DataFrame` with one line per text; needs pandas."""
         return data_frame(self.to_dicts())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one JSON line about the texts, and one a text, all or nothing."""
+        """Write one JSON line about the texts, and one per text, all or nothing."""
         lines = [{"about": self.about}, *(asdict(row) for row in self.rows)]
         write_atomic(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
 

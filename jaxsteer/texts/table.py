@@ -1,4 +1,4 @@
-"""A sweep as a table: a line a cell and metric, printed, plotted, or given to pandas."""
+"""A sweep as a table: one line per cell and metric, printed, plotted, or given to pandas."""
 
 import html
 import math
@@ -38,7 +38,7 @@ class Table:
         ]
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with a line a cell and metric; needs pandas."""
+        """A `pandas.DataFrame` with one line per cell and metric; needs pandas."""
         return data_frame(self.to_dicts())
 
     def plot(self, metric: str | None = None, path: Any = None) -> Any:
@@ -82,8 +82,8 @@ class Table:
     def report(self, path: str | os.PathLike[str], *, title: str = "Sweep") -> None:
         """Write one HTML file that opens from the disk: the plot, and every text to browse.
 
-        The effect is the first metric. Where the page would be larger than 10 MB, it has the texts
-        of the first prompts and says so.
+        The effect is the first metric other than `repetition`. Where the page would be larger than
+        10 MB, it has the texts of the first prompts and says so.
 
         Raises:
             ImportError: without the extra `report`.

@@ -320,8 +320,8 @@ IN_SPAN = r"directions: got direction 2 of row 0 in the span of those before it"
         ({"layer": "last"}, "layer: got 'last', expected an integer"),
         ({"layer": -1}, r"layer: got -1, expected 0 or more"),
         ({"layer": [[0, -1]]}, r"layer: got -1, expected 0 or more"),
-        ({"layer": []}, r"layer: got \[\], expected at least one a row"),
-        ({"layer": [[0], []]}, "expected at least one a row"),
+        ({"layer": []}, r"layer: got \[\], expected at least one per row"),
+        ({"layer": [[0], []]}, "expected at least one per row"),
         ({"site": "resid_past"}, "site: got 'resid_past', expected one of resid_pre, head_out"),
         ({"site": ["resid_post", "mlp"]}, "site: got 'mlp'"),
         ({"site": 3}, "site: got 3"),
@@ -367,8 +367,12 @@ def test_a_direction_is_a_vector_that_knows_its_layer_and_site():
         grid({"v": v}, coeffs=[1.0])
 
 
-A_ROW = r"expected \[\[0\], \[1\], …\] for one a row, or "
-A_LAYER = r"layer: got \[0, 1, 2\] for 3 vectors, " + A_ROW + "one intervention for each layer"
+A_ROW = r"expected \[\[0\], \[1\], …\] for one per row, or "
+A_LAYER = (
+    r"layer: got \[0, 1, 2\] for 3 vectors, "
+    + A_ROW
+    + "for one vector per layer one intervention each"
+)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_a_file_that_another_process_writes_is_refused(shallow, batch, begun):
 
 SAME = CELLS[0].labels
 REFUSED = {
-    "prompt_ids: got 2, expected one a prompt, 3": {"prompt_ids": ["a", "b"]},
+    "prompt_ids: got 2, expected one per prompt, 3": {"prompt_ids": ["a", "b"]},
     r"cells\[0\] with prompt_ids\[2\]: labels and id are those of .* with prompt_ids\[1\]": {
         "prompt_ids": ["a", "b", "b"]
     },

@@ -296,7 +296,7 @@ def test_a_direction_of_all_layers_is_added_at_the_layer_that_is_given() -> None
     assert np.array_equal(js.add(v, layer=[[1], [0]], coeff=2).vector, vectors[::-1])
     for layer, message in (
         ("all", "got 'all', expected a number"),
-        ([0, 1], r"got \[0, 1\], expected a number, or \[\[3\], \[4\]\] for one a row"),
+        ([0, 1], r"got \[0, 1\], expected a number, or \[\[3\], \[4\]\] for one per row"),
         ([[0, 1]], r"got \[\[0, 1\]\], expected a number"),
         (2, "got 2, expected 0 to 1"),
     ):

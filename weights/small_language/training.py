@@ -66,7 +66,7 @@ class Texts:
 
 
 def stack_layers(params: Tree) -> Tree:
-    """Put the layers' arrays, one tree a layer, into one tree of `[L, ...]`."""
+    """Put the layers' arrays, one tree per layer, into one tree of `[L, ...]`."""
     layers = [params["layers"][i] for i in sorted(params["layers"])]
     return params | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
@@ -79,7 +79,7 @@ def unstack_layers(stacked: Tree) -> Tree:
 
 
 def initial_members(config: LlamaConfig, seeds: Sequence[int]) -> Tree:
-    """Random float32 weights, one member a seed."""
+    """Random float32 weights, one member per seed."""
     trees = [stack_layers(init(config, seed=seed).params) for seed in seeds]
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
