@@ -244,7 +244,8 @@ def sweep_command(
     """Measure layers and coefficients over prompts.
 
     Every direction × layer × coefficient runs on every PROMPT. One line per cell and metric is
-    printed, with its interval over prompts. After a kill, the same command goes on in the folder of --out.
+    printed, with its interval over prompts. After a kill, the same command goes on in the folder
+    of --out.
     """
     asked = conversations(read_prompts((*prompts, *texts), file), chat)
     if directions is None or not coeffs:
