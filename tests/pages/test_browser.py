@@ -3,6 +3,7 @@
 Needs Debian's chromium and chromium-driver; without them it is skipped, but fails in CI.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from jaxsteer import pages
+from jaxsteer.pages import Band
 
 READY = "return document.documentElement.dataset.ready === 'true'"
 
@@ -83,6 +85,17 @@ def test_a_page_opens_without_errors_or_requests(browser: Chrome, file: str) -> 
     assert found["b"] == "B found, +0.25"  # the last coherent one
     assert found["count"] == "6 of 6 texts"
     assert "#" not in found["hash"]
+
+
+def test_a_page_opens_on_a_steered_text_where_no_positive_coefficient_is_coherent(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    made = page()
+    good, bad = Band(0.99, 0.98, 1.0, 6), Band(0.2, 0.1, 0.3, 6)
+    cells = [dataclasses.replace(c, coherence=bad if c.coeff > 0 else good) for c in made.cells]
+    pages.write_page(tmp_path / "page.html", dataclasses.replace(made, cells=cells))
+    visit(browser, (tmp_path / "page.html").as_uri())
+    assert (shown(browser)["a"], shown(browser)["b"]) == ("A unsteered", "B found, −0.5")
 
 
 def test_hostile_texts_are_shown_as_they_are(browser: Chrome, file: str) -> None:

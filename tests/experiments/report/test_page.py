@@ -43,7 +43,8 @@ def test_every_text_of_the_sweeps_is_there(run: Run, made: pages.Page) -> None:
     assert {cell.panel for cell in made.cells} == {
         "reasoning model", "base model", "negative control",
     }  # fmt: skip
-    assert made.cells[0].panel == "reasoning model"
+    assert made.cells[0].panel == "reasoning model"  # on which it opens, with the first series
+    assert made.series[0].name == "base-derived direction"
     assert all(cell.strength == pytest.approx(cell.coeff, rel=1e-3) for cell in made.cells)
 
 
