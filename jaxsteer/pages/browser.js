@@ -127,7 +127,7 @@ function browser(data, tip) {
     const samples = b.sample || items.some((item) => item.b.sample) ? ` · sample ${b.sample}` : "";
     const made = element("div", { class: "line", role: "option", id: `line-${index}`, "aria-selected": String(chosen),
       "aria-setsize": items.length, "aria-posinset": index + 1 },
-      element("span", { class: "name" }, prompt.name + samples), element("span", { class: "tags" }, ...tags),
+      element("span", { class: "name" }, prompt.name + samples), element("span", { class: "tags", title: tags.map((tag) => tag.textContent).join(", ") }, ...tags),
       element("span", { class: "ask" }, prompt.text));
     made.style.top = `${index * ROW}px`;
     made.addEventListener("click", () => choose(b));

@@ -98,6 +98,21 @@ def test_a_page_opens_on_a_steered_text_where_no_positive_coefficient_is_coheren
     assert (shown(browser)["a"], shown(browser)["b"]) == ("A unsteered", "B found, −0.5")
 
 
+def test_a_narrow_page_is_as_wide_as_its_screen(browser: Chrome, file: str) -> None:
+    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visit(browser, file)
+        browser.execute_script("document.querySelector('.cells').open = true")
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 420
+        measured = browser.find_element(By.CSS_SELECTOR, ".claims .measured")
+        assert measured.rect["x"] + measured.rect["width"] <= 420
+        titles = "return document.querySelectorAll('.panel .mark-text.role-axis-title').length"
+        assert browser.execute_script(titles) == 4  # two panels, each with both axes
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_hostile_texts_are_shown_as_they_are(browser: Chrome, file: str) -> None:
     visit(browser, file + "#direction=found&b=0.25&prompt=eval-0")
     assert browser.execute_script("return window.harmed") is None

@@ -232,6 +232,7 @@ def test_the_page_of_a_sweep_has_its_texts_and_lines_that_write_them(lm, vector)
     assert all(text.text[a:b].lower() in ("a", "the") for a, b in text.marks)
     assert page.cells[2].python is None
     lines = page.cells[1].python.replace("$TEXT", repr(row.prompt_text))
+    assert 'dtype="float32")' in lines  # as which the sweep has loaded it
     head, _, rest = lines.replace("$ROW", str(text.row)).partition("lm = js.load(")
     assert "# v: the vector of 'direction' at layer 1" in head
     names = {"lm": lm, "v": vector}

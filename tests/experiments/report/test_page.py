@@ -98,6 +98,7 @@ def test_claims_lead_to_figures_and_cells(made: pages.Page) -> None:
     assert by_id["C1"].figure is None  # made with --full
     assert by_id["C3"].figure == "headline"
     assert all(claim.figure in {*names, None} for claim in made.claims)
+    assert not any("nan" in claim.measured.split() for claim in made.claims)
     shown = made.cells[by_id["C2"].cell or 0]
     assert (shown.panel, shown.series) == ("reasoning model", "base-derived direction")
 
