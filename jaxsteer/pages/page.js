@@ -98,6 +98,7 @@ async function main() {
   byId("close").addEventListener("click", () => byId("dialog").close());
   byId("dialog").addEventListener("click", (event) => { if (event.target === byId("dialog")) byId("dialog").close(); });
   await figures(tip);
+  if (location.hash.includes("=")) byId("texts").scrollIntoView(); // a link to a view of the texts
   document.documentElement.dataset.ready = "true";
 }
 

@@ -202,6 +202,7 @@ def test_a_link_leads_to_the_same_view(browser: Chrome, file: str) -> None:
     assert seen["count"] == "3 of 6 texts"
     visit(browser, file + seen["hash"])
     assert shown(browser) == seen
+    assert abs(by_id(browser, "texts").rect["y"] - browser.execute_script("return scrollY")) < 100
     browser.execute_script(
         "location.hash = 'model=reasoning+model&direction=found&b=-0.5&prompt=eval-3'"
     )
