@@ -95,7 +95,9 @@ def test_generated_texts_are_those_of_the_library(jaxsteer, directions: Path) ->
         "--coeff",
         "0",
         "--coeff",
-        "2",
+        "0.5",
+        "--unit",
+        "residual",
         *SIX,
         "--json",
     )
@@ -103,7 +105,8 @@ def test_generated_texts_are_those_of_the_library(jaxsteer, directions: Path) ->
     lm = js.load(MODEL, dtype="float32")
     v = js.load_directions(directions)["doubt.4"]
     chat = [{"role": "user", "content": PROMPT}]
-    expected = lm.generate(chat, steering=js.add(v, coeff=[0, 2]), max_new_tokens=6)
+    steering = js.add(v, coeff=[0, 0.5])
+    expected = lm.generate(chat, steering=steering, unit="residual", max_new_tokens=6)
     assert [row["text"] for row in json.loads(out)["texts"]] == [row.text for row in expected]
     assert expected[0].text != expected[1].text
 

@@ -183,8 +183,7 @@ def _base_model(found: Evidence) -> Claim:
         )
     if limits:
         quarters = ", ".join(
-            f"{rules.BASE_SHARE * one.value:.4f} [{rules.BASE_SHARE * one.low:.4f}, "
-            f"{rules.BASE_SHARE * one.high:.4f}] ({source}-derived)"
+            f"{_value(one, 4, times=rules.BASE_SHARE)} ({source}-derived)"
             for source, one in limits.items()
         )
         text += f", against a quarter of the reasoning model's gain: {quarters}"
@@ -317,7 +316,8 @@ def _control(found: Evidence) -> Claim | None:
     steered = {c: found.shares("control", "base", c) for c in coeffs}
     limit = gains(found, found.coeff)["base"]
     text = "; ".join(f"at {c:g}, {_change(plain, shares)}" for c, shares in steered.items())
-    text += f"; half of the reasoning model's gain is {rules.HALF * limit.value:.3f}"
+    half = rules.HALF * limit.value
+    text += f"; half of the reasoning model's gain is {half:.3f}".replace("nan", "unknown")
     return _claim("N", text, rules.unchanged(plain, steered, limit, found.induced))
 
 
@@ -343,10 +343,11 @@ def _texts(cell: CellOutcome) -> int:
     return cell.keyword_rate.n + cell.keyword_rate.n_empty
 
 
-def _value(one: Measure, digits: int = 3) -> str:
+def _value(one: Measure, digits: int = 3, *, times: float = 1.0) -> str:
     if math.isnan(one.value):
         return "unknown"
-    return f"{one.value:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    value, low, high = (f"{times * x:.{digits}f}" for x in (one.value, one.low, one.high))
+    return f"{value} [{low}, {high}]"
 
 
 def to_markdown(found: Sequence[Claim]) -> list[str]:

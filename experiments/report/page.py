@@ -26,7 +26,7 @@ from experiments.stages import derive, label, perplexity, steer, tokens
 from experiments.stages.outcome import CellOutcome, Measured, coherent, judged_at
 from experiments.stages.perplexity import FIELDS
 from experiments.stages.sweep_table import SweepTable, sweep_table
-from experiments.stages.text_scores import Scores
+from experiments.stages.text_scores import REASONS, Scores
 from jaxsteer import pages
 from jaxsteer.analysis import OTHER, keyword_pattern, split_sentences
 from jaxsteer.checkpoints import read_manifest
@@ -113,7 +113,7 @@ def page_of(run: Run, table: SweepTable, folder: Path, read: Path) -> pages.Page
             pages.PageFigure(
                 f.name,
                 f.title,
-                f.caption,
+                f.caption.replace("`", ""),
                 (folder / f"{f.name}.svg").read_text(),
                 (folder / f"{f.name}.csv").read_text(),
             )
@@ -122,6 +122,8 @@ def page_of(run: Run, table: SweepTable, folder: Path, read: Path) -> pages.Page
         about=_about(run, facts),
         notes=[
             "Sentence labels: " + label.label_source(_text_labels(run)) + ".",
+            f"Claims do not count texts that are {', '.join(REASONS[:-1])} or {REASONS[-1]}; the "
+            "list marks them.",
             "An answer is right where the last number of a finished text is that of the prompt's "
             "file."
             if answers
@@ -146,7 +148,7 @@ def _summary(run: Run, table: SweepTable) -> str:
     direction = run.settings.direction
     return (
         f"{len(table.cells)} cells, {texts:,} texts; prompts: {models}; "
-        f"{direction.site} of layer {direction.layer}"
+        f"steered: {direction.site} of layer {direction.layer}"
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import click
 
-from jaxsteer.cli.options import examples, overwrite_option
+from jaxsteer.cli.options import examples, json_option, overwrite_option
 from jaxsteer.models import conversion, exporting, verification
 from jaxsteer.runtime import without_accelerator, without_torch
 
@@ -49,6 +49,7 @@ def passed_on(ctx: click.Context, work: Callable[[list[str]], int]) -> int:
 @click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinity.")
 @click.option("--strict", is_flag=True, help="Refuse unknown fields of config.json.")
 @click.option("--no-tokenizer", is_flag=True, help="Weights and config alone.")
+@json_option
 @click.pass_context
 def convert_command(ctx: click.Context, **options: object) -> int:
     """Convert a model into a checkpoint.
@@ -73,6 +74,7 @@ def convert_command(ctx: click.Context, **options: object) -> int:
     "--tokens", type=click.IntRange(1), default=2048, show_default=True, help="Longest sequence."
 )
 @click.option("--layers", type=click.IntRange(1), help="Run the first N layers.  [default: all]")
+@json_option
 @click.pass_context
 def verify_command(ctx: click.Context, **options: object) -> int:
     """Compare a checkpoint with its source.
@@ -93,6 +95,7 @@ def verify_command(ctx: click.Context, **options: object) -> int:
 @click.argument("src")
 @click.argument("dst")
 @overwrite_option
+@json_option
 @click.pass_context
 def export_command(ctx: click.Context, **options: object) -> int:
     """Write a checkpoint as a Hugging Face folder.

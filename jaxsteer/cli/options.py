@@ -107,5 +107,12 @@ steering_options = together(
         click.option("--name", help="Of a direction in the file."),
         click.option("--layer", "layers", type=int, multiple=True, help="Where it is added."),
         click.option("--coeff", "coeffs", type=float, multiple=True, help="Factors on it."),
+        click.option(
+            "--unit",
+            type=click.Choice(["vector", "residual"]),
+            default="vector",
+            show_default=True,
+            help="What a coefficient counts: the vector, or lengths of the residual stream.",
+        ),
     ]
 )

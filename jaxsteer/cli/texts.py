@@ -204,13 +204,6 @@ def direction_command(
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="The same as PROMPT.")
 @steering_options
 @click.option(
-    "--unit",
-    type=click.Choice(["vector", "residual"]),
-    default="vector",
-    show_default=True,
-    help="What a coefficient counts: the vector, or lengths of the residual stream.",
-)
-@click.option(
     "--baseline", "baselines", type=click.Choice(["random", "noise"]), multiple=True, help="Beside."
 )
 @metric_options

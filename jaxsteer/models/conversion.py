@@ -263,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity")
     parser.add_argument("--strict", action="store_true", help="refuse unknown config.json fields")
     parser.add_argument("--no-tokenizer", action="store_true", help="weights and config alone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     convert(
         args.src,
@@ -275,8 +276,12 @@ def main(argv: list[str] | None = None) -> int:
         strict=args.strict,
         progress=True,
     )
-    named = checkpoint.read_manifest(args.dst).provenance.get("special_tokens", {})
-    if note := difference(named):
+    manifest = checkpoint.read_manifest(args.dst)
+    note = difference(manifest.provenance.get("special_tokens", {}))
+    if args.json:
+        print(json.dumps({"checkpoint": args.dst, "dtype": manifest.dtype, "note": note}, indent=1))
+        return 0
+    if note:
         print(f"{note}. Texts end at any EOS that is named")
     check = f" Check it: jaxsteer verify {args.src} {args.dst}"
     print(f"{args.dst}: written.{'' if args.src.endswith('.gguf') else check}")

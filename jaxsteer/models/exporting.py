@@ -126,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("src", help="directory that weights.convert wrote")
     parser.add_argument("dst", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder at dst")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     export(args.src, args.dst, overwrite=args.overwrite, progress=True)
-    print(f"{args.dst}: written")
+    print(json.dumps({"folder": args.dst}, indent=1) if args.json else f"{args.dst}: written")
     return 0

@@ -13,7 +13,10 @@ could not be made.
 import argparse
 import hashlib
 import importlib.util
+import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -273,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dst", help="what weights.convert made of it")
     parser.add_argument("--tokens", type=int, default=2048, help="longest sequence (default 2048)")
     parser.add_argument("--layers", type=int, help="run the first N layers (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON, and the rest to stderr")
     args = parser.parse_args(argv)
     for name in ("tokens", "layers"):
         value = getattr(args, name)
@@ -280,15 +284,20 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{name}: got {value}, expected at least 1")
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError(_NO_TORCH)
-    return _report(as_path(args.dst), str(args.src), args.tokens, args.layers)
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        facts = _report(as_path(args.dst), str(args.src), args.tokens, args.layers)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    return 0 if facts["passed"] else 1
 
 
-def _report(path: Path, src: str, tokens: int, layers: int | None) -> int:
+def _report(path: Path, src: str, tokens: int, layers: int | None) -> dict[str, Any]:
+    """Print what was compared; returns it, JSON-ready."""
     manifest = checkpoint.read_manifest(path)
     folder = open_folder(find_source(src, revision=manifest.provenance.get("revision")).folder)
     if folder.config != manifest.config:
         print(f"FAIL: the configs differ:\n  {folder.config}\n  {manifest.config}")
-        return 1
+        return {"passed": False, "configs_differ": True}
     if layers is not None and layers > folder.config.n_layers:
         raise ValueError(f"layers: got {layers}, expected at most {folder.config.n_layers}")
     different = different_tensors(folder, path, manifest.dtype)
@@ -311,4 +320,17 @@ def _report(path: Path, src: str, tokens: int, layers: int | None) -> int:
         f"float32: typically {typical:.2f}, allowed {TYPICAL:g}; the worst {worst:.2f}, allowed "
         f"{WORST:g}"
     )
-    return 0 if passed else 1
+    return {
+        "passed": passed,
+        "configs_differ": False,
+        "tensors": count,
+        "different_tensors": different,
+        "errors": {name: _facts(error) for name, error in errors.items()},
+    }
+
+
+def _facts(error: Errors) -> dict[str, float | None]:
+    """The largest errors and the typical ratio; None for what is not finite."""
+    ours, theirs = error.largest
+    facts = {"largest": ours, "largest_of_transformers": theirs, "typical_ratio": error.typical}
+    return {name: float(x) if np.isfinite(x) else None for name, x in facts.items()}

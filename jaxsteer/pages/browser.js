@@ -40,9 +40,15 @@ function browser(data, tip) {
     cells = curve(data, state.panel, state.series);
     const has = (id) => cells.some((cell) => cell.id === id);
     if (!has(state.a)) state.a = (cells.find((cell) => cell.series === "") ?? cells[0]).id;
-    if (!has(state.b)) state.b = (cells.filter((cell) => coherent(data, cell)).at(-1) ?? cells.at(-1)).id;
+    if (!has(state.b)) state.b = strongest().id;
     list();
     draw();
+  }
+
+  // The largest coherent coefficient; of a curve without a positive one, the most negative.
+  function strongest() {
+    const able = cells.filter((cell) => cell.series && coherent(data, cell));
+    return able.findLast((cell) => cell.coeff > 0) ?? able[0] ?? cells.at(-1);
   }
 
   function list() {
@@ -121,7 +127,7 @@ function browser(data, tip) {
     const samples = b.sample || items.some((item) => item.b.sample) ? ` · sample ${b.sample}` : "";
     const made = element("div", { class: "line", role: "option", id: `line-${index}`, "aria-selected": String(chosen),
       "aria-setsize": items.length, "aria-posinset": index + 1 },
-      element("span", { class: "name" }, prompt.name + samples), element("span", { class: "tags" }, ...tags),
+      element("span", { class: "name" }, prompt.name + samples), element("span", { class: "tags", title: tags.map((tag) => tag.textContent).join(", ") }, ...tags),
       element("span", { class: "ask" }, prompt.text));
     made.style.top = `${index * ROW}px`;
     made.addEventListener("click", () => choose(b));

@@ -104,8 +104,8 @@ function spreadOf(data, panel) {
 // Numbers as people read them: a real minus, a sign where it means something.
 const signed = (x) => x === 0 ? "0" : (x > 0 ? "+" : "−") + String(Math.abs(x));
 const plain = (x, digits = 2) => x === null || x === undefined ? "–" : x.toFixed(digits).replace("-", "−");
-const between = (band, digits = 3) => band
-  ? `${plain(band.mean, digits)} [${plain(band.low, digits)}, ${plain(band.high, digits)}]` : "–";
+const between = (band, digits = 3) => !band ? "–" : band.low === null ? plain(band.mean, digits)
+  : `${plain(band.mean, digits)} [${plain(band.low, digits)}, ${plain(band.high, digits)}]`;
 const cellName = (cell) => cell.series ? `${cell.series}, ${signed(cell.coeff)}` : "unsteered";
 
 function element(tag, attributes = {}, ...children) {

@@ -58,10 +58,11 @@ async function figures(tip) {
 
 async function drawPanels(data, look, tip) {
   const against = document.querySelector("input[name=against]:checked").value;
-  const many = data.panels.length > 1;
+  // Panels side by side share the first one's axis and labels; those below each other cannot.
+  const alone = data.panels.length === 1 || matchMedia("(max-width: 1100px)").matches;
   const drawn = await Promise.all(data.panels.map((panel, i) => drawEffect(
     data, byId(`plot-${i}`), panel,
-    { against, height: 330, first: i === 0, ticks: i === 0 || !many ? 6 : 3 }, look.open, tip)));
+    { against, height: 330, first: i === 0 || alone, ticks: i === 0 || alone ? 6 : 3 }, look.open, tip)));
   return (cells) => drawn.forEach((plot) => plot.mark(cells));
 }
 
@@ -97,6 +98,7 @@ async function main() {
   byId("close").addEventListener("click", () => byId("dialog").close());
   byId("dialog").addEventListener("click", (event) => { if (event.target === byId("dialog")) byId("dialog").close(); });
   await figures(tip);
+  if (location.hash.includes("=")) byId("texts").scrollIntoView(); // a link to a view of the texts
   document.documentElement.dataset.ready = "true";
 }
 

@@ -23,4 +23,9 @@ DARK = {
     "teal": "#5fbecb",
     "olive": "#98bd74",
 }
-SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
+# Shapes of points, and letters like them for a legend, which are printed where backgrounds are not.
+GLYPHS = {
+    "circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "triangle-down": "▼",
+    "cross": "✚",
+}  # fmt: skip
+SHAPES = tuple(GLYPHS)

@@ -16,7 +16,7 @@ from typing import Any
 from jaxsteer.files import write_atomic
 from jaxsteer.pages.content import Page
 from jaxsteer.pages.packing import blocks
-from jaxsteer.pages.palette import DARK, LIGHT
+from jaxsteer.pages.palette import DARK, GLYPHS, LIGHT
 
 EXTRA = "vl-convert-python is not installed: pip install 'jaxsteer[report]'"
 MOST_BYTES = 10_000_000
@@ -81,6 +81,7 @@ def to_html(page: Page) -> str:
         has_perplexity=any(math.isfinite(text.perplexity) for text in page.texts),
         knows_answers=any(text.right is not None for text in page.texts),
         verdicts=_VERDICTS,
+        glyphs=GLYPHS,
         blocks=blocks(page),
         sources=sources,
         style=_text("page.css").replace("/*COLOURS*/", _colours()),

@@ -1,6 +1,7 @@
 """Cells of a sweep over texts: vectors × layers × coefficients, and baselines of equal length."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxsteer.directions import Direction, random_directions, rescale
 from jaxsteer.llama import Model, TokenBatch, forward
-from jaxsteer.steering import Capture, Project, Steering, Where, add, noise
+from jaxsteer.steering import NO_LAYER, Capture, Project, Steering, Where, add, as_tuple, noise
 from jaxsteer.sweeps import Cell
 from jaxsteer.texts.layer_directions import LayerDirections
 
@@ -35,8 +36,7 @@ def sweep_cells(
     Raises:
         ValueError: naming the argument, what was found and what was expected.
     """
-    if unit not in ("vector", "residual"):
-        raise ValueError(f"unit: got {unit!r}, expected 'vector' or 'residual'")
+    check_unit(unit)
     if unknown := set(baselines) - set(BASELINES):
         raise ValueError(f"baselines: got {sorted(unknown)}, expected some of {BASELINES}")
     if not len(coeffs):
@@ -74,6 +74,39 @@ def sweep_cells(
                     for source, steering in kinds.items()
                 ]
     return cells
+
+
+def check_unit(unit: str) -> None:
+    """Refuse what a coefficient cannot count."""
+    if unit not in ("vector", "residual"):
+        raise ValueError(f"unit: got {unit!r}, expected 'vector' or 'residual'")
+
+
+def in_residual_norms(model: Model, batch: TokenBatch, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with each added vector as long as the residual stream at its layer.
+
+    Raises:
+        ValueError: for steering that is not an addition to resid_post at one layer.
+    """
+    norms = residual_norms(model, batch)
+    return [
+        replace(cell, steering=tuple(_as_long(one, norms) for one in as_tuple(cell.steering)))
+        for cell in cells
+    ]
+
+
+def _as_long(steering: Steering, norms: np.ndarray) -> Steering:
+    """An addition of one row with its vector rescaled to the norm at its layer."""
+    layers = [layer for layer in steering.layer[0].tolist() if layer != NO_LAYER]
+    others = (steering.basis, steering.erase, steering.along, steering.noise)
+    is_addition = steering.sites == ("resid_post",) and all(one is None for one in others)
+    if not is_addition or len(layers) != 1 or not 0 <= layers[0] < len(norms):
+        raise ValueError(
+            "unit: got 'residual', expected an addition to resid_post at one layer of "
+            f"0 to {len(norms) - 1}"
+        )
+    vector = rescale(np.asarray(steering.vector[0]), float(norms[layers[0]]))
+    return replace(steering, vector=jax.device_put(vector[None]))
 
 
 def added_lengths(cells: Sequence[Cell]) -> dict[str, float]:

@@ -15,7 +15,14 @@ from jaxsteer.models import load as load_model
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
 from jaxsteer.sweeps import Cell, CellResult, sweep
-from jaxsteer.texts.cells import Baseline, added_lengths, projecting, sweep_cells
+from jaxsteer.texts.cells import (
+    Baseline,
+    added_lengths,
+    check_unit,
+    in_residual_norms,
+    projecting,
+    sweep_cells,
+)
 from jaxsteer.texts.metrics import perplexity
 from jaxsteer.texts.prompts import Prompt, Prompts, encode_prompts
 from jaxsteer.texts.results import Text, Texts
@@ -42,6 +49,7 @@ class LanguageModel(Loaded):
         prompts: Prompt | Sequence[Prompt],
         *,
         steering: Steerings = None,
+        unit: str = "vector",
         samples: int = 1,
         max_new_tokens: int = 100,
         temperature: float = 0.0,
@@ -58,6 +66,8 @@ class LanguageModel(Loaded):
             steering: what `jaxsteer.add` and the others make. Each of its rows is a cell of its
                 own that runs on every prompt, so `coeff=[0, 2.5]` gives two texts per prompt.
                 Several in a list act together; a dict names cells: `{"plain": None, "v": add(…)}`.
+            unit: what a coefficient counts: "vector", the vector as it is, or "residual", lengths
+                of the residual stream at the layer, as in `sweep`; the latter for additions alone.
             samples: texts of each prompt and cell. All cells draw the same random numbers.
             max_new_tokens: most tokens of a text.
             temperature: 0 takes the likeliest token.
@@ -70,10 +80,14 @@ class LanguageModel(Loaded):
         Raises:
             ValueError: naming the argument, what was found and what was expected.
         """
+        check_unit(unit)
         encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
         asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
-        return self._run(encoded, cells_of(steering), asked, {"sampling": drawn})
+        cells = cells_of(steering)
+        if unit == "residual":
+            cells = in_residual_norms(self.model, encoded.batch, cells)
+        return self._run(encoded, cells, asked, {"sampling": drawn, "unit": unit})
 
     def sweep(
         self,

@@ -39,7 +39,7 @@ def page_of(texts: Texts, metrics: Sequence[Metric], *, title: str) -> Page:
     has_projections = any(len(row.projections) for row in texts)
     return Page(
         title=title,
-        summary=f"{len(prompts)} prompts, {len(cells)} cells, {len(texts):,} texts",
+        summary=f"prompts {len(prompts)}, cells {len(cells)}, texts {len(texts):,}",
         effect=name_of(effect),
         coherence="1 − share of repeated 4-grams",
         event=name_of(effect),
@@ -133,7 +133,7 @@ def python_of(cell: Mapping[str, Any], is_plain: bool, about: Mapping[str, Any])
     length = (about.get("lengths") or {}).get(f"{source}.{layer}")
     options = ", ".join(f"{name}={value!r}" for name, value in sampling.items())
     model = about.get("model") or {}
-    dtype = f", dtype={json.dumps(model['dtype'])}" if model.get("dtype") else ""
+    dtype = f", dtype={json.dumps(about['dtype'])}" if about.get("dtype") else ""
     added = [f"# v: the vector of {source!r} at layer {layer}, as the sweep was given it"]
     if length is not None:
         added += [
@@ -169,7 +169,7 @@ def _text(row: Text, cell: int, effect: Metric, texts: Texts) -> PageText:
         sample=row.sample,
         row=row.prompt * int(texts.about.get("samples", 1)) + row.sample,
         text=row.text,
-        ended=row.end,
+        ended="cut off" if row.end == "length" else row.end,
         ends=ends,
         logprobs=logprobs,
         projections=projections,

@@ -170,6 +170,14 @@ def test_existing_destination(folders, tmp_path, capsys):
     assert "export: " in capsys.readouterr().err
 
 
+def test_json_is_all_that_stands_on_stdout(folders, tmp_path, capsys):
+    assert main([str(folders["words"]), str(tmp_path / "ckpt"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"checkpoint": str(tmp_path / "ckpt"), "dtype": "float32", "note": None}
+    assert export_main([str(tmp_path / "ckpt"), str(tmp_path / "back"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "back")}
+
+
 def test_command_line(folders, tmp_path, capsys):
     assert main([str(folders["words"]), str(tmp_path / "ckpt"), "--dtype", "bfloat16"]) == 0
     assert "jaxsteer verify" in capsys.readouterr().out

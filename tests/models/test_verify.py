@@ -1,6 +1,7 @@
 """weights.verify: passes what is right, fails what is not, and says when it cannot tell."""
 
 import importlib.util
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_bfloat16_and_tied_passes(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "tensors: 20 of 20 are the source's as bfloat16" in out
     assert out.splitlines()[-1].startswith("PASS")
+
+
+def test_json_is_all_that_stands_on_stdout(src, dst, capsys):
+    assert verify.main([str(src), str(dst), "--tokens", "8", "--layers", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["passed"], told["tensors"], told["different_tensors"]) == (True, 21, [])
+    assert list(told["errors"]) == ["layer 0", "logits"]
+    assert all(0 < error["largest"] < 1e-5 for error in told["errors"].values())
 
 
 def test_the_first_layers_alone(src, dst, capsys):

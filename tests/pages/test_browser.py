@@ -3,6 +3,7 @@
 Needs Debian's chromium and chromium-driver; without them it is skipped, but fails in CI.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from jaxsteer import pages
+from jaxsteer.pages import Band
 
 READY = "return document.documentElement.dataset.ready === 'true'"
 
@@ -83,6 +85,32 @@ def test_a_page_opens_without_errors_or_requests(browser: Chrome, file: str) -> 
     assert found["b"] == "B found, +0.25"  # the last coherent one
     assert found["count"] == "6 of 6 texts"
     assert "#" not in found["hash"]
+
+
+def test_a_page_opens_on_a_steered_text_where_no_positive_coefficient_is_coherent(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    made = page()
+    good, bad = Band(0.99, 0.98, 1.0, 6), Band(0.2, 0.1, 0.3, 6)
+    cells = [dataclasses.replace(c, coherence=bad if c.coeff > 0 else good) for c in made.cells]
+    pages.write_page(tmp_path / "page.html", dataclasses.replace(made, cells=cells))
+    visit(browser, (tmp_path / "page.html").as_uri())
+    assert (shown(browser)["a"], shown(browser)["b"]) == ("A unsteered", "B found, −0.5")
+
+
+def test_a_narrow_page_is_as_wide_as_its_screen(browser: Chrome, file: str) -> None:
+    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visit(browser, file)
+        browser.execute_script("document.querySelector('.cells').open = true")
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 420
+        measured = browser.find_element(By.CSS_SELECTOR, ".claims .measured")
+        assert measured.rect["x"] + measured.rect["width"] <= 420
+        titles = "return document.querySelectorAll('.panel .mark-text.role-axis-title').length"
+        assert browser.execute_script(titles) == 4  # two panels, each with both axes
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_hostile_texts_are_shown_as_they_are(browser: Chrome, file: str) -> None:
@@ -174,6 +202,7 @@ def test_a_link_leads_to_the_same_view(browser: Chrome, file: str) -> None:
     assert seen["count"] == "3 of 6 texts"
     visit(browser, file + seen["hash"])
     assert shown(browser) == seen
+    assert abs(by_id(browser, "texts").rect["y"] - browser.execute_script("return scrollY")) < 100
     browser.execute_script(
         "location.hash = 'model=reasoning+model&direction=found&b=-0.5&prompt=eval-3'"
     )

@@ -110,6 +110,14 @@ def test_numbers_that_are_not_finite_are_null() -> None:
     assert packing._bytes([float("nan"), 300.0, -1.0], 0, 254) == bytes([255, 254, 0])
 
 
+def test_a_mean_without_an_interval_stands_alone() -> None:
+    nan = float("nan")
+    cells = [dataclasses.replace(c, effect=pages.Band(0.5, nan, nan, 1)) for c in SMALL.cells]
+    html = pages.to_html(dataclasses.replace(SMALL, cells=cells))
+    assert '<td class="num">0.500</td>' in re.sub(r"\s*(</td>)", r"\1", html)
+    assert "[nan" not in html
+
+
 def test_long_tokens_and_letters_of_two_units() -> None:
     text = "𝑥" + "a" * 600
     one = pages.PageText(cell=0, prompt=0, sample=0, text=text, row=0, ended="", ends=[1, 601],

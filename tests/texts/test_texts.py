@@ -134,6 +134,34 @@ def test_a_unit_is_the_length_of_the_stream_at_the_layer(lm, vector) -> None:
     np.testing.assert_allclose(np.linalg.norm(cells[0].steering.vector), expected[1], rtol=1e-5)
 
 
+def test_coefficients_of_generate_count_the_same_unit_as_those_of_a_sweep(lm, vector) -> None:
+    asked = {"unit": "residual", "max_new_tokens": NEW, "temperature": 1.0, "seed": 5}
+    swept = lm.sweep(PROMPTS, vector, layers=[1], coeffs=[0, 0.5], **asked).texts
+    out = lm.generate(PROMPTS, steering=js.add(vector, layer=1, coeff=[0, 0.5]), **asked)
+    assert [row.tokens for row in out] == [row.tokens for row in swept]
+    assert out.about["unit"] == "residual"
+    plain = lm.generate(PROMPTS, **asked)
+    assert [row.tokens for row in plain] == [row.tokens for row in out.where(coeff=0.0)]
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        js.add(np.ones(256), layer="all", coeff=1.0),
+        js.add(np.ones(256), layer=[[0, 1]], coeff=1.0),
+        js.add(np.ones(256), layer=2, coeff=1.0),
+        js.add(np.ones(256), layer=1, coeff=1.0, site="attn_out"),
+        js.ablate(np.ones(256), layer=1),
+        js.noise(1.0, layer=1, coeff=1.0, width=256),
+    ],
+)
+def test_only_an_addition_at_one_layer_is_in_residual_norms(lm, steering) -> None:
+    with pytest.raises(ValueError, match="unit: got 'residual', expected an addition to resid"):
+        lm.generate(PROMPTS, steering=steering, unit="residual")
+    with pytest.raises(ValueError, match="unit: got 'norms', expected 'vector' or 'residual'"):
+        lm.generate(PROMPTS, steering=steering, unit="norms")
+
+
 @pytest.mark.parametrize("position", ["last", "mean"])
 def test_a_direction_is_the_difference_of_means(lm, position) -> None:
     texts = ["maybe 3 plus 4 is 8 .", "perhaps 5 .", "i think 9 maybe"]
@@ -232,6 +260,7 @@ def test_the_page_of_a_sweep_has_its_texts_and_lines_that_write_them(lm, vector)
     assert all(text.text[a:b].lower() in ("a", "the") for a, b in text.marks)
     assert page.cells[2].python is None
     lines = page.cells[1].python.replace("$TEXT", repr(row.prompt_text))
+    assert 'dtype="float32")' in lines  # as which the sweep has loaded it
     head, _, rest = lines.replace("$ROW", str(text.row)).partition("lm = js.load(")
     assert "# v: the vector of 'direction' at layer 1" in head
     names = {"lm": lm, "v": vector}

@@ -43,7 +43,8 @@ def test_every_text_of_the_sweeps_is_there(run: Run, made: pages.Page) -> None:
     assert {cell.panel for cell in made.cells} == {
         "reasoning model", "base model", "negative control",
     }  # fmt: skip
-    assert made.cells[0].panel == "reasoning model"
+    assert made.cells[0].panel == "reasoning model"  # on which it opens, with the first series
+    assert made.series[0].name == "base-derived direction"
     assert all(cell.strength == pytest.approx(cell.coeff, rel=1e-3) for cell in made.cells)
 
 
@@ -97,6 +98,7 @@ def test_claims_lead_to_figures_and_cells(made: pages.Page) -> None:
     assert by_id["C1"].figure is None  # made with --full
     assert by_id["C3"].figure == "headline"
     assert all(claim.figure in {*names, None} for claim in made.claims)
+    assert not any("nan" in claim.measured.split() for claim in made.claims)
     shown = made.cells[by_id["C2"].cell or 0]
     assert (shown.panel, shown.series) == ("reasoning model", "base-derived direction")
 
