@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.directions import Direction, random_directions, rescale
-from jaxsteer.llama import Model, TokenBatch, forward
+from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.steering import NO_LAYER, Capture, Project, Steering, Where, add, as_tuple, noise
 from jaxsteer.sweeps import Cell
-from jaxsteer.texts.layer_directions import LayerDirections
+from jaxsteer.texts.layer_directions import LayerDirections, residual_norms
 
 Baseline = Literal["random", "noise"]
 BASELINES = ("random", "noise")
@@ -140,20 +139,6 @@ def by_name(vectors: Any) -> dict[str, Any]:
         return dict(vectors)
     name = getattr(vectors, "name", None) or "direction"
     return {name: vectors}
-
-
-def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
-    """Root mean square length of the residual stream behind each layer `[L]`, over a batch."""
-    mask = batch.mask.astype(jnp.float32)[..., None]
-    squares = _squares(model, batch, mask)
-    return np.sqrt(np.asarray(squares) / float(mask.sum()))
-
-
-@jax.jit
-def _squares(model: Model, batch: TokenBatch, mask: jax.Array) -> jax.Array:
-    sums = Capture(weights=mask, squares=True)
-    captured = forward(model, batch.tokens, mask=batch.mask, capture=sums).captured
-    return captured["resid_post"][:, 1, 0].sum(axis=-1)
 
 
 def _layers(vector: Any, layers: Sequence[int] | None, name: str) -> Sequence[int]:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from jaxsteer.analysis import score
 from jaxsteer.decoding import sampling, think_tokens
+from jaxsteer.llama import check_batch
 from jaxsteer.models import Loaded
 from jaxsteer.models import load as load_model
 from jaxsteer.runtime import hosts
@@ -86,7 +87,7 @@ class LanguageModel(Loaded):
         asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
         cells = cells_of(steering)
         if unit == "residual":
-            cells = in_residual_norms(self.model, encoded.batch, cells)
+            cells = in_residual_norms(self.model, encoded.once, cells)
         return self._run(encoded, cells, asked, {"sampling": drawn, "unit": unit})
 
     def sweep(
@@ -122,7 +123,8 @@ class LanguageModel(Loaded):
             baselines: "random" for a random direction and "noise" for noise anew at each token,
                 both as long as what is added.
             unit: what a coefficient counts: "vector", the vector as it is, or "residual", lengths
-                of the residual stream at the layer (root mean square over the prompts' tokens).
+                of the residual stream at the layer: root mean square over the prompts' tokens,
+                the first ones left out.
             metrics: functions `text → number`, such as `jaxsteer.contains("wait")`, or of a whole
                 result (`jaxsteer.on_result`), such as `jaxsteer.perplexity`.
             samples: as in `generate`, and so are the rest.
@@ -144,9 +146,11 @@ class LanguageModel(Loaded):
                 of another sweep.
         """
         encoded = encode_prompts(self.tokenizer, prompts, samples=samples, bos=bos)
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
         cells = sweep_cells(
             self.model,
-            encoded.batch,
+            encoded.once,
             vectors,
             layers=layers,
             coeffs=coeffs,
@@ -154,11 +158,9 @@ class LanguageModel(Loaded):
             unit=unit,
             seed=seed,
         )
-        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        asked = self._asked(encoded, max_new_tokens, drawn, stop_tokens)
         about = {"sampling": drawn, "unit": unit, "lengths": added_lengths(cells)}
         if tokens:
-            asked["capture"] = projecting(self.model, encoded.batch, vectors, layers)
+            asked["capture"] = projecting(self.model, encoded.once, vectors, layers)
         texts = self._run(encoded, cells, asked, about, out=out)
         return Table.of(self.score(texts) if perplexity in metrics else texts, metrics)
 
@@ -190,6 +192,8 @@ class LanguageModel(Loaded):
             raise ValueError(
                 f"samples: got {prompts.samples} at temperature 0, expected 1 (all would be equal)"
             )
+        if isinstance(max_new_tokens, int):  # before samples make other numbers of the prompts
+            check_batch(prompts.once, self.model.config, new_tokens=max_new_tokens)
         return {
             "max_new_tokens": max_new_tokens,
             "sampling_params": sampling(prompts.batch.tokens.shape[0], **drawn),

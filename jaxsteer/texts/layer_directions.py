@@ -94,7 +94,7 @@ def direction(
         lm: what `jaxsteer.load` gives.
         texts: texts or conversations that have what the direction is to stand for.
         other_texts: those that do not.
-        position: read the last token of each text, or the mean over all its tokens.
+        position: read the last token of each text, or the mean over all its tokens but the first.
         name: of the direction.
         bos: see `jaxsteer.encode`.
 
@@ -127,30 +127,50 @@ def direction(
     )
 
 
-def _read(model: Model, batch: TokenBatch, position: Position) -> np.ndarray:
-    """The stream behind every layer at the position that is read, float32 `[L, n, D]`."""
+def without_first(batch: TokenBatch) -> jax.Array:
+    """Where a row has a token that is not its first, `[B, T]`; a single token counts all the same.
+
+    In many models the stream at the first token is a constant of hundreds of times the length that
+    it has elsewhere (arXiv 2402.17762), which would outweigh the text.
+    """
+    first = jnp.argmax(batch.mask, axis=1)[:, None] == jnp.arange(batch.mask.shape[1])
+    return batch.mask & (~first | (batch.lengths == 1)[:, None])
+
+
+def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
+    """Root mean square length of the stream behind each layer `[L]`, first tokens left out."""
+    means = _read(model, batch, "square")[:, :, 0].astype(np.float64)  # [L, n]
+    return np.sqrt(np.average(means, axis=1, weights=without_first(batch).sum(axis=1)))
+
+
+def _read(model: Model, batch: TokenBatch, what: Position | Literal["square"]) -> np.ndarray:
+    """What is read of each row behind every layer, float32 `[L, n, D]`; see `_pass`."""
     n = batch.tokens.shape[0]
     pad = -n % min(_ROWS, n)
     rows = np.arange(n + pad) % n  # blocks of one shape: the last is filled up
     blocks = rows.reshape(-1, min(_ROWS, n))
     parts = [
-        np.asarray(_pass(model, jax.tree.map(lambda x, b=b: x[b], batch), mean=position == "mean"))
-        for b in blocks
+        np.asarray(_pass(model, jax.tree.map(lambda x, b=b: x[b], batch), what)) for b in blocks
     ]
     return np.concatenate(parts, axis=1)[:, :n]
 
 
-@jax.jit(static_argnames="mean")
-def _pass(model: Model, batch: TokenBatch, *, mean: bool) -> jax.Array:
-    B = batch.tokens.shape[0]
-    if mean:
-        share = batch.mask / batch.lengths[:, None]  # [B, T]
-        capture = Capture(weights=share[..., None] * jnp.eye(B)[:, None])  # one group per row
-    else:
+@jax.jit(static_argnames="what")
+def _pass(model: Model, batch: TokenBatch, what: str) -> jax.Array:
+    """The stream at the last token or its mean `[L, B, D]`, or its mean square `[L, B, 1]`."""
+    kept = without_first(batch)
+    share = kept / kept.sum(axis=1, keepdims=True)  # [B, T]
+    capture = Capture(
+        weights=share[..., None] * jnp.eye(len(share))[:, None],  # one group per row
+        squares=what == "square",
+    )
+    if what == "last":
         capture = Capture(positions=batch.lengths[:, None] - 1)
     out = forward(model, batch.tokens, mask=batch.mask, capture=capture, last_only=True)
     stream = out.captured["resid_post"]
-    return (stream if mean else stream[:, :, 0]).astype(jnp.float32)
+    if what == "square":
+        return stream[:, 1].sum(axis=-1, keepdims=True)
+    return (stream[:, :, 0] if what == "last" else stream).astype(jnp.float32)
 
 
 def _difference(read: np.ndarray, positive: np.ndarray) -> np.ndarray:

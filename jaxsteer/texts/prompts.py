@@ -21,6 +21,11 @@ class Prompts:
     batch: TokenBatch
 
     @property
+    def once(self) -> TokenBatch:
+        """Each prompt once, `[P, T]`."""
+        return TokenBatch(self.batch.tokens[:: self.samples], self.batch.mask[:: self.samples])
+
+    @property
     def rules(self) -> list[str]:
         """What stands at the beginning of the prompts and why, each rule once."""
         return list(dict.fromkeys(prompt.rule for prompt in self.encoded))

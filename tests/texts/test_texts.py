@@ -14,7 +14,8 @@ import pytest
 
 import jaxsteer as js
 from jaxsteer.steering import Capture
-from jaxsteer.texts.cells import residual_norms, sweep_cells
+from jaxsteer.texts.cells import sweep_cells
+from jaxsteer.texts.layer_directions import residual_norms
 from jaxsteer.texts.prompts import encode_prompts
 from jaxsteer.texts.report import page_of
 
@@ -91,6 +92,10 @@ def test_cells_by_name_and_interventions_that_act_together(lm, vector) -> None:
         ({"prompts": []}, "prompts: got"),
         ({"prompts": "a", "samples": 0}, "samples: got 0"),
         ({"prompts": "a", "samples": 2}, "at temperature 0"),
+        (
+            {"prompts": ["a", "a b"], "samples": 2, "temperature": 1.0, "max_new_tokens": 999},
+            r"prompts\[1\]: got a prompt of 3 tokens and 999 new ones",
+        ),
     ],
 )
 def test_what_cannot_be_asked(lm, arguments, message) -> None:
@@ -127,7 +132,8 @@ def test_a_direction_is_added_at_its_own_site(lm, vector) -> None:
 def test_a_unit_is_the_length_of_the_stream_at_the_layer(lm, vector) -> None:
     batch = encode_prompts(lm.tokenizer, PROMPTS).batch
     out = jax.jit(js.forward)(lm.model, batch.tokens, mask=batch.mask, capture=Capture())
-    stream = np.asarray(out.captured["resid_post"])[:, np.asarray(batch.mask)]  # [L, tokens, D]
+    behind_first = np.cumsum(batch.mask, axis=1) > 1
+    stream = np.asarray(out.captured["resid_post"])[:, behind_first]  # [L, tokens, D]
     expected = np.sqrt((stream**2).sum(-1).mean(1))
     np.testing.assert_allclose(residual_norms(lm.model, batch), expected, rtol=1e-5)
     cells = sweep_cells(lm.model, batch, vector, layers=[1], coeffs=[0.5], unit="residual")
@@ -171,7 +177,7 @@ def test_a_direction_is_the_difference_of_means(lm, position) -> None:
     for text in [*texts, *others]:
         ids = np.array([js.encode(lm.tokenizer, text).ids])
         stream = js.forward(lm.model, ids, capture=Capture()).captured["resid_post"][:, 0]
-        read.append(stream[:, -1] if position == "last" else stream.mean(axis=1))
+        read.append(stream[:, -1] if position == "last" else stream[:, 1:].mean(axis=1))
     expected = np.mean(read[:3], axis=0) - np.mean(read[3:], axis=0)  # [L, D]
     np.testing.assert_allclose(v.vectors, expected, atol=1e-4 * np.abs(expected).max())
     assert v[1].layer == 1
