@@ -30,6 +30,24 @@ from typing import Any
 from jaxsteer.tokenizers import render
 
 
+def check_shared_vocabulary(base: Any, reasoning: Any) -> None:
+    """The base model reads the reasoning model's ids, so words must have one id in both.
+
+    Added tokens may differ; `unseen_tokens` tells of them.
+
+    Raises:
+        ValueError: naming the first id that means two things.
+    """
+    names = {id: name for name, id in base.get_vocab().items()}
+    added = reasoning.get_added_vocab()
+    for name, id in sorted(reasoning.get_vocab().items(), key=lambda item: item[1]):
+        if name not in added and names.get(id) != name:
+            raise ValueError(
+                f"models.reasoning: got {name!r} for id {id}, expected the base model's "
+                f"{names.get(id)!r}: it reads these ids"
+            )
+
+
 def unseen_tokens(base: Any, reasoning: Any) -> dict[str, dict[str, str | None]]:
     """Special tokens of the reasoning model that mean nothing to the base model, by id.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.pipeline.formats import check_shared_vocabulary
 from experiments.pipeline.settings import Settings
 from experiments.pipeline.text import Prompt, encode_prompts
 from jaxsteer.checkpoints import checkpoint, named_ends
@@ -53,14 +54,16 @@ def check_prompts(
     """Encode every prompt as every model will read it, and see that the answer fits behind it.
 
     Raises:
-        ValueError: for a tokenizer that is missing or that cannot do it, or a prompt that is too
-            long for `max_positions`.
+        ValueError: for a tokenizer that is missing or that cannot do it, two vocabularies, or a
+            prompt that is too long for `max_positions`.
     """
+    tokenizers = {role: _tokenizer(role, source) for role, source in sources.items()}
+    check_shared_vocabulary(tokenizers["base"], tokenizers["reasoning"])
     for role, source in sources.items():
         form = settings.prompts.form(role)
+        own = tokenizers[role]
         chat_for_base = role == "base" and form == "chat"  # written by the reasoning model's
-        own = _tokenizer(role, source)
-        tokenizer = _tokenizer(role, sources["reasoning"]) if chat_for_base else own
+        tokenizer = tokenizers["reasoning"] if chat_for_base else own
         try:
             named_ends(_files(source), own, vocab_size=configs[role].vocab_size)
         except ValueError as error:

@@ -31,3 +31,23 @@ def test_an_end_that_only_generation_config_names_is_enough(tmp_path: Path) -> N
     edit(model / "generation_config.json", eos_token_id=10**6)
     with pytest.raises(ValueError, match=r"models\.reasoning: .*eos_token_id: got 1000000"):
         open_run(tmp_path / "run", settings)
+
+
+def test_the_base_model_reads_ids_of_its_own_vocabulary(tmp_path: Path) -> None:
+    """Added tokens may differ, as those of R1-Distill-Llama do from Llama's; words may not."""
+    settings = write_tiny_pair(tmp_path)
+    file = tmp_path / "reasoning" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    added = next(one for one in tokenizer["added_tokens"] if "user" in one["content"])
+    renamed = {"<|new|>" if word == added["content"] else word: id for word, id in words.items()}
+    added["content"] = "<|new|>"
+    file.write_text(json.dumps(tokenizer | {"model": {**tokenizer["model"], "vocab": renamed}}))
+    edit(
+        file.parent / "tokenizer_config.json", chat_template="{{ messages[0].content }}<assistant>"
+    )
+    open_run(tmp_path / "run", settings)
+    renamed["wait"], renamed["plus"] = renamed["plus"], renamed["wait"]
+    file.write_text(json.dumps(tokenizer | {"model": {**tokenizer["model"], "vocab": renamed}}))
+    with pytest.raises(ValueError, match=r"models\.reasoning: got '\w+' for id \d+, expected the"):
+        open_run(tmp_path / "run", settings)
