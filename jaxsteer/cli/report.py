@@ -4,13 +4,11 @@ from pathlib import Path
 
 import click
 
+from jaxsteer.cli.inputs import PAGE, TEXTS, check_new, measures_of
 from jaxsteer.cli.options import examples, json_option, metric_options, overwrite_option
 from jaxsteer.cli.terminal import print_json
-from jaxsteer.cli.texts import check_new, measures_of
 from jaxsteer.runtime import guarded
 from jaxsteer.texts import Table, Texts
-
-TEXTS, PAGE = "texts.jsonl", "report.html"
 
 
 @click.command(
