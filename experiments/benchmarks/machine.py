@@ -1,14 +1,41 @@
-"""What a run took of the machine, memory and programs compiled, and how it is printed."""
+"""What benchmarks share: models of a preset, memory, compiled programs, and lines of JSON."""
 
+import argparse
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # 640 rows need it; before JAX
 
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.config import PRESETS as PUBLISHED
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama import Model, init, pack
 from jaxsteer.planning import Machine
 
+PRESETS = (*PUBLISHED, "tiny")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def preset_parser(module: str, *, default: str = "llama31_8b") -> argparse.ArgumentParser:
+    """The parser of a benchmark's command, with `--preset`."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.benchmarks.{module}")
+    parser.add_argument("--preset", choices=PRESETS, default=default)
+    return parser
+
+
+def config_of(preset: str) -> LlamaConfig:
+    """The shape of a preset."""
+    return getattr(LlamaConfig, preset)()
+
+
+def random_model(config: LlamaConfig, *, packed: bool = True) -> Model:
+    """A model with random weights in bf16."""
+    model = init(config, dtype=jnp.bfloat16)
+    return pack(model, donate=True) if packed else model
 
 
 def peak_GB() -> float | None:
