@@ -1,7 +1,8 @@
 """Texts in, texts out: what people type first, on top of the pure functions.
 
 Prompts as strings or conversations in; generated texts with their cell, tokens and end, tables with
-intervals, and directions from two lists of texts out.
+intervals, and directions from two lists of texts out. `lm.generate` and `lm.sweep` are in
+`language_model`, `direction` in `layer_directions`, tables in `table`.
 
 Uses `models`, `sweeps`, `directions`, `analysis`, `pages`, `tokenizers` and the rooms that these
 use.
