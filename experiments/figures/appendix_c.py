@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.figures import frame
-from experiments.figures.frame import plt
 from experiments.judges.agreement import MEASURES, Row, compare
 from experiments.judges.command import keyword_judge, sentence_labels
 from experiments.pipeline.run import Run, command
@@ -78,9 +77,7 @@ def agreements(groups: Groups, keywords: Sequence[str]) -> dict[str, Row]:
 def draw(rows: Mapping[str, Row], folder: Path) -> list[Path]:
     """Write `appendix-c.png` and `.svg`: each measure with its 95% interval by group of texts."""
     names = list(rows)
-    figure, axes = plt.subplots(
-        1, len(MEASURES), figsize=(10.5, 1.4 + 0.36 * len(names)), sharey=True, layout="constrained"
-    )
+    figure, axes = frame.panels(1, len(MEASURES), (10.5, 1.4 + 0.36 * len(names)), sharey=True)
     for axis, name in zip(axes, MEASURES, strict=True):
         for place, row in enumerate(rows.values()):
             value, low, high = row.measures[name]

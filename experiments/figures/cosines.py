@@ -114,9 +114,7 @@ def draw(
 ) -> list[Path]:
     """Three heat maps by layer and offset, and what was measured at the steered layer."""
     titles = ("base- against reasoning-derived", *(f"{r}-derived: two halves" for r in ROLES))
-    figure, axes = plt.subplots(
-        1, 3, figsize=(12, 2.2 + 0.16 * max(10, len(maps["cosine"]))), layout="constrained"
-    )
+    figure, axes = frame.panels(1, 3, (12, 2.2 + 0.16 * max(10, len(maps["cosine"]))))
     low = min(0.0, *(float(np.nanmin(one)) for one in maps.values() if not np.isnan(one).all()))
     for axis, (name, one), title in zip(axes, maps.items(), titles, strict=True):
         # Cell o is where offset o is, whether or not the offsets have gaps.

@@ -24,15 +24,8 @@ _ROWS = (
 def draw(table: Sequence[CellOutcome], folder: Path, *, unit: str, coherence: str) -> list[Path]:
     """Write `figure3.png` and `figure3.svg`; bars are 95% intervals. Returns the paths."""
     targets = [t for t in frame.TARGETS if any(cell.target == t for cell in table)]
-    figure, axes = plt.subplots(
-        len(_ROWS),
-        len(targets),
-        figsize=(3.6 * len(targets) + 0.6, 7.2),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    shape, size = (len(_ROWS), len(targets)), (3.6 * len(targets) + 0.6, 7.2)
+    figure, axes = frame.panels(*shape, size, sharex=True, sharey="row", squeeze=False)
     for column, target in enumerate(targets):
         axes[0, column].set_title(frame.TARGETS[target])
         axes[-1, column].set_xlabel(frame.axis_name(unit))

@@ -266,8 +266,7 @@ def _ranks(axis: plt.Axes, figures: dict[str, Any], role: str) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(size, 0.8)
-    axis.set_xlabel("layer")
-    axis.set_ylabel("best rank of a keyword, from 1")
+    axis.set(xlabel="layer", ylabel="best rank of a keyword, from 1")
     axis.set_title(
         f"lens of the {frame.TARGETS[role]} ({figures['sizes'][role]['keyword_tokens']} keyword "
         f"tokens among {size})",
@@ -305,7 +304,7 @@ def stage(run: Run) -> Path:
         draw(figures, folder)
 
     inputs = {
-        "models": {role: run.model_print(role) for role in ROLES},
+        "models": {role: run.model_fingerprint(role) for role in ROLES},
         "directions": fingerprint(directions),
         "groups": fingerprint(sums),
         "direction": asdict(settings.direction),

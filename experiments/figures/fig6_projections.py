@@ -240,8 +240,7 @@ def _curve(axis: plt.Axes, curve: dict[str, Any], name: str) -> None:
         axis.fill_between(curve["offsets"], one["low"], one["high"], color=colour, alpha=0.2, lw=0)
     axis.axvline(0, color="0.6", lw=0.8)
     axis.set_title(name, fontsize=9.5)
-    axis.set_xlabel("tokens from the sentence's start")
-    axis.set_ylabel("projection (standard deviations)")
+    axis.set(xlabel="tokens from the sentence's start", ylabel="projection (standard deviations)")
     frame.tidy(axis)
 
 
@@ -252,8 +251,7 @@ def _histogram(axis: plt.Axes, counts: dict[str, Any], what: str, label: str) ->
         density = values / max(values.sum(), 1) / np.diff(edges)
         axis.stairs(density, edges, color=colour, fill=True, alpha=0.35, label=name)
         axis.stairs(density, edges, color=colour, lw=1.2)
-    axis.set_xlabel(f"{label} (standard deviations)")
-    axis.set_ylabel("density")
+    axis.set(xlabel=f"{label} (standard deviations)", ylabel="density")
     frame.tidy(axis)
 
 
@@ -274,8 +272,7 @@ def _areas(axis: plt.Axes, detail: dict[str, Any]) -> None:
         )
     axis.axhline(0.5, color="0.4", lw=0.8, ls="--")
     axis.axvline(0, color="0.6", lw=0.8)
-    axis.set_xlabel("tokens from the sentence's start")
-    axis.set_ylabel("AUROC of one token")
+    axis.set(xlabel="tokens from the sentence's start", ylabel="AUROC of one token")
     axis.set_title("backtracking against other sentences", fontsize=9.5)
     axis.legend(fontsize=8, loc="lower left", frameon=False)
     frame.tidy(axis)
@@ -311,7 +308,7 @@ def stage(run: Run) -> Path:
         write_figure(folder, detail, tokens, row["id"])
 
     inputs = {
-        "models": {role: run.model_print(role) for role in ROLES},
+        "models": {role: run.model_fingerprint(role) for role in ROLES},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "directions": fingerprint(directions),

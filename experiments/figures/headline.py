@@ -29,16 +29,9 @@ def draw(
     """Write `headline.png` and `headline.svg`; bars are 95% intervals. Returns the paths."""
     shown = points(table)
     targets = [t for t in _PANELS if select(shown, t, "none")]
-    figure, axes = plt.subplots(
-        1,
-        len(targets),
-        figsize=(11, 5.2),
-        width_ratios=[2.4] + [1] * (len(targets) - 1),
-        sharey=True,
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    shared = {"sharey": True, "sharex": True, "squeeze": False}
+    widths = [2.4] + [1] * (len(targets) - 1)
+    figure, axes = frame.panels(1, len(targets), (11, 5.2), width_ratios=widths, **shared)
     top = max(c.backtracking_rate.high for c in shown)
     for axis, target in zip(axes[0], targets, strict=True):
         axis.set_title(frame.TARGETS[target], fontsize=12)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from experiments.figures import frame
-from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
@@ -189,13 +188,8 @@ def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """A heat map for each target, on one scale."""
     targets, columns = numbers["targets"], numbers["columns"]
     layers = len(numbers["residual_norm"])
-    figure, axes = plt.subplots(
-        1,
-        len(targets),
-        figsize=(1.2 + 3.6 * len(targets), 1.9 + 0.22 * max(10, layers)),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 1.2 + 3.6 * len(targets), 1.9 + 0.22 * max(10, layers)
+    figure, axes = frame.panels(1, len(targets), size, squeeze=False)
     limit = max(float(np.abs(one["per_residual"]["mean"]).max()) for one in targets.values())
     for axis, (target, one) in zip(axes[0], targets.items(), strict=True):
         values = np.array(one["per_residual"]["mean"])
@@ -256,7 +250,7 @@ def stage(run: Run) -> Path:
         draw(numbers, folder)
 
     inputs = {
-        "models": {role: run.model_print(role) for role in run.sources},
+        "models": {role: run.model_fingerprint(role) for role in run.sources},
         "directions": fingerprint(directions),
         "sweep": fingerprint(sweep),
         "prompts": [asdict(prompt) for prompt in prompts],
