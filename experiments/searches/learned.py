@@ -78,7 +78,7 @@ def vectors(run: Run) -> Path:
     search, site, layers = settings.search, settings.direction.site, layers_of(run)
     directions = derive.stage(run)
     inputs: dict[str, Any] = {
-        "models": {role: run.model_print(role) for role in ("base", "reasoning")},
+        "models": {role: run.model_fingerprint(role) for role in ("base", "reasoning")},
         "traces": fingerprint(rollouts.stage(run)),
         "labels": fingerprint(label.stage(run)),
         "directions": fingerprint(directions),

@@ -122,7 +122,7 @@ def stage(run: Run) -> Path:
         write_json(folder / SUMMARY, {"cells": list(by_cell(read_rows(folder / FILE)))})
 
     inputs = {
-        "models": {target: run.model_print(target) for target in sweeps},
+        "models": {target: run.model_fingerprint(target) for target in sweeps},
         "sweeps": {target: fingerprint(folder) for target, folder in sweeps.items()},
         "prompts": run.settings.perplexity.prompts,
     }

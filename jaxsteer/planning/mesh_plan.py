@@ -27,7 +27,7 @@ from jaxsteer.decoding import USABLE
 from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
-from jaxsteer.planning.chip_memory import Bytes, Work, footprint, kept_bytes, weight_bytes
+from jaxsteer.planning.chip_memory import Bytes, Work, capture_bytes, footprint, weight_bytes
 from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.runtime import compile_cache, guarded
@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     config, topology = read_config(args.model), find_topology(args.topology)
     if args.capture is not None:
         layers = {"layers": args.capture, "directions": args.directions}
-        work = replace(work, kept=kept_bytes(config, args.dtype, tokens=work.new, **layers))
+        work = replace(work, captured=capture_bytes(config, args.dtype, tokens=work.new, **layers))
     made = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")
