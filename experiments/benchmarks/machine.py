@@ -39,7 +39,7 @@ def random_model(config: LlamaConfig, *, packed: bool = True) -> Model:
 
 
 def peak_GB() -> float | None:
-    """The most memory in use on the first device since the process began; None where untold."""
+    """Peak memory of the first device since the process began, in GB; None if it reports none."""
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else round(peak / 1e9, 2)
 
@@ -55,7 +55,7 @@ def about(machine: Machine) -> dict[str, Any]:
 
 
 def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with four digits."""
+    """The facts with their floats rounded to four digits."""
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts.items()}
 
 
@@ -65,7 +65,7 @@ def say(facts: Mapping[str, Any]) -> None:
 
 
 class Compilations:
-    """Counts what XLA compiles, and for how long, from its making on."""
+    """Counts the programs that XLA compiles from now on, and their seconds."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -42,7 +42,7 @@ loading_options = together(
 metric_options = together(
     [
         click.option(
-            "--contains", "wanted", multiple=True, metavar="WORDS", help='Share with any: "a,b".'
+            "--contains", "wanted", multiple=True, metavar="WORDS", help='Texts with any: "a,b".'
         ),
         click.option(
             "--metric",
@@ -84,7 +84,7 @@ def sampling_options(temperature: float) -> Decorator:
                 type=float,
                 default=1.0,
                 show_default=True,
-                help="Least share drawn from.",
+                help="Least share of probability drawn from.",
             ),
             click.option(
                 "--top-k", type=int, default=0, help="Likeliest tokens drawn from; 0 for all."

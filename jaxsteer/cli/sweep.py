@@ -111,8 +111,8 @@ def sweep_command(
 ) -> int:
     """Measure layers and coefficients over prompts.
 
-    Every direction × layer × coefficient runs on every PROMPT. Printed is a line a cell and metric,
-    with intervals over prompts. After a kill, the same command goes on in the folder of --out.
+    Every direction × layer × coefficient runs on every PROMPT. The table has a line a cell and
+    metric, with intervals over prompts. After a kill, the same command goes on in --out.
     """
     asked = read_prompts((*prompts, *texts), file, chat)
     if directions is None or not coeffs:
