@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from jaxsteer.cli.inputs import check_new, conversations, load_model, read_lines
-from jaxsteer.cli.options import examples, json_option, loading_options, overwrite_option
+from jaxsteer.cli.options import examples, loading_options, output_options
 from jaxsteer.cli.terminal import print_json
 from jaxsteer.directions import Direction, save_directions
 from jaxsteer.runtime import guarded
@@ -24,7 +24,6 @@ from jaxsteer.texts import LayerDirections, direction
 @click.argument("model")
 @click.argument("texts")
 @click.argument("other_texts")
-@click.option("--out", metavar="FILE", required=True, help="The directions (.safetensors).")
 @click.option("--layer", "layers", type=int, multiple=True, help="To write.  [default: all]")
 @click.option(
     "--position",
@@ -36,8 +35,7 @@ from jaxsteer.texts import LayerDirections, direction
 @click.option("--name", default="direction", show_default=True, help="Of the direction.")
 @click.option("--chat", is_flag=True, help="Texts are messages of a user.")
 @loading_options
-@overwrite_option
-@json_option
+@output_options("The directions (.safetensors).", required=True)
 @guarded("direction")
 def direction_command(
     model: str,

@@ -9,9 +9,8 @@ import click
 from jaxsteer.cli.inputs import check_new, choose_directions, load_model, read_prompts
 from jaxsteer.cli.options import (
     examples,
-    json_option,
     loading_options,
-    overwrite_option,
+    output_options,
     prompt_options,
     sampling_options,
     steering_options,
@@ -35,9 +34,7 @@ from jaxsteer.steering import Steering, add
 @steering_options
 @sampling_options(temperature=0.0)
 @loading_options
-@click.option("--out", metavar="FILE", help="Write the texts as JSON lines.")
-@overwrite_option
-@json_option
+@output_options("Write the texts as JSON lines.")
 @guarded("generate")
 def generate_command(
     model: str,

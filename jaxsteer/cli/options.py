@@ -61,6 +61,12 @@ prompt_options = together(
 )
 
 
+def output_options(what: str, *, metavar: str = "FILE", required: bool = False) -> Decorator:
+    """Where a command writes, whether it may replace what is there, and JSON in place of text."""
+    out = click.option("--out", metavar=metavar, required=required, help=what)
+    return together([out, overwrite_option, json_option])
+
+
 def sampling_options(temperature: float) -> Decorator:
     """How texts are drawn; commands differ in their temperature."""
     return together(

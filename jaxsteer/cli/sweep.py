@@ -20,10 +20,9 @@ from jaxsteer.cli.inputs import (
 )
 from jaxsteer.cli.options import (
     examples,
-    json_option,
     loading_options,
     metric_options,
-    overwrite_option,
+    output_options,
     prompt_options,
     sampling_options,
     steering_options,
@@ -84,10 +83,8 @@ _KEYS = {
 @metric_options
 @sampling_options(temperature=1.0)
 @loading_options
-@click.option("--out", metavar="FOLDER", help="Write texts.jsonl, a plot a metric and the page.")
-@overwrite_option
 @click.option("--dry-run", is_flag=True, help="Say how much would be run, and run nothing.")
-@json_option
+@output_options("Write texts.jsonl, a plot a metric and the page.", metavar="FOLDER")
 @guarded("sweep")
 def sweep_command(
     model: str,
