@@ -23,7 +23,7 @@ from experiments.stages import label, rollouts, steer
 from experiments.stages.outcome import RESAMPLES
 from experiments.stages.text_scores import whole_sentences
 from jaxsteer.analysis import LABELS, OTHER, Sentence, split_sentences
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 
 STEM = "appendix-c"
 BACKTRACKING = "backtracking"
@@ -138,7 +138,6 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         by_name = agreements(_groups(run, labels, sweep), settings.labels.keywords)
-        write_atomic(folder / f"{STEM}.csv", to_csv(by_name).encode())
         rows = {
             name: {
                 "n": row.n,
@@ -152,7 +151,7 @@ def stage(run: Run) -> Path:
             }
             for name, row in by_name.items()
         }
-        write_json(folder / f"{STEM}.json", {"judge": judge, "texts": rows})
+        frame.write_numbers(folder, STEM, to_csv(by_name), {"judge": judge, "texts": rows})
         draw(by_name, folder)
 
     inputs = {

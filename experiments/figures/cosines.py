@@ -35,7 +35,6 @@ from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import KINDS, ROLES, Groups
 from jaxsteer.directions import cosine
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "cosines"
 
@@ -180,8 +179,7 @@ def stage(run: Run) -> Path:
             "offsets": offsets,
             "map": {name: one.tolist() for name, one in maps.items()},
         }
-        write_atomic(folder / f"{STEM}.csv", to_csv(maps, offsets).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(maps, offsets), numbers)
         draw(maps, offsets, numbers, folder, window=settings.direction.offsets)
 
     inputs = {

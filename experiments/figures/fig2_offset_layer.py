@@ -27,7 +27,7 @@ from experiments.stages import derive, steer
 from experiments.stages.outcome import measured, paired
 from experiments.stages.text_scores import Scores, score, small_pair_grammar
 from jaxsteer.directions import Direction, load_directions, rescale
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 from jaxsteer.steering import add
 from jaxsteer.sweeps import Cell
 
@@ -305,7 +305,6 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         cells, gains = map_cells(read_rows(source / steer.FILE), settings)
-        write_atomic(folder / f"{STEM}.csv", to_csv(cells).encode())
         numbers = {
             "coeff": map_coeff(settings),
             "unit": settings.steering.unit,
@@ -313,7 +312,7 @@ def stage(run: Run) -> Path:
             "table": table_of(cells, gains),
             "cells": [asdict(cell) for cell in cells],
         }
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(cells), numbers)
         draw(
             cells,
             folder,

@@ -10,7 +10,6 @@ from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.stages.outcome import CellOutcome, select, sources_of, to_csv
 from experiments.stages.sweep_table import sweep_table
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "figure3"
 CURVES = ("base", "reasoning", "random")  # the other baselines are Figure 4's
@@ -76,9 +75,8 @@ def stage(run: Run) -> Path:
     settings = run.settings
 
     def work(folder: Path) -> None:
-        write_atomic(folder / f"{STEM}.csv", to_csv(table.cells).encode())
         numbers = {"formats": table.formats, "cells": [asdict(cell) for cell in table.cells]}
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(table.cells), numbers)
         coherence = frame.coherence_name(settings.report.coherence)
         draw(table.cells, folder, unit=settings.steering.unit, coherence=coherence)
 

@@ -38,7 +38,6 @@ from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
 from jaxsteer.decoding import token_bytes
 from jaxsteer.directions import load_directions, random_directions
-from jaxsteer.files import write_atomic, write_json
 from jaxsteer.llama import Model
 
 STEM = "figure5"
@@ -299,8 +298,7 @@ def stage(run: Run) -> Path:
                 resampled=resampled,
             )
         figures = numbers(seen, layer=layer, groups=len(by_role["base"].total))
-        write_atomic(folder / f"{STEM}.csv", to_csv(seen).encode())
-        write_json(folder / f"{STEM}.json", figures)
+        frame.write_numbers(folder, STEM, to_csv(seen), figures)
         draw(figures, folder)
 
     inputs = {

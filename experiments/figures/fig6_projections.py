@@ -39,7 +39,7 @@ from experiments.stages import derive, groups, label, presence, rollouts
 from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import project_texts
 from jaxsteer.directions import Trace, load_directions, random_directions
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows, write_atomic
 from jaxsteer.llama import Model
 
 STEM = "figure6"
@@ -191,8 +191,7 @@ def write_figure(
         "detail": detail,
         "trace": trace,
     }
-    write_atomic(folder / f"{STEM}.csv", to_csv(detail).encode())
-    write_json(folder / f"{STEM}.json", numbers)
+    frame.write_numbers(folder, STEM, to_csv(detail), numbers)
     page = coloured_text.to_html(
         tokens,
         title=f"The base-derived direction along trace {trace_id}",

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 
+from jaxsteer.files import write_atomic, write_json
 from jaxsteer.pages import LIGHT
 
 matplotlib.use("Agg")
@@ -77,6 +78,12 @@ def tidy(axis: plt.Axes) -> None:
     axis.grid(color="0.93", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def write_numbers(folder: Path, stem: str, csv: str, numbers: Any) -> None:
+    """Write what a figure shows, as CSV and as JSON."""
+    write_atomic(folder / f"{stem}.csv", csv.encode())
+    write_json(folder / f"{stem}.json", numbers)
 
 
 def save(figure: Any, folder: Path, stem: str, *, dpi: int = 150) -> list[Path]:

@@ -11,7 +11,6 @@ from experiments.pipeline.tables import csv_text
 from experiments.stages.baselines import RAW
 from experiments.stages.outcome import CellOutcome, judged_at, select, told
 from experiments.stages.sweep_table import sweep_table
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "headline"
 _PANELS = ("reasoning", "base", "control")  # the first is the wide one
@@ -185,7 +184,6 @@ def stage(run: Run) -> Path:
     margin = settings.report.margin
 
     def work(folder: Path) -> None:
-        write_atomic(folder / f"{STEM}.csv", to_csv(points(table.cells)).encode())
         unsteered = select(table.cells, "reasoning", "none")[0].coherence.mean
         numbers = {
             "judged_at": judged_at(table.cells, margin),
@@ -193,7 +191,7 @@ def stage(run: Run) -> Path:
             "floor": unsteered - margin,
             "coherence": frame.coherence_name(settings.report.coherence),
         }
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(points(table.cells)), numbers)
         draw(
             table.cells,
             folder,

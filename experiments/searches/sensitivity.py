@@ -31,7 +31,7 @@ from experiments.stages import derive, steer
 from jaxsteer.analysis import keyword_tokens, mean_se, sensitivity, split_sentences, token_spans
 from jaxsteer.decoding import prompt_token_bytes, usable_bytes
 from jaxsteer.directions import Direction, load_directions
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 from jaxsteer.llama import BLOCK_TOKENS, Model, bucket, left_pad, xla_attention
 
 STEM = "sensitivity"
@@ -245,8 +245,7 @@ def stage(run: Run) -> Path:
         }
         starts = sum(len(text.before) for text in texts)
         numbers = summarised(by_target, columns, residual_norm, starts=starts)
-        write_atomic(folder / f"{STEM}.csv", to_csv(numbers).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(numbers), numbers)
         draw(numbers, folder)
 
     inputs = {
