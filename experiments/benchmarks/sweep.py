@@ -82,10 +82,10 @@ def time_steps(
     wide = TokenBatch(jnp.tile(batch.tokens, (C, 1)), jnp.tile(batch.mask, (C, 1)))
     each = as_rows([one for cell in cells for one in as_tuple(cell.steering) * B])
     plain = make_request(model, wide, steering=each, **options)
-    cells_program = {"program": sweeping.run_cells, "steer_prompt": False}
+    cells_of_prompts: dict[str, Any] = {"program": sweeping.run_cells, "steer_prompt": False}
     programs = {
         "rows": jax.jit(functools.partial(limited, sampler=greedy)),
-        "vmapped": jax.jit(functools.partial(limited, sampler=greedy, **cells_program)),
+        "vmapped": jax.jit(functools.partial(limited, sampler=greedy, **cells_of_prompts)),
     }
     arguments = {"rows": (model, wide, plain), "vmapped": (model, batch, request)}
     compiled = {}
