@@ -20,13 +20,13 @@ from experiments.pipeline.settings import Settings
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.stages import label, rollouts, steer
+from experiments.stages.derive import BACKTRACKING
 from experiments.stages.outcome import RESAMPLES
 from experiments.stages.text_scores import whole_sentences
 from jaxsteer.analysis import LABELS, OTHER, Sentence, split_sentences
 from jaxsteer.files import read_rows
 
 STEM = "appendix-c"
-BACKTRACKING = "backtracking"
 NATURAL = "natural traces"
 _NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "kappa": "Cohen's κ"}
 
