@@ -19,6 +19,7 @@ from jaxsteer.texts.metrics import (
     perplexity,
     words,
 )
+from jaxsteer.texts.printing import flattened
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
 
@@ -32,6 +33,7 @@ __all__ = [
     "Texts",
     "contains",
     "direction",
+    "flattened",
     "load",
     "measure",
     "on_result",
