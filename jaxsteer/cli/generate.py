@@ -55,7 +55,7 @@ def generate_command(
     """Generate texts, steered and unsteered.
 
     MODEL is a checkpoint, a Hugging Face folder, a hub id or a .gguf file. It continues each
-    PROMPT, or answers it, once for each coefficient. The texts are printed side by side.
+    PROMPT, or answers it, once per coefficient. The texts are printed side by side.
     """
     asked = read_prompts(prompts, file, chat)
     steering = one_steering(directions, name, layers, coeffs)

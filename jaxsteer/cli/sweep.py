@@ -84,7 +84,7 @@ _KEYS = {
 @sampling_options(temperature=1.0)
 @loading_options
 @click.option("--dry-run", is_flag=True, help="Say how much would be run, and run nothing.")
-@output_options("Write texts.jsonl, a plot a metric and the page.", metavar="FOLDER")
+@output_options("Write texts.jsonl, one plot per metric and the page.", metavar="FOLDER")
 @guarded("sweep")
 def sweep_command(
     model: str,
@@ -108,8 +108,9 @@ def sweep_command(
 ) -> int:
     """Measure layers and coefficients over prompts.
 
-    Every direction × layer × coefficient runs on every PROMPT. The table has a line a cell and
-    metric, with intervals over prompts. After a kill, the same command goes on in --out.
+    Every direction × layer × coefficient runs on every PROMPT. One line per cell and metric is
+    printed, with its interval over prompts. After a kill, the same command goes on in the folder
+    of --out.
     """
     asked = read_prompts((*prompts, *texts), file, chat)
     if directions is None or not coeffs:
