@@ -15,7 +15,7 @@ import pytest
 
 import jaxsteer as js
 import jaxsteer_command
-from jaxsteer.cli import commands, models, terminal, texts
+from jaxsteer.cli import commands, models, sweep, terminal
 from jaxsteer.models import conversion, exporting, verification
 from jaxsteer.planning import find_topology, mesh_plan
 
@@ -30,7 +30,7 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates of a GPU by its data sheet: measuring those of a CPU takes minutes unoptimised."""
-    monkeypatch.setattr(texts, "this_machine", lambda: find_topology("h200"))
+    monkeypatch.setattr(sweep, "this_machine", lambda: find_topology("h200"))
 
 
 @pytest.fixture

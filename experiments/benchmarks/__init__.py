@@ -1,1 +1,4 @@
-"""Measurements that need an accelerator or long minutes; results are in RESULTS.md."""
+"""Measurements that need an accelerator or long minutes; results are in RESULTS.md.
+
+Each file is a command. `machine` has what they share, `decode` how a step is timed.
+"""

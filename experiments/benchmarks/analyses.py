@@ -6,26 +6,18 @@ Prints one JSON line: seconds of each to its first result (compilation with it) 
 second of the projections, and the peak of memory after each.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
-
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.capture import make_traces
-from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_GB
+from experiments.benchmarks.machine import config_of, peak_GB, preset_parser, random_model
 from experiments.searches.sensitivity import Text, slopes
 from jaxsteer.analysis import lens, project_texts
-from jaxsteer.config import LlamaConfig
-from jaxsteer.llama import init, pack
 
 DIRECTIONS = 44  # of Figure 6: two sources with 5 folds and all traces, and 32 random ones
 COLUMNS = 8  # of the sensitivity: seven offsets and the window
@@ -47,16 +39,15 @@ def timed(work: Callable[[], object]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.analyses")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("analyses")
     parser.add_argument("--texts", type=int, default=56)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--layer", type=int, default=10)
     parser.add_argument("--sensitivity-layers", type=int, default=4, help="of all; time adds up")
     parser.add_argument("--sensitivity-texts", type=int, default=2)
     args = parser.parse_args(argv)
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    config = config_of(args.preset)
+    model = random_model(config)
     random = np.random.default_rng(0)
     vectors = random.normal(size=(2 * config.n_layers + 32, config.d_model)).astype(np.float32)
     traces = make_traces(config, count=args.texts, length=args.length)

@@ -8,26 +8,21 @@ that, of a forward pass alone and of a pass with sums that stay on the device, e
 of the measured rate of matrix products, and the peak of memory.
 """
 
-import argparse
 import functools
 import json
-import os
 import sys
 import time
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_GB
+from experiments.benchmarks.machine import config_of, peak_GB, preset_parser, random_model
 from experiments.stages import derive
 from jaxsteer.analysis import LABELS
 from jaxsteer.config import LlamaConfig
 from jaxsteer.directions import Trace, event_positions
-from jaxsteer.llama import Model, forward, init, left_pad, pack
+from jaxsteer.llama import Model, forward, left_pad
 from jaxsteer.planning import prefill_operations
 from jaxsteer.runtime import compile_cache, matrix_rate, seconds
 from jaxsteer.steering import Capture
@@ -90,16 +85,15 @@ def pipeline_seconds(model: Model, traces: list[Trace]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.capture")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("capture")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batches", type=int, default=10, help="of both halves together")
     args = parser.parse_args(argv)
     compile_cache.turn_off()
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    config = config_of(args.preset)
     rate = matrix_rate()
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    model = random_model(config)
     count = args.rows * args.batches
     traces = make_traces(config, count=count, length=args.length)
     spent = device_seconds(model, traces[: args.rows], length=args.length)

@@ -8,24 +8,26 @@ and peak memory; with `capture` also what a step takes longer than the greedy on
 `--case 160,512,900` runs cases of your own: rows, prompt, steps.
 """
 
-import argparse
-import functools
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # 640 rows need it; before JAX
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.machine import Compilations, about, peak_GB, say
-from jaxsteer.config import PRESETS as PUBLISHED
+from experiments.benchmarks.machine import (
+    Compilations,
+    about,
+    config_of,
+    peak_GB,
+    preset_parser,
+    random_model,
+    say,
+)
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import (
+    DecodeState,
     Outcome,
     Request,
     Sampler,
@@ -35,12 +37,11 @@ from jaxsteer.decoding import (
     run,
     sampling,
 )
-from jaxsteer.llama import Model, TokenBatch, init, left_pad, pack
+from jaxsteer.llama import Model, TokenBatch, left_pad, spread_rows
 from jaxsteer.planning import Machine, decode_seconds, prefill_operations
 from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
 from jaxsteer.steering import Capture, Project, RowSums, add, noise
 
-PRESETS = (*PUBLISHED, "tiny")
 CASES = {"tiny": ("2,16,8", "4,16,8")}
 LARGE = ("1,512,1024", "160,512,900", "640,512,512")  # of every other preset
 
@@ -76,12 +77,14 @@ def time_case(
 ) -> dict[str, float]:
     """Seconds of prefill and of a whole run of `steps` steps, the best of `repeats`."""
     request = make_request(model, batch, max_new_tokens=steps + 1, **options)
+    sampler = choose_sampler(request.sampling)
+    batch, request = spread_rows((batch, request), model)
     program = jax.jit(limited, static_argnames="sampler")
 
     def timed(limit: int) -> float:
         started = time.perf_counter()
-        call = functools.partial(program, sampler=choose_sampler(request.sampling))
-        jax.block_until_ready(call(model, batch, request, np.int32(limit)))
+        out = program(model, batch, request, np.int32(limit), sampler=sampler)
+        jax.block_until_ready(out)
         return time.perf_counter() - started
 
     compilations = Compilations()
@@ -103,30 +106,30 @@ def limited(
     limit: jax.Array,
     *,
     sampler: Sampler,
+    program: Callable[..., DecodeState] = run,
+    **options: Any,
 ) -> Outcome:
-    """`generate.run` up to `limit` steps, as data: prefill alone is timed in the same program."""
+    """A program up to `limit` steps, as data: prefill alone is timed in the same program."""
 
     def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
         return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
 
-    return outcome(run(model, batch, request, sampler=sampler, loop=loop))
+    return outcome(program(model, batch, request, sampler=sampler, loop=loop, **options))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.decode")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("decode")
     parser.add_argument("--case", nargs="+", metavar="ROWS,PROMPT,STEPS")
     parser.add_argument("--only", nargs="+", help="words that the variants' names start with")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--separate", action="store_true", help="do not pack the projections")
     args = parser.parse_args(argv)
     compile_cache.turn_off()
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    config = config_of(args.preset)
     machine = Machine(read_bandwidth(), matrix_rate())
     say(about(machine))
-    model = init(config, dtype=jnp.bfloat16)
-    model = model if args.separate else pack(model, donate=True)
+    model = random_model(config, packed=not args.separate)
     random = np.random.default_rng(0)
     for case in args.case or CASES.get(args.preset, LARGE):
         rows, prompt, steps = (int(number) for number in case.split(","))

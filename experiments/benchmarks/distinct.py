@@ -12,7 +12,6 @@ where forward hooks can: vectors added at each row's layer. It runs in a process
 needs the memory (and PyTorch). The whole takes some minutes; `--steps 64 --repeats 1` is shorter.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -20,14 +19,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS, limited
-from experiments.benchmarks.machine import Compilations, about, say
+from experiments.benchmarks.decode import limited
+from experiments.benchmarks.machine import (
+    Compilations,
+    about,
+    config_of,
+    preset_parser,
+    random_model,
+    say,
+)
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import Request, greedy, make_request
-from jaxsteer.llama import Model, TokenBatch, init, left_pad, pack
+from jaxsteer.llama import Model, TokenBatch, left_pad
 from jaxsteer.planning import Machine, decode_seconds
 from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
 from jaxsteer.steering import Steering, ablate, add, amplify, clamp, replace
@@ -87,7 +92,7 @@ def measure(
     compile_cache.turn_off()
     machine = Machine(read_bandwidth(), matrix_rate())
     yield about(machine)
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    model = random_model(config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt))
     batch = left_pad(tokens.tolist(), length=prompt)
     asked = requests(model, batch, counts, steps=steps)
@@ -173,8 +178,7 @@ def measure_transformers(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.distinct")
-    parser.add_argument("--preset", choices=PRESETS, default="r1_distill_qwen_1_5b")
+    parser = preset_parser("distinct", default="r1_distill_qwen_1_5b")
     parser.add_argument("--engine", choices=("both", "jaxsteer", "transformers"), default="both")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=128)
@@ -189,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "experiments.benchmarks.distinct", *given]
             subprocess.run([*command, "--engine", engine], check=True)
         return 0
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    config = config_of(args.preset)
     sizes = {"rows": args.rows, "prompt": args.prompt, "counts": list(args.counts)}
     if args.engine == "jaxsteer":
         lines = measure(config, steps=args.steps, repeats=args.repeats, **sizes)

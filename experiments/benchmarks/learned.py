@@ -7,23 +7,17 @@ of matrix products (the gradient with respect to a vector costs one more pass, b
 another), and the peak of memory beside what `step_bytes` expects of it.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_GB
+from experiments.benchmarks.machine import config_of, peak_GB, preset_parser, random_model
 from jaxsteer.config import LlamaConfig
 from jaxsteer.directions import Targets, learn_directions, make_targets, step_bytes
-from jaxsteer.llama import Model, init, pack
+from jaxsteer.llama import Model
 from jaxsteer.planning import prefill_operations
 from jaxsteer.runtime import compile_cache, matrix_rate
 
@@ -63,8 +57,7 @@ def step_seconds(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.learned")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("learned")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--directions", type=int, default=4)
@@ -72,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep activations: no blocks run again")
     args = parser.parse_args(argv)
     compile_cache.turn_off()
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    config = config_of(args.preset)
     rate, remat = matrix_rate(), not args.keep
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    model = random_model(config)
     targets = make_texts(config, rows=args.rows, length=args.length)
     spent = step_seconds(
         model,

@@ -1,18 +1,45 @@
-"""What a run took of the machine, memory and programs compiled, and how it is printed."""
+"""What benchmarks share: models of a preset, memory, compiled programs, and lines of JSON."""
 
+import argparse
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # 640 rows need it; before JAX
 
+import jax
+import jax.numpy as jnp
+
+from jaxsteer.config import PRESETS as PUBLISHED
+from jaxsteer.config import LlamaConfig
+from jaxsteer.llama import Model, init, pack
 from jaxsteer.planning import Machine
 
+PRESETS = (*PUBLISHED, "tiny")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+def preset_parser(module: str, *, default: str = "llama31_8b") -> argparse.ArgumentParser:
+    """The parser of a benchmark's command, with `--preset`."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.benchmarks.{module}")
+    parser.add_argument("--preset", choices=PRESETS, default=default)
+    return parser
+
+
+def config_of(preset: str) -> LlamaConfig:
+    """The shape of a preset."""
+    return getattr(LlamaConfig, preset)()
+
+
+def random_model(config: LlamaConfig, *, packed: bool = True) -> Model:
+    """A model with random weights in bf16."""
+    model = init(config, dtype=jnp.bfloat16)
+    return pack(model, donate=True) if packed else model
+
+
 def peak_GB() -> float | None:
-    """The most memory in use on the first device since the process began; None where untold."""
+    """Peak memory of the first device since the process began, in GB; None if it reports none."""
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else round(peak / 1e9, 2)
 
@@ -28,7 +55,7 @@ def about(machine: Machine) -> dict[str, Any]:
 
 
 def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with four digits."""
+    """The facts with their floats rounded to four digits."""
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts.items()}
 
 
@@ -38,7 +65,7 @@ def say(facts: Mapping[str, Any]) -> None:
 
 
 class Compilations:
-    """Counts what XLA compiles, and for how long, from its making on."""
+    """Counts the programs that XLA compiles from now on, and their seconds."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -15,26 +15,28 @@ do not fit say so, and are tried with half of the rows. `--case 100,1536,64` is 
 own: rows, prompt, steps.
 """
 
-import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX is imported
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS, limited
-from experiments.benchmarks.machine import Compilations, peak_GB
-from jaxsteer.config import LlamaConfig
+from experiments.benchmarks.decode import limited
+from experiments.benchmarks.machine import (
+    Compilations,
+    about,
+    config_of,
+    peak_GB,
+    preset_parser,
+    random_model,
+    say,
+)
 from jaxsteer.decoding import cache_bytes, greedy, is_out_of_memory, make_request
-from jaxsteer.llama import Model, TokenBatch, init, pack
+from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.planning import Machine, decode_seconds
 from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
 
@@ -164,31 +166,17 @@ def measure(model: Model, machine: Machine, every: list[Case]) -> Iterator[dict[
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.prefix")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("prefix")
     parser.add_argument("--case", nargs="+", metavar="ROWS,PROMPT,STEPS")
     args = parser.parse_args(argv)
     compile_cache.turn_off()
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
     machine = Machine(read_bandwidth(), matrix_rate())
-    head = {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "read_GB_s": machine.bandwidth / 1e9,
-        "TFLOP_s": machine.rate / 1e12,
-    }
-    print(_line(head), flush=True)
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    say(about(machine))
+    model = random_model(config_of(args.preset))
     every = cases(args.case or CASES.get(args.preset, LARGE), model)
     for line in measure(model, machine, every):
-        print(_line(line), flush=True)
+        say(line)
     return 0
-
-
-def _line(figures: dict[str, Any]) -> str:
-    return json.dumps(
-        {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
-    )
 
 
 if __name__ == "__main__":

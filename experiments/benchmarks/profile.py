@@ -7,9 +7,7 @@ more than 1% of a step: microseconds a call, calls and milliseconds a step. What
 name in both is prefill and cancels out.
 """
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -17,16 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS, limited
-from jaxsteer.config import LlamaConfig
+from experiments.benchmarks.decode import limited
+from experiments.benchmarks.machine import config_of, preset_parser, random_model
 from jaxsteer.decoding import greedy, make_request
-from jaxsteer.llama import init, left_pad, pack
+from jaxsteer.llama import left_pad
 
 
 def traced(work: Callable[[], Any]) -> tuple[Counter[str], Counter[str]]:
@@ -51,8 +46,7 @@ def traced(work: Callable[[], Any]) -> tuple[Counter[str], Counter[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.profile")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("profile")
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--steps", type=int, default=16)
@@ -64,9 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     if jax.default_backend() != "gpu":
         print("error: kernels are traced on NVIDIA GPUs only", file=sys.stderr)
         return 2
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
-    model = init(config, dtype=jnp.bfloat16)
-    model = model if args.separate else pack(model, donate=True)
+    config = config_of(args.preset)
+    model = random_model(config, packed=not args.separate)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (args.rows, args.prompt))
     batch = left_pad(tokens.tolist(), length=args.prompt)
     request = make_request(model, batch, max_new_tokens=args.room)

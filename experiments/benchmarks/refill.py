@@ -7,7 +7,6 @@ Prints one JSON line: live share of the row-steps, seconds (with the programs co
 compiled programs of both ways, and whether the tokens are the same.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -19,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS
-from jaxsteer.config import LlamaConfig
+from experiments.benchmarks.machine import config_of, preset_parser
 from jaxsteer.decoding import Request, make_request, run, sample, sampling
 from jaxsteer.llama import Model, TokenBatch, init, left_pad
 from jaxsteer.queues import Occupancy, generate_queue, pool_sizes
@@ -78,14 +76,7 @@ def measure(model: Model, lengths: Sequence[int], *, slots: int, prompt: int) ->
     for _ in range(2):
         spent = Occupancy()
         started = time.perf_counter()
-        queue = generate_queue(
-            model,
-            batch,
-            request,
-            slots=slots,
-            sampler=sample,
-            occupancy=spent,
-        )
+        queue = generate_queue(model, batch, request, slots=slots, sampler=sample, occupancy=spent)
         finished = list(queue)
         refill_s = time.perf_counter() - started
     same = sum(row.tokens == expected[row.index] for row in finished)
@@ -107,16 +98,14 @@ def measure(model: Model, lengths: Sequence[int], *, slots: int, prompt: int) ->
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.refill")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser = preset_parser("refill", default="tiny")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--scale", type=int, default=8, help="recorded lengths are divided by it")
     args = parser.parse_args(argv)
     lengths = [max(1, n // args.scale) for n in recorded_lengths()]
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
-    model = init(config, dtype=jnp.dtype(args.dtype))
+    model = init(config_of(args.preset), dtype=jnp.dtype(args.dtype))
     print(json.dumps(measure(model, lengths, slots=args.slots, prompt=args.prompt)))
     return 0
 

@@ -7,38 +7,29 @@ host, after a run that compiles; its share of the measured rate of matrix produc
 the peak of memory.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")  # before JAX
-
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.decode import PRESETS
-from experiments.benchmarks.machine import peak_GB
+from experiments.benchmarks.machine import config_of, peak_GB, preset_parser, random_model
 from jaxsteer.analysis import rows_that_score, score
-from jaxsteer.config import LlamaConfig
-from jaxsteer.llama import init, pack
 from jaxsteer.planning import prefill_operations
 from jaxsteer.runtime import compile_cache, matrix_rate
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.score")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("score")
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--length", type=int, default=1536)
     parser.add_argument("--rows", type=int, help="at once; what fits, if not given")
     args = parser.parse_args(argv)
     compile_cache.turn_off()
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    config = config_of(args.preset)
     rate = matrix_rate()
-    model = pack(init(config, dtype=jnp.bfloat16), donate=True)
+    model = random_model(config)
     random = np.random.default_rng(0)
     texts = random.integers(0, config.vocab_size, (args.texts, args.length)).tolist()
     rows = min(args.texts, args.rows or rows_that_score(model, length=args.length))

@@ -44,7 +44,7 @@ def convert_jobs(folder: Path, place: Place) -> Callable[[Path], Job] | None:
         if ended is None:
             return None
         seconds = ended.seconds
-        prints.append(_weights_print(old))
+        prints.append(_weights_fingerprint(old))
     hashes = {file: sha256(file) for source in sources for file in source.iterdir()}
 
     def in_lane(work: Path) -> Job:
@@ -109,7 +109,7 @@ def _convert_job(
                 raise Lost("the checkpoint that was there is gone")
             return "nothing" if ".dst.building" not in names else "nothing but a half-built one"
         try:
-            which = prints.index(_weights_print(place))
+            which = prints.index(_weights_fingerprint(place))
         except ValueError as error:
             raise Lost(f"{place}: {error}") from None
         if which == 1 and not attempt % 2:
@@ -136,7 +136,7 @@ def _random_params(seed: int) -> dict[str, Any]:
     return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) * 0.02, shapes)
 
 
-def _weights_print(path: Path) -> str:
+def _weights_fingerprint(path: Path) -> str:
     """A hash of all weights of a checkpoint; reading it checks every file of it, too."""
     total = hashlib.sha256()
     for name, x in sorted((dotted(p), x) for p, x in checkpoint.read_leaves(path)):

@@ -129,7 +129,7 @@ def _pipeline_job(
         rows_before.update(rows)
         if "persistent compilation cache" in ended.complained:
             raise Lost(f"a compiled program is half-written: {ended.complained[-2000:]}")
-        _check_word(ended, out, begun=bool(ended.said), done=not unfinished())
+        _check_word(ended, begun=bool(ended.said), done=not unfinished())
         if ended.code != 0:
             return f"{len(rows)} rows"
         if _texts(out) != _texts(expected):
@@ -144,7 +144,7 @@ def _pipeline_job(
     return Job(lambda _: argv, prepare, check, seconds=seconds, aim=aim, stage=stage)
 
 
-def _check_word(ended: Ended, out: Path, *, begun: bool, done: bool) -> None:
+def _check_word(ended: Ended, *, begun: bool, done: bool) -> None:
     """A command that SIGTERM stopped says so, and what it says is in the file is there."""
     if ended.code == -signal.SIGTERM and begun and not done:
         raise Lost("SIGTERM was not heeded while there was work")

@@ -15,14 +15,14 @@ Prints one JSON line a case:
 Each engine runs in a process of its own, so that neither holds memory that the other needs.
 """
 
-import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,20 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # before JAX is
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.machine import Compilations, about, peak_GB, say
+from experiments.benchmarks.decode import limited
+from experiments.benchmarks.machine import (
+    PRESETS,
+    Compilations,
+    about,
+    config_of,
+    peak_GB,
+    preset_parser,
+    random_model,
+    say,
+)
 from experiments.benchmarks.sweep_work import Work, make_work
-from jaxsteer.config import PRESETS as PUBLISHED
-from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import Request, greedy, make_request, run
-from jaxsteer.llama import Model, TokenBatch, init, pack
+from jaxsteer.decoding import greedy, make_request
+from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.planning import Machine, decode_seconds
 from jaxsteer.runtime import compile_cache, matrix_rate, read_bandwidth
 from jaxsteer.steering import add, as_tuple
@@ -46,7 +54,7 @@ from jaxsteer.sweeps import Cell, stack_cells, sweep_to_file
 from jaxsteer.sweeps import chunks as sweeping
 
 FIGURE_3 = {"cells": 16, "prompts": 20, "prompt_length": 128, "new_tokens": 1500}
-PRESETS = dict.fromkeys(PUBLISHED, FIGURE_3) | {
+SIZES = dict.fromkeys(PRESETS, FIGURE_3) | {
     "tiny": {"cells": 4, "prompts": 3, "prompt_length": 8, "new_tokens": 12},
 }
 
@@ -74,9 +82,10 @@ def time_steps(
     wide = TokenBatch(jnp.tile(batch.tokens, (C, 1)), jnp.tile(batch.mask, (C, 1)))
     each = as_rows([one for cell in cells for one in as_tuple(cell.steering) * B])
     plain = make_request(model, wide, steering=each, **options)
+    cells_of_prompts: dict[str, Any] = {"program": sweeping.run_cells, "steer_prompt": False}
     programs = {
-        "rows": jax.jit(_limited(run)),
-        "vmapped": jax.jit(_limited(sweeping.run_cells, steer_prompt=False)),
+        "rows": jax.jit(functools.partial(limited, sampler=greedy)),
+        "vmapped": jax.jit(functools.partial(limited, sampler=greedy, **cells_of_prompts)),
     }
     arguments = {"rows": (model, wide, plain), "vmapped": (model, batch, request)}
     compiled = {}
@@ -156,19 +165,6 @@ def time_figure(
     } | _memory()
 
 
-def _limited(program: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The program up to `limit` steps, as data: prefill alone is timed in the same program."""
-
-    def limited(model: Model, batch: TokenBatch, request: Request, limit: jax.Array) -> jax.Array:
-        def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
-            return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
-
-        state = program(model, batch, request, sampler=greedy, loop=loop, **options)
-        return state.tokens
-
-    return limited
-
-
 def _told(compilations: Compilations) -> dict[str, Any]:
     return {"compile_s": compilations.seconds, "compilations": compilations.count}
 
@@ -183,7 +179,7 @@ def measure(work: Work, *, steps: int, repeats: int) -> Iterator[dict[str, Any]]
     compile_cache.turn_off()
     machine = Machine(read_bandwidth(), matrix_rate())
     yield about(machine)
-    model = pack(init(work.config, dtype=jnp.bfloat16), donate=True)
+    model = random_model(work.config)
     yield from time_figure(model, work, machine)
     yield from time_figure(model, work, machine, case="figure 3 again")
     yield from time_steps(model, work, machine, steps=steps, repeats=repeats)
@@ -220,8 +216,7 @@ def _child(argv: list[str]) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.sweep")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("sweep")
     parser.add_argument("--engine", choices=("both", "jaxsteer", "transformers"), default="both")
     for name in ("cells", "prompts", "prompt-length", "new-tokens"):
         parser.add_argument(f"--{name}", type=int, help="the preset's, if not given")
@@ -241,9 +236,9 @@ def main(argv: list[str] | None = None) -> int:
                 printed.append(json.loads(text))
         say(compare(printed))
         return 0
-    asked = {name: getattr(args, name) for name in PRESETS[args.preset]}
-    sizes = {k: PRESETS[args.preset][k] if v is None else v for k, v in asked.items()}
-    config: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    usual = SIZES[args.preset]
+    sizes = {k: n if getattr(args, k) is None else getattr(args, k) for k, n in usual.items()}
+    config = config_of(args.preset)
     work = Work(config=config, layer=config.n_layers // 3, **sizes)
     if args.engine == "jaxsteer":
         lines = measure(work, steps=min(args.steps, work.new_tokens), repeats=args.repeats)

@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: no TPU 
 import jax
 
 from experiments.benchmarks import hlo
-from experiments.benchmarks.machine import rounded
+from experiments.benchmarks.machine import config_of, rounded
 from jaxsteer.config import LlamaConfig
 from jaxsteer.files import as_path, write_atomic
 from jaxsteer.planning import SWEEPS, Plan, Work, find_topology, footprint, plan
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     lines = []
     for topology in args.topology:
         preset = TOPOLOGIES[topology]
-        config: LlamaConfig = getattr(LlamaConfig, preset)()
+        config = config_of(preset)
         config = replace(config, n_layers=args.layers or config.n_layers)
         for program in args.program:
             work = SWEEPS["figure3"] if program == "sweep" else DECODING

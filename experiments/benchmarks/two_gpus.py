@@ -18,7 +18,6 @@ against the first device:
                 made on the mesh, so that a model fits which is too large for one device
 """
 
-import argparse
 import functools
 import gc
 import itertools
@@ -35,10 +34,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.benchmarks.decode import PRESETS, limited
-from experiments.benchmarks.machine import say
+from experiments.benchmarks.decode import time_case
+from experiments.benchmarks.machine import config_of, preset_parser, say
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import generate, greedy, make_request
+from jaxsteer.decoding import generate
 from jaxsteer.llama import (
     Model,
     TokenBatch,
@@ -227,7 +226,10 @@ def step_cases(
             if mesh is not None and rows % mesh.shape["data"]:
                 continue  # every device would do all of it
             asked = {"rows": rows, "prompt": prompt, "steps": steps}
-            times = _time_step(model, **asked, repeats=repeats)
+            tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt))
+            batch = left_pad(tokens.tolist(), length=prompt)
+            times = time_case(model, batch, steps=steps, options={}, repeats=repeats)
+            times["tokens_per_s"] = rows / times["step_ms"] * 1e3
             sizes = {"rows": rows, "tokens": prompt + steps / 2, **(mesh.shape if mesh else {})}
             floor = 1e3 * step_seconds(model, chip, **sizes)
             times |= {"floor_ms": floor, "of_floor": times["step_ms"] / floor}
@@ -244,33 +246,6 @@ def step_cases(
         gc.collect()  # the next model takes its place in memory
 
 
-def _time_step(
-    model: Model, *, rows: int, prompt: int, steps: int, repeats: int
-) -> dict[str, float]:
-    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, prompt))
-    batch = left_pad(tokens.tolist(), length=prompt)
-    request = make_request(model, batch, max_new_tokens=steps + 1)
-    batch, request = spread_rows((batch, request), model)
-    program = jax.jit(limited, static_argnames="sampler")
-
-    def timed(limit: int) -> float:
-        started = time.perf_counter()
-        out = program(model, batch, request, np.int32(limit), sampler=greedy)
-        jax.block_until_ready(out)
-        return time.perf_counter() - started
-
-    first = timed(1)
-    prefill = min(timed(1) for _ in range(repeats))
-    whole = min(timed(steps + 1) for _ in range(repeats))
-    step = (whole - prefill) / steps
-    return {
-        "step_ms": step * 1e3,
-        "tokens_per_s": rows / step,
-        "prefill_s": prefill,
-        "compile_s": first - prefill,
-    }
-
-
 def _off(got: Any, expected: Any) -> float:
     """The largest difference, relative to the largest value."""
     got, expected = (np.asarray(x, np.float32) for x in (got, expected))
@@ -279,8 +254,7 @@ def _off(got: Any, expected: Any) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.two_gpus")
-    parser.add_argument("--preset", choices=PRESETS, default="llama31_8b")
+    parser = preset_parser("two_gpus")
     parser.add_argument(
         "--case", nargs="+", metavar="ROWS,PROMPT,STEPS", default=["1,512,128", "160,512,128"]
     )
@@ -294,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     if jax.device_count() < 2:
         print(f"found {jax.device_count()} device, expected two", file=sys.stderr)
         return 2
-    preset: LlamaConfig = getattr(LlamaConfig, args.preset)()
+    preset = config_of(args.preset)
     cases = [[int(number) for number in case.split(",")] for case in args.case]
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__}), flush=True)

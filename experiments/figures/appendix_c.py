@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.figures import frame
-from experiments.figures.frame import plt
 from experiments.judges.agreement import MEASURES, Row, compare
 from experiments.judges.command import keyword_judge, sentence_labels
 from experiments.pipeline.run import Run, command
@@ -21,13 +20,13 @@ from experiments.pipeline.settings import Settings
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
 from experiments.stages import label, rollouts, steer
+from experiments.stages.derive import BACKTRACKING
 from experiments.stages.outcome import RESAMPLES
 from experiments.stages.text_scores import whole_sentences
 from jaxsteer.analysis import LABELS, OTHER, Sentence, split_sentences
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 
 STEM = "appendix-c"
-BACKTRACKING = "backtracking"
 NATURAL = "natural traces"
 _NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "kappa": "Cohen's κ"}
 
@@ -78,9 +77,7 @@ def agreements(groups: Groups, keywords: Sequence[str]) -> dict[str, Row]:
 def draw(rows: Mapping[str, Row], folder: Path) -> list[Path]:
     """Write `appendix-c.png` and `.svg`: each measure with its 95% interval by group of texts."""
     names = list(rows)
-    figure, axes = plt.subplots(
-        1, len(MEASURES), figsize=(10.5, 1.4 + 0.36 * len(names)), sharey=True, layout="constrained"
-    )
+    figure, axes = frame.panels(1, len(MEASURES), (10.5, 1.4 + 0.36 * len(names)), sharey=True)
     for axis, name in zip(axes, MEASURES, strict=True):
         for place, row in enumerate(rows.values()):
             value, low, high = row.measures[name]
@@ -141,7 +138,6 @@ def stage(run: Run) -> Path:
 
     def work(folder: Path) -> None:
         by_name = agreements(_groups(run, labels, sweep), settings.labels.keywords)
-        write_atomic(folder / f"{STEM}.csv", to_csv(by_name).encode())
         rows = {
             name: {
                 "n": row.n,
@@ -155,7 +151,7 @@ def stage(run: Run) -> Path:
             }
             for name, row in by_name.items()
         }
-        write_json(folder / f"{STEM}.json", {"judge": judge, "texts": rows})
+        frame.write_numbers(folder, STEM, to_csv(by_name), {"judge": judge, "texts": rows})
         draw(by_name, folder)
 
     inputs = {

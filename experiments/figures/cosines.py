@@ -35,7 +35,6 @@ from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import KINDS, ROLES, Groups
 from jaxsteer.directions import cosine
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "cosines"
 
@@ -114,9 +113,7 @@ def draw(
 ) -> list[Path]:
     """Three heat maps by layer and offset, and what was measured at the steered layer."""
     titles = ("base- against reasoning-derived", *(f"{r}-derived: two halves" for r in ROLES))
-    figure, axes = plt.subplots(
-        1, 3, figsize=(12, 2.2 + 0.16 * max(10, len(maps["cosine"]))), layout="constrained"
-    )
+    figure, axes = frame.panels(1, 3, (12, 2.2 + 0.16 * max(10, len(maps["cosine"]))))
     low = min(0.0, *(float(np.nanmin(one)) for one in maps.values() if not np.isnan(one).all()))
     for axis, (name, one), title in zip(axes, maps.items(), titles, strict=True):
         # Cell o is where offset o is, whether or not the offsets have gaps.
@@ -182,8 +179,7 @@ def stage(run: Run) -> Path:
             "offsets": offsets,
             "map": {name: one.tolist() for name, one in maps.items()},
         }
-        write_atomic(folder / f"{STEM}.csv", to_csv(maps, offsets).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(maps, offsets), numbers)
         draw(maps, offsets, numbers, folder, window=settings.direction.offsets)
 
     inputs = {

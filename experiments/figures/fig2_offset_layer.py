@@ -27,7 +27,7 @@ from experiments.stages import derive, steer
 from experiments.stages.outcome import measured, paired
 from experiments.stages.text_scores import Scores, score, small_pair_grammar
 from jaxsteer.directions import Direction, load_directions, rescale
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 from jaxsteer.steering import add
 from jaxsteer.sweeps import Cell
 
@@ -36,7 +36,7 @@ WINDOW = "window"  # the offset of a direction that is the mean over the setting
 
 
 @dataclass(frozen=True)
-class Spot:
+class MapCell:
     """One cell of the map, over its prompts."""
 
     layer: int
@@ -132,9 +132,9 @@ def map_coeff(settings: Settings) -> float:
     return chosen
 
 
-def spots(
+def map_cells(
     rows: Sequence[dict[str, Any]], settings: Settings
-) -> tuple[list[Spot], dict[tuple[int, int], list[float]]]:
+) -> tuple[list[MapCell], dict[tuple[int, int], list[float]]]:
     """Every cell's outcome; and by layer and offset the gains of the prompts, NaN where unknown."""
     grammar = small_pair_grammar if settings.report.coherence == "grammar" else None
     by_place: dict[tuple[Any, Any], dict[str, Scores]] = {}
@@ -151,7 +151,7 @@ def spots(
         rate = measured([t.backtracking for t in texts_here], [t.sentences for t in texts_here])
         coherence = _coherence(texts_here)
         done.append(
-            Spot(
+            MapCell(
                 layer=layer,
                 offset=None if offset == WINDOW else offset,
                 gain=change.diff,
@@ -176,19 +176,17 @@ def _coherence(scores: Sequence[Scores]) -> float:
     return sum(text.coherent for text in scores) / whole if whole else math.nan
 
 
-def table_of(
-    all_spots: Sequence[Spot], gains: dict[tuple[int, int], list[float]]
-) -> dict[str, Any]:
+def table_of(cells: Sequence[MapCell], gains: dict[tuple[int, int], list[float]]) -> dict[str, Any]:
     """The gains by prompt, as the rule of C1 takes them, and the best coherent cell.
 
     `gains` `[n, layers, offsets]` is NaN where a text does not count, or a cell is not coherent.
     """
-    able = [s for s in all_spots if s.coherent and s.offset is not None and s.n]
+    able = [s for s in cells if s.coherent and s.offset is not None and s.n]
     layers, offsets = (sorted(set(axis)) for axis in zip(*gains, strict=True))
     table = np.full((len(next(iter(gains.values()))), len(layers), len(offsets)), math.nan)
-    for spot in able:
-        at = layers.index(spot.layer), offsets.index(spot.offset or 0)
-        table[:, at[0], at[1]] = gains[spot.layer, spot.offset or 0]
+    for cell in able:
+        at = layers.index(cell.layer), offsets.index(cell.offset or 0)
+        table[:, at[0], at[1]] = gains[cell.layer, cell.offset or 0]
     best = max(able, key=lambda s: s.gain, default=None)
     return {
         "layers": layers,
@@ -199,34 +197,28 @@ def table_of(
     }
 
 
-def to_csv(all_spots: Sequence[Spot]) -> str:
+def to_csv(cells: Sequence[MapCell]) -> str:
     """A line a cell."""
     return records_csv(
-        [{**asdict(s), "offset": WINDOW if s.offset is None else s.offset} for s in all_spots]
+        [{**asdict(s), "offset": WINDOW if s.offset is None else s.offset} for s in cells]
     )
 
 
 def draw(
-    all_spots: Sequence[Spot], folder: Path, *, window: Sequence[int], title: str
+    cells: Sequence[MapCell], folder: Path, *, window: Sequence[int], title: str
 ) -> list[Path]:
     """Write `figure2.png` and `figure2.svg`; hatched cells are not coherent. Returns the paths."""
-    layers = sorted({spot.layer for spot in all_spots})
-    offsets = sorted({spot.offset for spot in all_spots if spot.offset is not None})
-    figure, (left, right) = plt.subplots(
-        1,
-        2,
-        figsize=(10.5, 1.9 + 0.42 * len(layers)),
-        width_ratios=[3.2, 1],
-        sharey=True,
-        layout="constrained",
-    )
-    _map(figure, left, all_spots, layers, offsets)
+    layers = sorted({cell.layer for cell in cells})
+    offsets = sorted({cell.offset for cell in cells if cell.offset is not None})
+    size = 10.5, 1.9 + 0.42 * len(layers)
+    figure, (left, right) = frame.panels(1, 2, size, width_ratios=[3.2, 1], sharey=True)
+    _map(figure, left, cells, layers, offsets)
     _window_marks(left, offsets, window, len(layers))
-    _by_layer(right, all_spots, layers, window)
+    _by_layer(right, cells, layers, window)
     left.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     left.set_ylabel("layer")
     left.set_xlabel("offset from the start of the backtracking sentence, in tokens")
-    n = max(spot.n for spot in all_spots)
+    n = max(cell.n for cell in cells)
     figure.suptitle(
         f"Backtracking per sentence, change over unsteered ({title}; {n} prompts a cell)\n"
         "hatched, hollow: coherence beyond the margin; ring: the best of the others; solid line: "
@@ -239,26 +231,26 @@ def draw(
 def _map(
     figure: plt.Figure,
     axis: plt.Axes,
-    all_spots: Sequence[Spot],
+    cells: Sequence[MapCell],
     layers: Sequence[int],
     offsets: Sequence[int],
 ) -> None:
     table = np.full((len(layers), len(offsets)), np.nan)
-    spots = [spot for spot in all_spots if spot.offset is not None]
-    for spot in spots:
-        row, column = layers.index(spot.layer), offsets.index(spot.offset or 0)
-        table[row, column] = spot.gain
-        if not spot.coherent:
-            cell = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
-            cell.set(fill=False, hatch="////", edgecolor="0.35", linewidth=0)
-            axis.add_patch(cell)
+    shown = [cell for cell in cells if cell.offset is not None]
+    for cell in shown:
+        row, column = layers.index(cell.layer), offsets.index(cell.offset or 0)
+        table[row, column] = cell.gain
+        if not cell.coherent:
+            hatched = plt.Rectangle((column - 0.5, row - 0.5), 1, 1)
+            hatched.set(fill=False, hatch="////", edgecolor="0.35", linewidth=0)
+            axis.add_patch(hatched)
     limit = float(np.nanmax(np.abs(table))) or 1.0
     image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axis.invert_yaxis()
     axis.set_xticks(range(len(offsets)), [f"{o:d}".replace("-", "−") for o in offsets])
-    able = [spot for spot in spots if spot.coherent and spot.n]
+    able = [cell for cell in shown if cell.coherent and cell.n]
     if able:
-        best = max(able, key=lambda spot: spot.gain)
+        best = max(able, key=lambda cell: cell.gain)
         where = offsets.index(best.offset or 0), layers.index(best.layer)
         axis.plot(*where, "o", markersize=13, markerfacecolor="none", color="black", mew=1.6)
     figure.colorbar(image, ax=axis, pad=0.015, fraction=0.05)
@@ -287,19 +279,19 @@ def _window_marks(
 
 
 def _by_layer(
-    axis: plt.Axes, all_spots: Sequence[Spot], layers: Sequence[int], window: Sequence[int]
+    axis: plt.Axes, cells: Sequence[MapCell], layers: Sequence[int], window: Sequence[int]
 ) -> None:
-    spots = [spot for spot in all_spots if spot.offset is None]
-    for spot in spots:
-        colour = frame.BLUE if spot.coherent else frame.GREY
+    shown = [cell for cell in cells if cell.offset is None]
+    for cell in shown:
+        colour = frame.BLUE if cell.coherent else frame.GREY
         axis.errorbar(
-            spot.gain,
-            layers.index(spot.layer),
-            xerr=[[max(spot.gain - spot.low, 0)], [max(spot.high - spot.gain, 0)]],
+            cell.gain,
+            layers.index(cell.layer),
+            xerr=[[max(cell.gain - cell.low, 0)], [max(cell.high - cell.gain, 0)]],
             fmt="o",
             color=colour,
             markersize=5,
-            markerfacecolor=colour if spot.coherent else "white",
+            markerfacecolor=colour if cell.coherent else "white",
         )
     axis.axvline(0, color="0.7", linewidth=0.8)
     axis.set_xlabel("change")
@@ -312,18 +304,17 @@ def stage(run: Run) -> Path:
     source, settings = texts(run), run.settings
 
     def work(folder: Path) -> None:
-        all_spots, gains = spots(read_rows(source / steer.FILE), settings)
-        write_atomic(folder / f"{STEM}.csv", to_csv(all_spots).encode())
+        cells, gains = map_cells(read_rows(source / steer.FILE), settings)
         numbers = {
             "coeff": map_coeff(settings),
             "unit": settings.steering.unit,
             "prompts": f"the first {settings.figure2.prompts} of {settings.prompts.evaluate_split}",
-            "table": table_of(all_spots, gains),
-            "cells": [asdict(spot) for spot in all_spots],
+            "table": table_of(cells, gains),
+            "cells": [asdict(cell) for cell in cells],
         }
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(cells), numbers)
         draw(
-            all_spots,
+            cells,
             folder,
             window=settings.direction.offsets,
             title=f"{frame.axis_name(settings.steering.unit)}: {map_coeff(settings):g}",

@@ -10,7 +10,6 @@ from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.stages.outcome import CellOutcome, select, sources_of, to_csv
 from experiments.stages.sweep_table import sweep_table
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "figure3"
 CURVES = ("base", "reasoning", "random")  # the other baselines are Figure 4's
@@ -24,15 +23,8 @@ _ROWS = (
 def draw(table: Sequence[CellOutcome], folder: Path, *, unit: str, coherence: str) -> list[Path]:
     """Write `figure3.png` and `figure3.svg`; bars are 95% intervals. Returns the paths."""
     targets = [t for t in frame.TARGETS if any(cell.target == t for cell in table)]
-    figure, axes = plt.subplots(
-        len(_ROWS),
-        len(targets),
-        figsize=(3.6 * len(targets) + 0.6, 7.2),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    shape, size = (len(_ROWS), len(targets)), (3.6 * len(targets) + 0.6, 7.2)
+    figure, axes = frame.panels(*shape, size, sharex=True, sharey="row", squeeze=False)
     for column, target in enumerate(targets):
         axes[0, column].set_title(frame.TARGETS[target])
         axes[-1, column].set_xlabel(frame.axis_name(unit))
@@ -83,9 +75,8 @@ def stage(run: Run) -> Path:
     settings = run.settings
 
     def work(folder: Path) -> None:
-        write_atomic(folder / f"{STEM}.csv", to_csv(table.cells).encode())
         numbers = {"formats": table.formats, "cells": [asdict(cell) for cell in table.cells]}
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(table.cells), numbers)
         coherence = frame.coherence_name(settings.report.coherence)
         draw(table.cells, folder, unit=settings.steering.unit, coherence=coherence)
 

@@ -162,14 +162,8 @@ def draw(
     """Write `figure4.png` and `figure4.svg`; bars have 95% intervals. Returns the paths."""
     cells = [bar.cell for bar in shown]
     panels = [p for p in _PANELS if any(getattr(cell, p[0]).n for cell in cells)]
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(3.4 + 2.5 * len(panels), 1.9 + 0.3 * len(cells)),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 3.4 + 2.5 * len(panels), 1.9 + 0.3 * len(cells)
+    figure, axes = frame.panels(1, len(panels), size, sharey=True, squeeze=False)
     rows = list(range(len(cells)))[::-1]
     for axis, (name, label) in zip(axes[0], panels, strict=True):
         for cell, y in zip(cells, rows, strict=True):

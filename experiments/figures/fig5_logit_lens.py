@@ -38,7 +38,6 @@ from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
 from jaxsteer.decoding import token_bytes
 from jaxsteer.directions import load_directions, random_directions
-from jaxsteer.files import write_atomic, write_json
 from jaxsteer.llama import Model
 
 STEM = "figure5"
@@ -266,8 +265,7 @@ def _ranks(axis: plt.Axes, figures: dict[str, Any], role: str) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(size, 0.8)
-    axis.set_xlabel("layer")
-    axis.set_ylabel("best rank of a keyword, from 1")
+    axis.set(xlabel="layer", ylabel="best rank of a keyword, from 1")
     axis.set_title(
         f"lens of the {frame.TARGETS[role]} ({figures['sizes'][role]['keyword_tokens']} keyword "
         f"tokens among {size})",
@@ -300,12 +298,11 @@ def stage(run: Run) -> Path:
                 resampled=resampled,
             )
         figures = numbers(seen, layer=layer, groups=len(by_role["base"].total))
-        write_atomic(folder / f"{STEM}.csv", to_csv(seen).encode())
-        write_json(folder / f"{STEM}.json", figures)
+        frame.write_numbers(folder, STEM, to_csv(seen), figures)
         draw(figures, folder)
 
     inputs = {
-        "models": {role: run.model_print(role) for role in ROLES},
+        "models": {role: run.model_fingerprint(role) for role in ROLES},
         "directions": fingerprint(directions),
         "groups": fingerprint(sums),
         "direction": asdict(settings.direction),

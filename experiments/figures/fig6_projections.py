@@ -39,7 +39,7 @@ from experiments.stages import derive, groups, label, presence, rollouts
 from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import project_texts
 from jaxsteer.directions import Trace, load_directions, random_directions
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows, write_atomic
 from jaxsteer.llama import Model
 
 STEM = "figure6"
@@ -191,8 +191,7 @@ def write_figure(
         "detail": detail,
         "trace": trace,
     }
-    write_atomic(folder / f"{STEM}.csv", to_csv(detail).encode())
-    write_json(folder / f"{STEM}.json", numbers)
+    frame.write_numbers(folder, STEM, to_csv(detail), numbers)
     page = coloured_text.to_html(
         tokens,
         title=f"The base-derived direction along trace {trace_id}",
@@ -240,8 +239,7 @@ def _curve(axis: plt.Axes, curve: dict[str, Any], name: str) -> None:
         axis.fill_between(curve["offsets"], one["low"], one["high"], color=colour, alpha=0.2, lw=0)
     axis.axvline(0, color="0.6", lw=0.8)
     axis.set_title(name, fontsize=9.5)
-    axis.set_xlabel("tokens from the sentence's start")
-    axis.set_ylabel("projection (standard deviations)")
+    axis.set(xlabel="tokens from the sentence's start", ylabel="projection (standard deviations)")
     frame.tidy(axis)
 
 
@@ -252,8 +250,7 @@ def _histogram(axis: plt.Axes, counts: dict[str, Any], what: str, label: str) ->
         density = values / max(values.sum(), 1) / np.diff(edges)
         axis.stairs(density, edges, color=colour, fill=True, alpha=0.35, label=name)
         axis.stairs(density, edges, color=colour, lw=1.2)
-    axis.set_xlabel(f"{label} (standard deviations)")
-    axis.set_ylabel("density")
+    axis.set(xlabel=f"{label} (standard deviations)", ylabel="density")
     frame.tidy(axis)
 
 
@@ -274,8 +271,7 @@ def _areas(axis: plt.Axes, detail: dict[str, Any]) -> None:
         )
     axis.axhline(0.5, color="0.4", lw=0.8, ls="--")
     axis.axvline(0, color="0.6", lw=0.8)
-    axis.set_xlabel("tokens from the sentence's start")
-    axis.set_ylabel("AUROC of one token")
+    axis.set(xlabel="tokens from the sentence's start", ylabel="AUROC of one token")
     axis.set_title("backtracking against other sentences", fontsize=9.5)
     axis.legend(fontsize=8, loc="lower left", frameon=False)
     frame.tidy(axis)
@@ -311,7 +307,7 @@ def stage(run: Run) -> Path:
         write_figure(folder, detail, tokens, row["id"])
 
     inputs = {
-        "models": {role: run.model_print(role) for role in ROLES},
+        "models": {role: run.model_fingerprint(role) for role in ROLES},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "directions": fingerprint(directions),

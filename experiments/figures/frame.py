@@ -1,10 +1,12 @@
 """What the figures share: colours and names, and image files that are the same byte for byte."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
+from jaxsteer.files import write_atomic, write_json
 from jaxsteer.pages import LIGHT
 
 matplotlib.use("Agg")
@@ -44,11 +46,22 @@ def axis_name(unit: str) -> str:
     return "coefficient × direction" if unit == "vector" else "length added, in residual norms"
 
 
+def length_name(numbers: Mapping[str, Any]) -> str:
+    """How much of a direction is added: `coeff` and `unit` of a stage's numbers, in words."""
+    unit = "times the direction" if numbers["unit"] == "vector" else "residual norms"
+    return f"{numbers['coeff']:g} {unit}"
+
+
 def coherence_name(coherence: str) -> str:
     """What a report's coherence is."""
     if coherence == "grammar":
         return "share of sentences that fit the grammar"
     return "1 − share of repeated 4-grams"
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure of `size` inches and its axes; `options` are those of `plt.subplots`."""
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
 def ends(*values: Any) -> list[list[float]]:
@@ -65,6 +78,12 @@ def tidy(axis: plt.Axes) -> None:
     axis.grid(color="0.93", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def write_numbers(folder: Path, stem: str, csv: str, numbers: Any) -> None:
+    """Write what a figure shows, as CSV and as JSON."""
+    write_atomic(folder / f"{stem}.csv", csv.encode())
+    write_json(folder / f"{stem}.json", numbers)
 
 
 def save(figure: Any, folder: Path, stem: str, *, dpi: int = 150) -> list[Path]:

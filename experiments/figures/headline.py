@@ -11,7 +11,6 @@ from experiments.pipeline.tables import csv_text
 from experiments.stages.baselines import RAW
 from experiments.stages.outcome import CellOutcome, judged_at, select, told
 from experiments.stages.sweep_table import sweep_table
-from jaxsteer.files import write_atomic, write_json
 
 STEM = "headline"
 _PANELS = ("reasoning", "base", "control")  # the first is the wide one
@@ -29,16 +28,9 @@ def draw(
     """Write `headline.png` and `headline.svg`; bars are 95% intervals. Returns the paths."""
     shown = points(table)
     targets = [t for t in _PANELS if select(shown, t, "none")]
-    figure, axes = plt.subplots(
-        1,
-        len(targets),
-        figsize=(11, 5.2),
-        width_ratios=[2.4] + [1] * (len(targets) - 1),
-        sharey=True,
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    shared = {"sharey": True, "sharex": True, "squeeze": False}
+    widths = [2.4] + [1] * (len(targets) - 1)
+    figure, axes = frame.panels(1, len(targets), (11, 5.2), width_ratios=widths, **shared)
     top = max(c.backtracking_rate.high for c in shown)
     for axis, target in zip(axes[0], targets, strict=True):
         axis.set_title(frame.TARGETS[target], fontsize=12)
@@ -192,7 +184,6 @@ def stage(run: Run) -> Path:
     margin = settings.report.margin
 
     def work(folder: Path) -> None:
-        write_atomic(folder / f"{STEM}.csv", to_csv(points(table.cells)).encode())
         unsteered = select(table.cells, "reasoning", "none")[0].coherence.mean
         numbers = {
             "judged_at": judged_at(table.cells, margin),
@@ -200,7 +191,7 @@ def stage(run: Run) -> Path:
             "floor": unsteered - margin,
             "coherence": frame.coherence_name(settings.report.coherence),
         }
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(points(table.cells)), numbers)
         draw(
             table.cells,
             folder,

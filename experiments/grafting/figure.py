@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures.frame import BLUE, GREY, ORANGE, save, tidy
+from experiments.figures.frame import BLUE, GREY, ORANGE, panels, plt, save, tidy
 from experiments.grafting.text import short
 from experiments.grafting.verdict import BASE, GRAFTED, HALF, PUT_BACK, REASONING, RESPONDING
 
@@ -16,13 +15,8 @@ _WRITTEN = 12  # columns up to which the heat map has its numbers in it
 
 def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """Write `graft.png` and `graft.svg`; intervals are 95% over the prompts. Returns the paths."""
-    figure, axes = plt.subplots(
-        2,
-        2,
-        figsize=(13, 8.4),
-        layout="constrained",
-        gridspec_kw={"width_ratios": [1.35, 1], "height_ratios": [1, 1.05]},
-    )
+    ratios = {"width_ratios": [1.35, 1], "height_ratios": [1, 1.05]}
+    figure, axes = panels(2, 2, (13, 8.4), **ratios)
     _map(axes[0, 0], numbers)
     _depth(axes[0, 1], numbers)
     _path(axes[1, 0], numbers)
@@ -95,8 +89,7 @@ def _depth(axis: plt.Axes, numbers: dict[str, Any]) -> None:
     axis.axhline(100, color="0.8", linewidth=0.8, zorder=0)
     step = max(1, len(layers) // 10)
     axis.set_xticks(layers[::step])
-    axis.set_xlabel("first layer from above")
-    axis.set_ylabel("response, % of the reasoning model's")
+    axis.set(xlabel="first layer from above", ylabel="response, % of the reasoning model's")
     axis.set_title("by depth", fontsize=11)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(0, 0.22))
     tidy(axis)

@@ -255,7 +255,7 @@ def stage(run: Run) -> Path:
         "graft",
         inputs
         | {
-            "models": {role: run.model_print(role) for role in ("base", REASONING)},
+            "models": {role: run.model_fingerprint(role) for role in ("base", REASONING)},
             "directions": fingerprint(directions),
             "traces": fingerprint(traces),
             "formats": forms(run),

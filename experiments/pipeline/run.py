@@ -71,7 +71,7 @@ class Run:
         )
         return folder / "checkpoint"
 
-    def model_print(self, role: str) -> str:
+    def model_fingerprint(self, role: str) -> str:
         """A hash that names a model in the inputs of a stage: its source and its dtype here."""
         path = self.checkpoint(role)
         manifest = checkpoint.read_manifest(path)

@@ -156,23 +156,15 @@ def put_prompts(
     base_template: str | None = None,
     form: str | None = None,
 ) -> list[EncodedPrompt]:
-    """Every prompt as `put` puts it."""
+    """Every prompt, encoded by `put`."""
     return [
         put(tokenizer, p.text, role=role, base_template=base_template, form=form) for p in prompts
     ]
 
 
-def encode_prompts(
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    role: str,
-    base_template: str | None = None,
-    form: str | None = None,
-) -> list[list[int]]:
-    """Token ids of every prompt as `put` puts it."""
-    encoded = put_prompts(tokenizer, prompts, role=role, base_template=base_template, form=form)
-    return [prompt.ids for prompt in encoded]
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], **how: Any) -> list[list[int]]:
+    """Token ids of every prompt; `how` are the keywords of `put_prompts`."""
+    return [prompt.ids for prompt in put_prompts(tokenizer, prompts, **how)]
 
 
 def decode(

@@ -24,7 +24,7 @@ from experiments.report.figure_list import chosen
 from experiments.report.page_code import lines, shown_path
 from experiments.stages import derive, label, perplexity, steer, tokens
 from experiments.stages.outcome import CellOutcome, Measured, coherent, judged_at
-from experiments.stages.perplexity import FIELDS
+from experiments.stages.perplexity import key_of
 from experiments.stages.sweep_table import SweepTable, sweep_table
 from experiments.stages.text_scores import REASONS, Scores
 from jaxsteer import pages
@@ -248,8 +248,8 @@ def _texts(
     answers: Mapping[str, str],
     read: Path,
 ) -> list[pages.PageText]:
-    ends = {_key(row): row for row in read_rows(read / tokens.FILE)}
-    scored = {_key(row): row for row in read_rows(run.out / "perplexity" / perplexity.FILE)}
+    ends = {key_of(row): row for row in read_rows(read / tokens.FILE)}
+    scored = {key_of(row): row for row in read_rows(run.out / "perplexity" / perplexity.FILE)}
     keywords = keyword_pattern(tuple(run.settings.labels.keywords))
     made = []
     for role in run.sources:
@@ -257,8 +257,8 @@ def _texts(
         rows = read_rows(run.out / f"sweep-{role}" / steer.FILE)
         labels = _labels(run, [row["text"] for row in rows])
         for row, sentences in zip(rows, labels, strict=True):
-            text, logprobs = row["text"], scored.get(_key(row), {}).get("logprobs", [])
-            one = ends.get(_key(row), {"ends": [], "projections": []})
+            text, logprobs = row["text"], scored.get(key_of(row), {}).get("logprobs", [])
+            one = ends.get(key_of(row), {"ends": [], "projections": []})
             if len(logprobs) != len(one["ends"]):
                 logprobs = []
             scores = table.scores[role, row["source"], row["coeff"]][row["prompt"]]
@@ -280,10 +280,6 @@ def _texts(
                 )
             )
     return made
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in FIELDS)
 
 
 def _measures(scores: Scores, logprobs: Sequence[float]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.figures import frame
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.searches import equal_lengths, learned_figure
@@ -47,7 +48,7 @@ from jaxsteer.directions import (
     rescale,
     save_directions,
 )
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows, write_json
 from jaxsteer.llama import Model
 from jaxsteer.sweeps import Cell
 
@@ -78,7 +79,7 @@ def vectors(run: Run) -> Path:
     search, site, layers = settings.search, settings.direction.site, layers_of(run)
     directions = derive.stage(run)
     inputs: dict[str, Any] = {
-        "models": {role: run.model_print(role) for role in ("base", "reasoning")},
+        "models": {role: run.model_fingerprint(role) for role in ("base", "reasoning")},
         "traces": fingerprint(rollouts.stage(run)),
         "labels": fingerprint(label.stage(run)),
         "directions": fingerprint(directions),
@@ -328,8 +329,7 @@ def stage(run: Run) -> Path:
             "cells": [asdict(one) for one in table],
             "summary": summary(table, gains, coeff),
         }
-        write_atomic(folder / f"{STEM}.csv", to_csv(table).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(table), numbers)
         learned_figure.draw(table, numbers, folder, report=settings.report)
 
     inputs = {

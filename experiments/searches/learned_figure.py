@@ -47,16 +47,13 @@ def draw(
     table: Sequence[CellOutcome], numbers: dict[str, Any], folder: Path, *, report: Report
 ) -> list[Path]:
     """Write `learned.png` and `learned.svg`; bars are 95% intervals. Returns the paths."""
-    figure, axes = plt.subplots(
-        1, 3, figsize=(14.5, 4.9), width_ratios=[1.25, 1, 1], layout="constrained"
-    )
+    figure, axes = frame.panels(1, 3, (14.5, 4.9), width_ratios=[1.25, 1, 1])
     _effect(axes[0], table, report)
     _on_text(axes[1], numbers["on_text"])
     _cosines(figure, axes[2], numbers["cosines"])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
-    unit = "times the direction" if numbers["unit"] == "vector" else "residual norms"
     figure.suptitle(
-        f"Directions of one length, {numbers['coeff']:g} {unit}, at layer {numbers['layer']}",
+        f"Directions of one length, {frame.length_name(numbers)}, at layer {numbers['layer']}",
         fontsize=11,
     )
     return frame.save(figure, folder, STEM)

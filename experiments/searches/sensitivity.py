@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from experiments.figures import frame
-from experiments.figures.frame import plt
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.pipeline.tables import csv_text
@@ -32,7 +31,7 @@ from experiments.stages import derive, steer
 from jaxsteer.analysis import keyword_tokens, mean_se, sensitivity, split_sentences, token_spans
 from jaxsteer.decoding import prompt_token_bytes, usable_bytes
 from jaxsteer.directions import Direction, load_directions
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 from jaxsteer.llama import BLOCK_TOKENS, Model, bucket, left_pad, xla_attention
 
 STEM = "sensitivity"
@@ -189,13 +188,8 @@ def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """A heat map for each target, on one scale."""
     targets, columns = numbers["targets"], numbers["columns"]
     layers = len(numbers["residual_norm"])
-    figure, axes = plt.subplots(
-        1,
-        len(targets),
-        figsize=(1.2 + 3.6 * len(targets), 1.9 + 0.22 * max(10, layers)),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 1.2 + 3.6 * len(targets), 1.9 + 0.22 * max(10, layers)
+    figure, axes = frame.panels(1, len(targets), size, squeeze=False)
     limit = max(float(np.abs(one["per_residual"]["mean"]).max()) for one in targets.values())
     for axis, (target, one) in zip(axes[0], targets.items(), strict=True):
         values = np.array(one["per_residual"]["mean"])
@@ -251,12 +245,11 @@ def stage(run: Run) -> Path:
         }
         starts = sum(len(text.before) for text in texts)
         numbers = summarised(by_target, columns, residual_norm, starts=starts)
-        write_atomic(folder / f"{STEM}.csv", to_csv(numbers).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(numbers), numbers)
         draw(numbers, folder)
 
     inputs = {
-        "models": {role: run.model_print(role) for role in run.sources},
+        "models": {role: run.model_fingerprint(role) for role in run.sources},
         "directions": fingerprint(directions),
         "sweep": fingerprint(sweep),
         "prompts": [asdict(prompt) for prompt in prompts],

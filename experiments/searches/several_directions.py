@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.figures import frame
 from experiments.pipeline.run import Run, command
 from experiments.pipeline.stage_runner import fingerprint
 from experiments.searches import equal_lengths, learned, several_figure
@@ -45,7 +46,7 @@ from jaxsteer.directions import (
     rescale,
     save_directions,
 )
-from jaxsteer.files import read_rows, write_atomic, write_json
+from jaxsteer.files import read_rows
 from jaxsteer.steering import ablate
 from jaxsteer.sweeps import Cell
 
@@ -241,8 +242,7 @@ def stage(run: Run) -> Path:
             "cells": [asdict(one) for one in table],
         }
         numbers["summary"] = paragraph(table, numbers, margin=settings.report.margin)
-        write_atomic(folder / f"{STEM}.csv", to_csv(table).encode())
-        write_json(folder / f"{STEM}.json", numbers)
+        frame.write_numbers(folder, STEM, to_csv(table), numbers)
         several_figure.draw(table, numbers, folder, report=settings.report)
 
     inputs = {

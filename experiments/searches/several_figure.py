@@ -81,14 +81,8 @@ def draw(
     cells = {cell.source: cell for cell in table}
     shown = groups(list(cells))
     count = sum(len(sources) for _, sources in shown)
-    figure, axes = plt.subplots(
-        1,
-        2,
-        figsize=(9.5, 1.4 + 0.27 * (count + len(shown))),
-        width_ratios=[1.5, 1],
-        sharey=True,
-        layout="constrained",
-    )
+    size = 9.5, 1.4 + 0.27 * (count + len(shown))
+    figure, axes = frame.panels(1, 2, size, width_ratios=[1.5, 1], sharey=True)
     ticks: dict[int, str] = {}
     row = 0
     for title, sources in shown:
@@ -115,10 +109,9 @@ def draw(
     axes[1].set_xlabel(frame.coherence_name(report.coherence))
     for axis in axes:
         frame.tidy(axis)
-    unit = "times the direction" if numbers["unit"] == "vector" else "residual norms"
     figure.suptitle(
         f"{numbers['directions']} directions, one after the other in the complement of those "
-        f"before;\nlength {numbers['coeff']:g} {unit}, layer {numbers['layer']}",
+        f"before;\nlength {frame.length_name(numbers)}, layer {numbers['layer']}",
         fontsize=11,
     )
     return frame.save(figure, folder, STEM)

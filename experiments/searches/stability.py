@@ -273,7 +273,7 @@ def resampled(run: Run, choice: Choice) -> Path:
         )
 
     inputs = {
-        "model": run.model_print("reasoning"),
+        "model": run.model_fingerprint("reasoning"),
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "choice": asdict(choice),

@@ -16,9 +16,7 @@ EDGES = (np.arange(12) - 0.5) / 10  # about the shares that ten continuations gi
 def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
     """Write `stability.png` and `stability.svg` of what `stability.json` holds."""
     known = numbers["known"]
-    figure, axes = plt.subplots(
-        1, 3 if known else 2, figsize=(14 if known else 9.5, 4.4), layout="constrained"
-    )
+    figure, axes = frame.panels(1, 3 if known else 2, (14 if known else 9.5, 4.4))
     _traces(axes[0], numbers["traces"], numbers["stable_from"])
     if known:
         _known(axes[1], known)
@@ -28,8 +26,7 @@ def draw(numbers: dict[str, Any], folder: Path) -> list[Path]:
 
 def _histogram(axis: plt.Axes, counts: Sequence[int], **style: Any) -> None:
     axis.stairs(np.array(counts) / max(sum(counts), 1), EDGES, **style)
-    axis.set_xlabel("share of continuations that backtrack again")
-    axis.set_ylabel("share of the boundaries")
+    axis.set(xlabel="share of continuations that backtrack again", ylabel="share of the boundaries")
     frame.tidy(axis)
 
 

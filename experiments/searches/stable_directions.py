@@ -17,8 +17,10 @@ from experiments.claims.contrasts import mean_of
 from experiments.pipeline.run import Run
 from experiments.searches import equal_lengths
 from experiments.stages import steer
+from experiments.stages.groups import ROLES
 from experiments.stages.outcome import Key, select
 from experiments.stages.text_scores import Scores
+from jaxsteer.analysis import OTHER
 from jaxsteer.directions import (
     Direction,
     Moments,
@@ -31,8 +33,6 @@ from jaxsteer.directions import (
 from jaxsteer.files import read_rows
 
 FILE = "directions.safetensors"
-OTHER = "other"
-ROLES = ("base", "reasoning")
 _SEED = 5
 
 Shares = Mapping[tuple[str, int], float]  # stability by trace and sentence

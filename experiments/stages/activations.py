@@ -53,7 +53,7 @@ def save_role(run: Run, role: str, choice: Choice) -> Path:
     traces, labels = rollouts.stage(run), label.stage(run)
     provenance: dict[str, Any] = {
         "model": role,
-        "models": {role: run.model_print(role)},
+        "models": {role: run.model_fingerprint(role)},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "label_source": label.label_source(run.settings.labels),

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from experiments.pipeline.settings import Steering
+from experiments.stages.derive import BACKTRACKING
 from jaxsteer.analysis import OTHER
 from jaxsteer.directions import random_directions, rescale
 from jaxsteer.steering import add, amplify, noise
 from jaxsteer.sweeps import Cell
 
-BACKTRACKING = "backtracking"
 BEHAVIOUR, RAW = "behaviour-", "raw-"
 
 

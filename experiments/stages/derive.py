@@ -281,7 +281,7 @@ def stage(run: Run) -> Path:
     direction = run.settings.direction
     offsets = sorted({*run.settings.activations.offsets, *direction.offsets})
     provenance = {
-        "models": {role: run.model_print(role) for role in ("base", "reasoning")},
+        "models": {role: run.model_fingerprint(role) for role in ("base", "reasoning")},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "label_source": label.label_source(run.settings.labels),

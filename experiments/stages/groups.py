@@ -161,7 +161,7 @@ def stage(run: Run) -> Path:
         save_groups(folder / FILE, by_role)
 
     inputs = {
-        "models": {role: run.model_print(role) for role in ROLES},
+        "models": {role: run.model_fingerprint(role) for role in ROLES},
         "traces": fingerprint(traces),
         "labels": fingerprint(labels),
         "direction": asdict(direction),

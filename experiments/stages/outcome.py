@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.pipeline.tables import records_csv
+from experiments.stages.perplexity import key_of
 from experiments.stages.text_scores import REASONS, Grammar, Scores, score
 from jaxsteer.analysis import bootstrap_interval, mean_se, paired_difference, ratio_se
+from jaxsteer.texts import flattened
 
 RESAMPLES = 2000  # of the prompts, for each interval
 
@@ -96,14 +98,10 @@ def with_logprobs(
     rows: Iterable[dict[str, Any]], scored: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The rows of a sweep with `logprob_sum` and `n_tokens` from those of `perplexity`."""
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["target"], row["source"], row["coeff"], row["prompt"]
-
     by_key = {
-        key(row): {"logprob_sum": row["logprob_sum"], "n_tokens": row["n_tokens"]} for row in scored
+        key_of(row): {name: row[name] for name in ("logprob_sum", "n_tokens")} for row in scored
     }
-    return [{**row, **by_key.get(key(row), {})} for row in rows]
+    return [{**row, **by_key.get(key_of(row), {})} for row in rows]
 
 
 def scores_by_cell(
@@ -224,13 +222,4 @@ def judged_at(table: Sequence[CellOutcome], margin: float) -> float | None:
 
 def to_csv(table: Sequence[CellOutcome]) -> str:
     """The table as CSV, nested fields joined with a full stop."""
-    return records_csv([_flat(asdict(cell)) for cell in table])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+    return records_csv([flattened(asdict(cell)) for cell in table])

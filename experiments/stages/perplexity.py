@@ -14,7 +14,7 @@ the share of repeated n-grams.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,11 @@ def score_rows(
     Texts that cells share are read once. What is longer than the model's positions is read up to
     them.
     """
-    written = {_key(row) for row in recover_rows(path)}
+    written = {key_of(row) for row in recover_rows(path)}
     longest = model.config.max_positions
     cut = [(ids[:longest], min(n, longest)) for ids, n in encoded]
     length = min(longest, bucket(max(len(ids) for ids, _ in cut), step=16))
-    todo = [i for i, row in enumerate(rows) if _key(row) not in written]
+    todo = [i for i, row in enumerate(rows) if key_of(row) not in written]
     for first in range(0, len(todo), _AT_ONCE):
         part = todo[first : first + _AT_ONCE]
         texts = {tuple(cut[i][0]): i for i in part if len(cut[i][0]) > cut[i][1]}
@@ -88,7 +88,8 @@ def _scored(
     return {**named, "n_tokens": len(each), "logprob_sum": total, "logprobs": each}
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a text of the sweeps from all others."""
     return tuple(row[name] for name in FIELDS)
 
 
@@ -96,7 +97,7 @@ def by_cell(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Perplexity per token of each cell, with its interval; NaN for a cell without text."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault(_key(row)[:-1], []).append(row)
+        cells.setdefault(key_of(row)[:-1], []).append(row)
     for key, texts in cells.items():
         tokens = [text["n_tokens"] for text in texts]
         surprise = [-text["logprob_sum"] for text in texts]
@@ -122,7 +123,7 @@ def stage(run: Run) -> Path:
         write_json(folder / SUMMARY, {"cells": list(by_cell(read_rows(folder / FILE)))})
 
     inputs = {
-        "models": {target: run.model_print(target) for target in sweeps},
+        "models": {target: run.model_fingerprint(target) for target in sweeps},
         "sweeps": {target: fingerprint(folder) for target, folder in sweeps.items()},
         "prompts": run.settings.perplexity.prompts,
     }

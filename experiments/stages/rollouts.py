@@ -123,7 +123,7 @@ def stage(run: Run) -> Path:
         )
 
     inputs = {
-        "model": run.model_print("reasoning"),
+        "model": run.model_fingerprint("reasoning"),
         "prompts": [asdict(prompt) for prompt in run.derive_prompts],
         "settings": asdict(run.settings.rollouts),
         "format": form,

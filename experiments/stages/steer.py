@@ -146,7 +146,7 @@ def text_inputs(run: Run, target: str, problems: Sequence[Prompt]) -> dict[str, 
     form = prompts.form(target)
     template = {"base_template": prompts.base_template} if form == "continuation" else {}
     return {
-        "model": run.model_print(target),
+        "model": run.model_fingerprint(target),
         "prompts": [asdict(prompt) for prompt in problems],
         "format": form,
         "beginning": run.prompt_rule(target),

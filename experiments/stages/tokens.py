@@ -77,7 +77,7 @@ def stage(run: Run) -> Path:
         write_atomic(folder / FILE, "".join(lines).encode())
 
     inputs = {
-        "models": {target: run.model_print(target) for target in sweeps},
+        "models": {target: run.model_fingerprint(target) for target in sweeps},
         "sweeps": {target: fingerprint(folder) for target, folder in sweeps.items()},
         "directions": fingerprint(directions),
         "at": [layer, site],

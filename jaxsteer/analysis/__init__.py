@@ -1,7 +1,8 @@
 """What a direction or a text shows.
 
 Directions, traces and generated texts in; lens, projections, derivatives, log-probabilities, labels
-and statistics out.
+and statistics out. Each has a file. Intervals and tests are in `metrics`, log-probabilities of
+given texts in `scoring`, hybrids of two models in `grafting`.
 
 Uses `directions` and the rooms that it uses.
 """

@@ -207,7 +207,7 @@ def bootstrap_interval(
     n = len(tops)
     if not n:
         return float("nan"), float("nan")
-    drawn = [(times @ tops) / (times @ bottoms) for times in _resamples(n, n_resamples, seed)]
+    drawn = [(times @ tops) / (times @ bottoms) for times in resamples(n, n_resamples, seed)]
     # Sums that resampling adds in another order differ in the last digit.
     same = np.ptp(tops / bottoms) == 0
     value = np.full(1, tops[0] / bottoms[0])
@@ -368,9 +368,12 @@ def _check_level(level: float) -> None:
         raise wrong("level", level, "a share between 0 and 1")
 
 
-def _resamples(n: int, n_resamples: int, seed: int) -> Iterable[Floats]:
-    """How often each of `n` units comes up in each resample, `[*, n]`, in parts of bounded size."""
-    sizes = _chunks(n_resamples, n)
+def resamples(n: int, n_resamples: int, seed: int, *, width: int | None = None) -> Iterable[Floats]:
+    """How often each of `n` units comes up in each resample, `[*, n]`, in parts of bounded size.
+
+    `width` numbers are computed of each resample, `n` if not given.
+    """
+    sizes = _chunks(n_resamples, width or n)
     if len(sizes) == 1:
         return (_draw_once(n, n_resamples, seed),)
     random = np.random.default_rng(seed)

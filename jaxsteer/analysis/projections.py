@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxsteer.analysis.metrics import percentile_interval
+from jaxsteer.analysis.metrics import percentile_interval, resamples
 from jaxsteer.directions import equal_rows
 from jaxsteer.llama import (
     Model,
@@ -38,8 +38,6 @@ from jaxsteer.steering import (
     site_index,
     site_width,
 )
-
-_DRAWS_AT_ONCE = 1 << 22  # numbers of one chunk of resamples
 
 
 def project(
@@ -181,13 +179,8 @@ def auroc(
         return Auroc(float("nan"), float("nan"), float("nan"), *counts)
     ordered = _Ordered(values, positive, text)
     mean = ordered.area(np.ones((1, len(texts)), np.int64))[0]
-    random, drawn = np.random.default_rng(seed), []
-    size = max(1, _DRAWS_AT_ONCE // len(values))
-    for done in range(0, n_resamples, size):
-        times = random.multinomial(
-            len(texts), np.full(len(texts), 1 / len(texts)), size=min(size, n_resamples - done)
-        )
-        drawn.append(ordered.area(times))
+    every = resamples(len(texts), n_resamples, seed, width=len(values))
+    drawn = [ordered.area(times) for times in every]
     areas = np.concatenate(drawn) if drawn else np.array([])
     with_event = len(np.unique(text[positive]))  # without spread so many texts say all there is
     low, high = percentile_interval(areas, with_event, limits=(0, 1), level=level)

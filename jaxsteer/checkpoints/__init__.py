@@ -1,6 +1,6 @@
 """Models on disk: an Orbax checkpoint with config, tokenizer and provenance inside.
 
-`save` writes a model, `load` reads it straight into its places on the devices.
+`save` (`writer`) writes a model; `load` (`checkpoint`) reads it straight to the devices.
 
 Uses `runtime`, `files`, `config`, `llama`, `tokenizers`, `huggingface`.
 """

@@ -7,12 +7,14 @@ from typing import NoReturn
 
 import click
 
+from jaxsteer.cli.direction import direction_command
+from jaxsteer.cli.generate import generate_command
 from jaxsteer.cli.machine import doctor_command, plan_command
 from jaxsteer.cli.models import convert_command, export_command, verify_command
 from jaxsteer.cli.options import examples
 from jaxsteer.cli.report import report_command
 from jaxsteer.cli.show import show_command
-from jaxsteer.cli.texts import direction_command, generate_command, sweep_command
+from jaxsteer.cli.sweep import sweep_command
 from jaxsteer.runtime import VERSION, run
 
 _USAGE = 2  # exit code for options that are wrong

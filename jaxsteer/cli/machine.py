@@ -41,8 +41,8 @@ def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--new", type=int, default=1024, show_default=True, help="New tokens.")
 @click.option("--prompts", type=int, help="That rows share, as samples or cells do.")
-@click.option("--capture", type=int, metavar="LAYERS", help="Kept of each new token.")
-@click.option("--directions", type=int, help="Products with them are kept, not raw activations.")
+@click.option("--capture", type=int, metavar="LAYERS", help="Of each new token.")
+@click.option("--directions", type=int, help="Products with them, not raw activations.")
 @click.option("--sweep", type=click.Choice(list(SWEEPS)), help="Rows and lengths of a sweep.")
 @click.option("--mesh", metavar="DATAxTENSOR", callback=as_mesh, help="Instead of the best.")
 @click.option(

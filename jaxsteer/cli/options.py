@@ -42,7 +42,7 @@ loading_options = together(
 metric_options = together(
     [
         click.option(
-            "--contains", "wanted", multiple=True, metavar="WORDS", help='Share with any: "a,b".'
+            "--contains", "wanted", multiple=True, metavar="WORDS", help='Texts with any: "a,b".'
         ),
         click.option(
             "--metric",
@@ -59,6 +59,12 @@ prompt_options = together(
         click.option("--chat", is_flag=True, help="Prompts are messages of a user."),
     ]
 )
+
+
+def output_options(what: str, *, metavar: str = "FILE", required: bool = False) -> Decorator:
+    """Where a command writes, whether it may replace what is there, and JSON in place of text."""
+    out = click.option("--out", metavar=metavar, required=required, help=what)
+    return together([out, overwrite_option, json_option])
 
 
 def sampling_options(temperature: float) -> Decorator:
@@ -84,7 +90,7 @@ def sampling_options(temperature: float) -> Decorator:
                 type=float,
                 default=1.0,
                 show_default=True,
-                help="Least share drawn from.",
+                help="Least share of probability drawn from.",
             ),
             click.option(
                 "--top-k", type=int, default=0, help="Likeliest tokens drawn from; 0 for all."

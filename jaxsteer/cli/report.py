@@ -4,13 +4,11 @@ from pathlib import Path
 
 import click
 
-from jaxsteer.cli.options import examples, json_option, metric_options, overwrite_option
+from jaxsteer.cli.inputs import PAGE, TEXTS, check_new, measures_of
+from jaxsteer.cli.options import examples, metric_options, output_options
 from jaxsteer.cli.terminal import print_json
-from jaxsteer.cli.texts import check_new, measures_of
 from jaxsteer.runtime import guarded
 from jaxsteer.texts import Table, Texts
-
-TEXTS, PAGE = "texts.jsonl", "report.html"
 
 
 @click.command(
@@ -23,9 +21,7 @@ TEXTS, PAGE = "texts.jsonl", "report.html"
 @click.argument("sweep", metavar="DIR_OR_SWEEP")
 @metric_options
 @click.option("--title", help="Of the page.  [default: the folder's name]")
-@click.option("--out", metavar="FILE", help="The page.  [default: report.html beside the texts]")
-@overwrite_option
-@json_option
+@output_options("The page.  [default: report.html beside the texts]")
 @guarded("report")
 def report_command(
     sweep: str,

@@ -16,6 +16,7 @@ import click
 
 from jaxsteer.cli.options import Decorator, together
 from jaxsteer.files import MOST_DATA, read_whole
+from jaxsteer.texts import flattened
 
 _FILE, _SET = "jaxsteer settings file", "jaxsteer settings set"
 
@@ -26,7 +27,7 @@ def settings_options(keys: Mapping[str, str]) -> Decorator:
     def read(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
         if path is not None:
             given = tomllib.loads(read_whole(path, most=MOST_DATA).decode())
-            _remember(ctx, _FILE, _by_parameter(_flat(given), keys, path))
+            _remember(ctx, _FILE, _by_parameter(flattened(given), keys, path))
 
     def put(ctx: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> None:
         given = dict(_pair(pair) for pair in pairs)
@@ -71,14 +72,6 @@ def _remember(ctx: click.Context, kind: str, options: dict[str, Any]) -> None:
     """Make options defaults of the command, those of `--set` before those of the file."""
     ctx.meta[kind] = options
     ctx.default_map = {**ctx.meta.get(_FILE, {}), **ctx.meta.get(_SET, {})}
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        key = before + name
-        flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return flat
 
 
 def _by_parameter(given: Mapping[str, Any], keys: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def print_json(data: Any) -> None:
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print a line a field, their values below each other."""
+    """Print one line per field, their values below each other."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         print(f"{name:<{width}}  {escaped_line(str(value))}")

@@ -5,13 +5,13 @@ implemented is refused; one that is known to change nothing is taken; an unknown
 reported. What a missing field means is what transformers takes it for.
 """
 
-import json
-import math
 import re
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from jaxsteer.config.json_values import SHOWN, is_size, short
+from jaxsteer.config.rope_json import read_rope, write_rope
 
 
 @dataclass(frozen=True)
@@ -143,32 +143,7 @@ _NO_EFFECT = set(
 )
 # `_name_or_path`, `_from_model_config`, `_attn_implementation` … are transformers' own notes.
 _NOTES = re.compile(r"_\w+|\w*flash_attn\w*|unsloth_\w+")
-# Keys of the rotary settings of each kind: those it must have, and those it may have.
-_ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
-    "default": (set(), set()),
-    "linear": ({"factor"}, set()),
-    "dynamic": ({"factor"}, {"original_max_position_embeddings"}),
-    "llama3": (
-        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-        set(),
-    ),
-    "yarn": (
-        {"factor"},
-        {
-            "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
-            "mscale", "mscale_all_dim", "truncate",
-            "attn_factor",  # of other programs; transformers does not read it, nor do we
-        },
-    ),
-}  # fmt: skip
-_ROPE_WRITTEN = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", "truncate"),
-}
 _MOST_POSITIONS = 2**31 - 1  # positions are int32
-_SHOWN = 60  # characters of a value in a message
 
 
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +156,10 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     family = FAMILIES.get(hf["model_type"]) if isinstance(hf.get("model_type"), str) else None
     if family is None:
         raise ValueError(_other_type(hf))
-    theta, scaling, problems = _read_rope(hf)
+    theta, scaling, problems = read_rope(family.defaults | dict(hf))
     missing = [f"{name}: missing" for name in _REQUIRED if name not in hf]
     sizes = [
-        f"{name}: got {_short(hf[name])}, expected a whole number of at least 1"
+        f"{name}: got {short(hf[name])}, expected a whole number of at least 1"
         for name in _WHOLE
         if name in hf and not is_size(hf[name]) and not (name in _OPTIONAL and not hf[name])
     ]
@@ -229,17 +204,6 @@ def unknown_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
     return unknown
 
 
-def listed(fields: Mapping[str, Any]) -> str:
-    """Names and values for a message, each cut to a few words.
-
-    >>> listed({"a": 1, "b": "x" * 100})
-    'a=1, b="xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'
-    """
-    shown = [f"{ascii(name)[1:-1]}={_short(value)}" for name, value in list(fields.items())[:10]]
-    more = len(fields) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
 def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A Hugging Face `config.json` from the fields of `LlamaConfig`; the inverse of `read`."""
     traits = {name: fields[name] for name in _LLAMA}
@@ -248,14 +212,9 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config: got {traits}, which no model type of transformers has together")
     model_type, family = fitting[0]
     positions = fields["max_positions"]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
-    if scaling := fields["rope_scaling"]:
-        kind = rope["rope_type"] = scaling["kind"]
-        rope |= {name: scaling[name] for name in _ROPE_WRITTEN[kind]}
-        if kind in ("llama3", "yarn"):
-            rope["original_max_position_embeddings"] = scaling["original_max_positions"]
-        if kind == "dynamic":
-            positions = scaling["original_max_positions"]
+    scaling = fields["rope_scaling"]
+    if scaling and scaling["kind"] == "dynamic":
+        positions = scaling["original_max_positions"]
     return {
         "architectures": [family.architecture],
         "model_type": model_type,
@@ -269,30 +228,18 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": positions,
         "rms_norm_eps": fields["norm_eps"],
-        "rope_parameters": rope,
+        "rope_parameters": write_rope(fields["rope_theta"], scaling),
         **family.neutral,
         "tie_word_embeddings": fields["tie_embeddings"],
     }
 
 
-def is_size(value: Any) -> bool:
-    """Whether it is a whole number of at least 1; JSON's true is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0; JSON's true and false are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= sys.float_info.max
-
-
 def _other_type(hf: Mapping[str, Any]) -> str:
     """One line: nothing else in the config of another architecture is of interest."""
-    got = _short(hf["model_type"]) if "model_type" in hf else "none"
+    got = short(hf["model_type"]) if "model_type" in hf else "none"
     architectures = hf.get("architectures")
     if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
-        got += f" ({architectures[0][:_SHOWN]})"
+        got += f" ({architectures[0][:SHOWN]})"
     *kinds, last = FAMILIES
     return f"config.json: model_type: got {got}, expected {', '.join(kinds)} or {last}"
 
@@ -306,14 +253,14 @@ def _message(problems: list[str]) -> str:
 def _refused(hf: Mapping[str, Any]) -> list[str]:
     """A line for each field that asks for what is not implemented."""
     problems = [
-        f"{name}: got {_short(hf[name])}, expected {' or '.join(map(_short, values))}"
+        f"{name}: got {short(hf[name])}, expected {' or '.join(map(short, values))}"
         for name, values in _NEUTRAL.items()
         if name in hf and not _is_one_of(hf[name], values)
     ]
     if quantised := hf.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         problems.append(
-            f"quantization_config: got {_short(method)}, expected none: quantised weights are not "
+            f"quantization_config: got {short(method)}, expected none: quantised weights are not "
             "implemented"
         )
     return problems
@@ -335,7 +282,7 @@ def _window(hf: Mapping[str, Any], positions: int, absent: Collection[str]) -> l
     """
     window, kinds = hf.get("sliding_window"), hf.get("layer_types") or []
     if not isinstance(kinds, list) or not _LAYERS.issuperset(map(str, kinds)):
-        return [f"layer_types: got {_short(kinds)}, expected full_attention only"]
+        return [f"layer_types: got {short(kinds)}, expected full_attention only"]
     first = hf.get("max_window_layers", 0)
     if hf["model_type"] == "mistral":  # has neither a switch nor layers without the window
         on = True
@@ -349,118 +296,12 @@ def _window(hf: Mapping[str, Any], positions: int, absent: Collection[str]) -> l
         return []
     note = " (the default; the file names none)" if "sliding_window" in absent else ""
     return [
-        f"sliding_window: got {_short(window)}{note}, which hides tokens from each other within "
-        f"{positions} positions and is not implemented. Texts of at most {_short(window)} tokens "
-        f"do not need it: with max_position_embeddings={_short(window)} the model loads for them"
+        f"sliding_window: got {short(window)}{note}, which hides tokens from each other within "
+        f"{positions} positions and is not implemented. Texts of at most {short(window)} tokens "
+        f"do not need it: with max_position_embeddings={short(window)} the model loads for them"
     ]
-
-
-def _read_rope(hf: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None, list[str]]:
-    """Rotary base and scaling from transformers 5's `rope_parameters` or 4's two fields."""
-    given = [where for where in ("rope_parameters", "rope_scaling") if hf.get(where)]
-    readings = [_read_rope_field(hf, where) for where in given or ["rope_scaling"]]
-    for reading in readings:
-        if reading[2]:
-            return reading
-    if any(reading != readings[0] for reading in readings):
-        problem = "rope_scaling: got other settings than rope_parameters, expected equal ones"
-        return 0.0, None, [problem]
-    return readings[0]
-
-
-def _read_rope_field(
-    hf: Mapping[str, Any], where: str
-) -> tuple[float, dict[str, Any] | None, list[str]]:
-    settings = hf.get(where) or {}
-    if not isinstance(settings, dict):
-        return 0.0, None, [f"{where}: got {_short(settings)}, expected an object"]
-    rope = dict(settings)
-    thetas = [x for x in (rope.pop("rope_theta", None), hf.get("rope_theta")) if x is not None]
-    theta = thetas[0] if thetas else 10_000.0
-    kinds = [rope.pop(key, None) for key in ("rope_type", "type")]  # `type` is older
-    kinds = [kind for kind in kinds if kind is not None]
-    if len(kinds) > 1 and kinds[0] != kinds[1]:
-        return theta, None, [f"{where}: got rope_type and type {_short(kinds)}, expected one kind"]
-    kind = kinds[0] if kinds else "default"
-    partial = rope.pop("partial_rotary_factor", 1.0)
-    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-        known = ", ".join(_ROPE_KEYS)
-        return theta, None, [f"{where}.rope_type: got {_short(kind)}, expected one of {known}"]
-    required, optional = _ROPE_KEYS[kind]
-    problems = [f"{where}.{key}: missing" for key in sorted(required - set(rope))]
-    problems += [
-        f"{where}.{key}: got {_short(rope[key])}, expected no such key with {kind}"
-        for key in sorted(set(rope) - required - optional)
-    ]
-    if partial not in (1.0, None):
-        problems.append(f"{where}.partial_rotary_factor: got {_short(partial)}, expected 1.0")
-    if thetas and theta != thetas[-1]:
-        problems.append(
-            f"{where}.rope_theta: got {_short(theta)}, expected rope_theta={_short(thetas[-1])}"
-        )
-    for key in sorted(set(rope) & (required | optional)):
-        right = isinstance(rope[key], bool) if key == "truncate" else is_positive(rope[key])
-        if not right and not (rope[key] is None and kind == "yarn"):
-            problems.append(f"{where}.{key}: got {_short(rope[key])}, expected more than 0")
-    if problems or kind == "default":
-        return theta, None, problems
-    try:
-        return theta, _scaling(hf, kind, rope), []
-    except ValueError as error:
-        return theta, None, [f"{where}: {error}"]
-
-
-def _scaling(hf: Mapping[str, Any], kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `RopeScaling`, as transformers understands the settings of a kind."""
-    if kind == "linear":
-        return {"kind": kind, "factor": rope["factor"]}
-    largest = (FAMILIES[hf["model_type"]].defaults | dict(hf))["max_position_embeddings"]
-    outer = hf.get("original_max_position_embeddings")
-    original = rope.get("original_max_position_embeddings") or outer or largest
-    if outer not in (None, original):
-        raise ValueError(
-            f"got original_max_position_embeddings={_short(original)}, and {_short(outer)} beside "
-            "it, expected one number"
-        )
-    scaling = {"kind": kind, "factor": rope["factor"], "original_max_positions": original}
-    if kind == "dynamic":
-        if original != largest:
-            raise ValueError(
-                f"got original_max_position_embeddings={_short(original)}, expected "
-                f"max_position_embeddings={_short(largest)}, from which dynamic scaling counts"
-            )
-        return scaling
-    if kind == "llama3":
-        return scaling | {name: rope[name] for name in ("low_freq_factor", "high_freq_factor")}
-    if scaling["factor"] is None:
-        scaling["factor"] = largest / original
-    return scaling | {
-        "beta_fast": rope.get("beta_fast") or 32,
-        "beta_slow": rope.get("beta_slow") or 1,
-        "attention_factor": _attention_factor(scaling["factor"], rope),
-        "truncate": rope.get("truncate") is not False,
-    }
-
-
-def _attention_factor(factor: float, rope: Mapping[str, Any]) -> float:
-    """By how much yarn scales rotated queries and keys (arXiv 2309.00071, eq. 22)."""
-    if rope.get("attention_factor") is not None:
-        return rope["attention_factor"]
-
-    def mscale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
-    return mscale(1.0)
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Whether it is one of them; JSON's true is no 1, and 1.0 is."""
     return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
-
-
-def _short(value: Any) -> str:
-    """As JSON, cut to a few words."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from jaxsteer.config import config_json
-from jaxsteer.config.config_json import is_positive, is_size
+from jaxsteer.config.json_values import is_positive, is_size, listed
 
 _KINDS = ("linear", "llama3", "yarn", "dynamic")
 _NUMBERS = (
@@ -212,14 +212,11 @@ class LlamaConfig:
                 architecture that is none of ours, in one line; with `strict`, naming the unknown.
         """
         fields, unknown = config_json.read(hf), config_json.unknown_fields(hf)
+        names = listed(unknown)
         if unknown and strict:
-            listed = config_json.listed(unknown)
-            raise ValueError(f"config.json: got unknown fields {listed}, expected none (strict)")
+            raise ValueError(f"config.json: got unknown fields {names}, expected none (strict)")
         if unknown:
-            warnings.warn(
-                f"config.json: unknown fields are ignored: {config_json.listed(unknown)}",
-                stacklevel=2,
-            )
+            warnings.warn(f"config.json: unknown fields are ignored: {names}", stacklevel=2)
         return cls(**_with_scaling(fields))
 
     def to_hf(self) -> dict[str, Any]:

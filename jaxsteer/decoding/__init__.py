@@ -1,12 +1,13 @@
 """Generation: prompts in, sampled tokens out, steered, in batches.
 
-`prefill`, `decode_step`, the loop and `generate` in `generation`; what rows ask for in `request`;
-samplers, ends of rows, activations that are captured, and the memory that rows take.
+Start with `generation`: `prefill`, `decode_step`, the loop and `generate`. What rows ask for is in
+`request`, how a token is chosen in `samplers`, ends of rows in `stops`, activations of generated
+tokens in `captured`, the memory that rows take in `memory`.
 
 Uses `runtime`, `config`, `steering`, `llama`.
 """
 
-from jaxsteer.decoding.captured import Captured, captured_of, nothing_kept, row_bytes_kept
+from jaxsteer.decoding.captured import Captured, capture_bytes
 from jaxsteer.decoding.generation import (
     DecodeState,
     Loop,
@@ -21,6 +22,7 @@ from jaxsteer.decoding.generation import (
     new_state,
     outcome,
     prefill,
+    prepare,
     run,
     unfinished,
 )
@@ -28,7 +30,7 @@ from jaxsteer.decoding.memory import (
     CPU_BYTES,
     USABLE,
     cache_bytes,
-    check_room_for_kept,
+    check_capture_fits,
     has_room,
     is_out_of_memory,
     program_bytes,
@@ -46,7 +48,13 @@ from jaxsteer.decoding.request import (
     map_rows,
 )
 from jaxsteer.decoding.request_checks import check_think_tokens
-from jaxsteer.decoding.results import Generation, Outcome, check_read, tell_not_finite
+from jaxsteer.decoding.results import (
+    Generation,
+    Outcome,
+    check_read,
+    generated_row,
+    tell_not_finite,
+)
 from jaxsteer.decoding.samplers import (
     Sampler,
     Sampling,
@@ -56,7 +64,7 @@ from jaxsteer.decoding.samplers import (
     sample,
     sampling,
 )
-from jaxsteer.decoding.shared_prompts import reaches_prefix, shared_or_repeated
+from jaxsteer.decoding.shared_prompts import reaches_prefix
 from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.streaming import stream
 from jaxsteer.decoding.thinking import think_tokens, thinking_in
@@ -82,15 +90,16 @@ __all__ = [
     "begin_shared",
     "byte_alphabet",
     "cache_bytes",
-    "captured_of",
+    "capture_bytes",
+    "check_capture_fits",
     "check_read",
-    "check_room_for_kept",
     "check_think_tokens",
     "choose_and_append",
     "choose_sampler",
     "compile_generate",
     "decode_step",
     "generate",
+    "generated_row",
     "greedy",
     "growing_rooms",
     "has_room",
@@ -100,19 +109,17 @@ __all__ = [
     "make_request",
     "map_rows",
     "new_state",
-    "nothing_kept",
     "outcome",
     "prefill",
+    "prepare",
     "program_bytes",
     "prompt_token_bytes",
     "reaches_prefix",
     "room_for_another",
-    "row_bytes_kept",
     "rows_that_fit",
     "run",
     "sample",
     "sampling",
-    "shared_or_repeated",
     "stop_strings",
     "stream",
     "sweep_bytes",

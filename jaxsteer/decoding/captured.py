@@ -1,11 +1,11 @@
-"""Activations of generated tokens, read in the decode step that runs anyway, and kept.
+"""Activations of generated tokens, read in the decode step that runs anyway.
 
     out = generate(model, batch, max_new_tokens=100, capture=Capture(layers=(10,)))
     out.captured.values["resid_post"]      # [L, B, S, D]
     out.captured.positions                 # [B, S]
 
-The tokens of a row that the capture selects are kept in order, in slots that are allocated
-beforehand:
+`CapturePlan` says what is captured. `CaptureBuffers` holds it, in slots that are allocated
+beforehand; the tokens of a row that the capture selects fill them in order:
 
     generated      t0  t1  t2  t3  t4        every = 2, a prompt of 9 tokens
     slot            0       1       2
@@ -48,8 +48,8 @@ _SLOTS = 8  # slots are rounded up to a multiple of it, so that few shapes are c
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Keeping:
-    """What is kept of every row: a `Capture` that `plan_keeping` has checked.
+class CapturePlan:
+    """What is captured of every row: a `Capture` that `plan_capture` has checked.
 
     One plan serves all rows: its arrays have a leading axis of 1.
     """
@@ -68,8 +68,8 @@ class Keeping:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Kept:
-    """The activations kept so far; the first axis of every array is the row."""
+class CaptureBuffers:
+    """The activations captured so far; the first axis of every array is the row."""
 
     # By site: [B, S, L, D] raw, [B, S, L, R] products, [B, L, powers, G, D] sums.
     values: dict[str, jax.Array]
@@ -83,8 +83,8 @@ class Captured:
     """Activations of generated tokens, on the host; those of a single row lack the axis B.
 
     Values are by site: `[L, B, S, D]` raw, `[L, R, B, S]` products with directions, `[L, B, G, D]`
-    sums, or `[L, 2, B, G, D]` with sums of squares. S counts the kept tokens, in order; rows with
-    fewer tokens are padded with NaN.
+    sums, or `[L, 2, B, G, D]` with sums of squares. S counts the captured tokens, in order; rows
+    with fewer tokens are padded with NaN.
     """
 
     values: Mapping[str, NDArray[Any]]
@@ -92,7 +92,9 @@ class Captured:
     count: NDArray[np.int32]  # [B]: tokens chosen, also those for which `most` left no room
 
 
-def plan_keeping(capture: Capture, model: Model, batch: TokenBatch, most: np.ndarray) -> Keeping:
+def plan_capture(
+    capture: Capture, model: Model, batch: TokenBatch, most: np.ndarray
+) -> CapturePlan:
     """Check a capture against a model and the prompts, and count the slots that it needs.
 
     `most` `[B]` is the number of tokens that each row may generate.
@@ -115,7 +117,7 @@ def plan_keeping(capture: Capture, model: Model, batch: TokenBatch, most: np.nda
     if of_prompt and capture.above is not None:
         raise ValueError("capture.above: got one with prompt tokens, expected generated ones only")
     slots = _rounded(max(1, chosen)) if capture.most is None else min(capture.most, chosen)
-    return Keeping(
+    return CapturePlan(
         scope=scope,
         array=_array(capture, config),
         above=capture.above,
@@ -162,7 +164,7 @@ def _array(capture: Capture, config: LlamaConfig) -> jax.Array | None:
 def _most_chosen(
     scope: Scope, every: int, lengths: np.ndarray, most: np.ndarray
 ) -> tuple[int, int]:
-    """The most tokens that any row may keep, and how many of them are of the prompt."""
+    """The most tokens that the capture may select of any row, and how many of these are prompt."""
     B, longest = len(lengths), int(np.max(lengths + most))
     position = np.broadcast_to(np.arange(longest), (B, longest))
     covered = np.array(scope.may_cover(jnp.asarray(position), jnp.asarray(lengths)))
@@ -176,70 +178,68 @@ def _rounded(slots: int) -> int:
     return -(-slots // _SLOTS) * _SLOTS
 
 
-def row_bytes_kept(keeping: Keeping | None, model: Model) -> int:
-    """Bytes of the activations kept of one row."""
-    if keeping is None:
+def capture_bytes(plan: CapturePlan | None, model: Model) -> int:
+    """Bytes of the buffers of one row."""
+    if plan is None:
         return 0
     total = 0
-    for site in keeping.sites:
-        shape, dtype = _shape(keeping, site_width(site, model.config), model)
+    for site in plan.sites:
+        shape, dtype = _shape(plan, site_width(site, model.config), model)
         total += int(np.prod(shape)) * jnp.dtype(dtype).itemsize
-    return total + 4 * keeping.slots
+    return total + 4 * plan.slots
 
 
-def _shape(keeping: Keeping, width: int, model: Model) -> tuple[tuple[int, ...], Any]:
+def _shape(plan: CapturePlan, width: int, model: Model) -> tuple[tuple[int, ...], Any]:
     """Shape of one row's values, and their dtype."""
-    L, S = len(keeping.layers), keeping.slots
-    if keeping.kind is All:
+    L, S = len(plan.layers), plan.slots
+    if plan.kind is All:
         return (S, L, width), model.dtype
-    assert keeping.array is not None
-    if keeping.kind is Project:
-        return (S, L, keeping.array.shape[1]), jnp.float32
-    return (L, keeping.powers, keeping.array.shape[2], width), jnp.float32
+    assert plan.array is not None
+    if plan.kind is Project:
+        return (S, L, plan.array.shape[1]), jnp.float32
+    return (L, plan.powers, plan.array.shape[2], width), jnp.float32
 
 
-def nothing_kept(keeping: Keeping, model: Model, *, rows: int) -> Kept:
-    """Empty slots: NaN, or 0 where there are sums; pure."""
+def empty_buffers(plan: CapturePlan, model: Model, *, rows: int) -> CaptureBuffers:
+    """Buffers without activations: NaN, or 0 where there are sums; pure."""
     values = {}
-    for site in keeping.sites:
-        shape, dtype = _shape(keeping, site_width(site, model.config), model)
-        fill = 0 if keeping.kind is RowSums else jnp.nan
+    for site in plan.sites:
+        shape, dtype = _shape(plan, site_width(site, model.config), model)
+        fill = 0 if plan.kind is RowSums else jnp.nan
         values[site] = jnp.full((rows, *shape), fill, dtype)
     none = jnp.zeros((rows,), jnp.int32)
-    return Kept(values, jnp.full((rows, keeping.slots), -1, jnp.int32), none, none)
+    return CaptureBuffers(values, jnp.full((rows, plan.slots), -1, jnp.int32), none, none)
 
 
-def of_stream(keeping: Keeping) -> tuple[Keeping, Keeping]:
+def stream_plans(plan: CapturePlan) -> tuple[CapturePlan, CapturePlan]:
     """The plans of a stream, which hands out activations at once: of the prompts, and of a step.
 
     Raises:
         ValueError: for sums, which a single step does not have.
     """
-    if keeping.kind is RowSums:
+    if plan.kind is RowSums:
         raise ValueError("capture.read: got RowSums, expected All or Project in a stream")
-    return replace(keeping, slots=keeping.prompt_slots or 1), replace(keeping, slots=1)
+    return replace(plan, slots=plan.prompt_slots or 1), replace(plan, slots=1)
 
 
-def capture_step(keeping: Keeping | None) -> Capture | None:
-    """What a decode step reads: raw activations, which `keep` reduces for all layers at once."""
-    if keeping is None:
-        return None
-    return Capture(keeping.sites, keeping.layers)
+def step_capture(plan: CapturePlan | None) -> Capture | None:
+    """What a decode step reads: raw activations, which `write_step` reduces in one product."""
+    return None if plan is None else Capture(plan.sites, plan.layers)
 
 
-def keep(
-    kept: Kept,
-    keeping: Keeping,
+def write_step(
+    buffers: CaptureBuffers,
+    plan: CapturePlan,
     captured: dict[str, jax.Array],
     length: jax.Array,
     facts: RowFacts,
-) -> Kept:
-    """`kept` with the token that a step has read, in rows that had not read it before; pure.
+) -> CaptureBuffers:
+    """`buffers` with the token that a step has read, in rows that had not read it before; pure.
 
     Args:
-        kept: the activations so far.
-        keeping: the plan.
-        captured: `[L, B, 1, D]` by site, as `capture_step` asks for it.
+        buffers: the activations so far.
+        plan: the plan.
+        captured: `[L, B, 1, D]` by site, as `step_capture` asks for it.
         length: int32 `[B]`, generated tokens before the step sampled another; the step has read the
             last of them.
         facts: those of each row.
@@ -247,16 +247,16 @@ def keep(
     prompt_length, thinking = facts["prompt_length"], facts["thinking"]
     assert prompt_length is not None
     position = prompt_length + length - 1
-    chosen = keeping.scope.covers(position[:, None], prompt_length, thinking)[:, 0]
-    chosen &= (length - 1) % keeping.every == 0
-    chosen &= kept.read < length
-    if (above := keeping.above) is not None:
-        x = captured[above.site][keeping.layers.index(above.layer), :, 0].astype(jnp.float32)
+    chosen = plan.scope.covers(position[:, None], prompt_length, thinking)[:, 0]
+    chosen &= (length - 1) % plan.every == 0
+    chosen &= buffers.read < length
+    if (above := plan.above) is not None:
+        x = captured[above.site][plan.layers.index(above.layer), :, 0].astype(jnp.float32)
         along = jnp.matmul(x, above.direction, precision=jax.lax.Precision.HIGHEST)
         chosen &= along > above.threshold
     # Tokens that are not selected are written past the last slot, which drops them. A select would
     # copy all slots at each step.
-    slot = jnp.where(chosen, kept.count, keeping.slots)
+    slot = jnp.where(chosen, buffers.count, plan.slots)
     row = jnp.arange(len(slot))
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -265,102 +265,102 @@ def keep(
     values = {}
     for site, x in captured.items():
         x = jnp.moveaxis(x[:, :, 0], 0, 1)  # [B, L, D]
-        if keeping.kind is All:
-            values[site] = put(kept.values[site], x)
-        elif keeping.kind is Project:
-            values[site] = put(kept.values[site], _products(x, keeping))
+        if plan.kind is All:
+            values[site] = put(buffers.values[site], x)
+        elif plan.kind is Project:
+            values[site] = put(buffers.values[site], _products(x, plan))
         else:
-            counts = chosen & (kept.count < keeping.slots)
-            weight = jnp.where(counts[:, None], _weights(kept.count, keeping), 0.0)
-            values[site] = kept.values[site] + _weighted(x[:, None], weight[:, None], keeping)
-    return Kept(
+            counts = chosen & (buffers.count < plan.slots)
+            weight = jnp.where(counts[:, None], _weights(buffers.count, plan), 0.0)
+            values[site] = buffers.values[site] + _weighted(x[:, None], weight[:, None], plan)
+    return CaptureBuffers(
         values,
-        position=put(kept.position, position),
-        count=kept.count + chosen,
-        read=jnp.maximum(kept.read, length),
+        position=put(buffers.position, position),
+        count=buffers.count + chosen,
+        read=jnp.maximum(buffers.read, length),
     )
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Which tokens of the prompts are kept, and where."""
+    """Which tokens of the prompts are captured, and where."""
 
     chosen: jax.Array  # bool [B, T]
     column: jax.Array  # int32 [B, S]: the token of each slot, T for none
     position: jax.Array  # int32 [B, S]: its position, -1 for none
 
 
-def prompt_tokens(keeping: Keeping, mask: jax.Array, facts: RowFacts) -> PromptTokens:
-    """The prompts' tokens that are kept; `mask` `[B, T]` is True on real ones. Pure."""
+def prompt_tokens(plan: CapturePlan, mask: jax.Array, facts: RowFacts) -> PromptTokens:
+    """The prompts' tokens that are captured; `mask` `[B, T]` is True on real ones. Pure."""
     T = mask.shape[1]
     prompt_length = facts["prompt_length"]
     assert prompt_length is not None
     position = jnp.arange(T) - (T - prompt_length[:, None])
-    chosen = keeping.scope.covers(position, prompt_length, facts["thinking"]) & mask
-    chosen &= (position - prompt_length[:, None]) % keeping.every == 0
+    chosen = plan.scope.covers(position, prompt_length, facts["thinking"]) & mask
+    chosen &= (position - prompt_length[:, None]) % plan.every == 0
     count = jnp.cumsum(chosen, axis=1)
-    wanted = jnp.arange(1, keeping.slots + 1)
+    wanted = jnp.arange(1, plan.slots + 1)
     column = jax.vmap(lambda row: jnp.searchsorted(row, wanted))(count)
     at = jnp.where(column < T, column - (T - prompt_length[:, None]), -1)
     return PromptTokens(chosen, column.astype(jnp.int32), at.astype(jnp.int32))
 
 
-def capture_prompt(keeping: Keeping, tokens: PromptTokens) -> Capture:
-    """What the pass over the prompts reads; it is no larger than what is kept."""
+def prompt_capture(plan: CapturePlan, tokens: PromptTokens) -> Capture:
+    """What the pass over the prompts reads; it is no larger than the buffers."""
     read: Reader
-    if keeping.kind is All:
+    if plan.kind is All:
         read = At(tokens.position)
-    elif keeping.kind is Project:
-        assert keeping.array is not None
-        read = Project(keeping.array[0])
+    elif plan.kind is Project:
+        assert plan.array is not None
+        read = Project(plan.array[0])
     else:
         slot = jnp.cumsum(tokens.chosen, axis=1) - 1
-        counts = tokens.chosen & (slot < keeping.slots)
-        weights = jnp.where(counts[..., None], _weights(slot, keeping), 0.0)
-        read = RowSums(weights, squares=keeping.powers == 2)
-    return Capture(keeping.sites, keeping.layers, read)
+        counts = tokens.chosen & (slot < plan.slots)
+        weights = jnp.where(counts[..., None], _weights(slot, plan), 0.0)
+        read = RowSums(weights, squares=plan.powers == 2)
+    return Capture(plan.sites, plan.layers, read)
 
 
-def keep_prompt(
-    kept: Kept, keeping: Keeping, tokens: PromptTokens, captured: dict[str, jax.Array]
-) -> Kept:
-    """`kept`, which is empty, with the activations that `capture_prompt` has read; pure."""
+def write_prompt(
+    buffers: CaptureBuffers, plan: CapturePlan, tokens: PromptTokens, captured: dict[str, jax.Array]
+) -> CaptureBuffers:
+    """`buffers`, which is empty, with the activations that `prompt_capture` has read; pure."""
     values = {}
     for site, x in captured.items():
-        if keeping.kind is All:  # [L, B, S, D]
+        if plan.kind is All:  # [L, B, S, D]
             values[site] = jnp.moveaxis(x, 0, 2)
-        elif keeping.kind is Project:  # [L, R, B, T]
+        elif plan.kind is Project:  # [L, R, B, T]
             T = x.shape[-1]
             column = jnp.minimum(tokens.column, T - 1)[None, None]
             x = jnp.take_along_axis(x, column, axis=-1)
             x = jnp.where(tokens.column < T, x, jnp.nan)
             values[site] = jnp.transpose(x, (2, 3, 0, 1))
         else:  # [L, B, G, D], or [L, 2, B, G, D]
-            x = x if keeping.powers == 2 else x[:, None]
+            x = x if plan.powers == 2 else x[:, None]
             values[site] = jnp.moveaxis(x, 2, 0)
     count = jnp.sum(tokens.chosen, axis=1, dtype=jnp.int32)
-    return replace(kept, values=values, position=tokens.position, count=count)
+    return replace(buffers, values=values, position=tokens.position, count=count)
 
 
-def captured_of(kept: Kept, keeping: Keeping) -> Captured:
-    """The kept activations from a copy on the host: of a batch, or of one row without its axis."""
-    used = int(min(np.max(kept.count), keeping.slots))
+def captured_of(buffers: CaptureBuffers, plan: CapturePlan) -> Captured:
+    """Activations in a host's copy of buffers: of a batch, or of one row without its axis."""
+    used = int(min(np.max(buffers.count), plan.slots))
     values = {}
-    for site, x in kept.values.items():
-        if keeping.kind is All:
+    for site, x in buffers.values.items():
+        if plan.kind is All:
             values[site] = np.moveaxis(np.asarray(x)[..., :used, :, :], -2, 0)
-        elif keeping.kind is Project:
+        elif plan.kind is Project:
             values[site] = np.moveaxis(np.asarray(x)[..., :used, :, :], (-2, -1), (0, 1))
         else:
             sums = np.moveaxis(np.asarray(x), (-4, -3), (0, 1))
-            values[site] = sums if keeping.powers == 2 else sums[:, 0]
-    return Captured(values, np.asarray(kept.position)[..., :used], np.asarray(kept.count))
+            values[site] = sums if plan.powers == 2 else sums[:, 0]
+    return Captured(values, np.asarray(buffers.position)[..., :used], np.asarray(buffers.count))
 
 
-def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
+def _products(x: jax.Array, plan: CapturePlan) -> jax.Array:
     """`[…, L, R]` of the stream `[…, L, D]`, to float32."""
-    assert keeping.array is not None
-    directions = keeping.array[0]  # [R, D]
+    assert plan.array is not None
+    directions = plan.array[0]  # [R, D]
     if x.dtype != jnp.bfloat16:
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum("...D,RD->...R", x.astype(jnp.float32), directions, precision=exact)
@@ -377,15 +377,15 @@ def _products(x: jax.Array, keeping: Keeping) -> jax.Array:
     return jnp.sum(products, axis=-2)
 
 
-def _weights(slot: jax.Array, keeping: Keeping) -> jax.Array:
+def _weights(slot: jax.Array, plan: CapturePlan) -> jax.Array:
     """The weights `[…, G]` of the tokens in some slots; beyond the last weights, the last."""
-    assert keeping.array is not None
-    return keeping.array[0][jnp.clip(slot, 0, keeping.array.shape[1] - 1)]
+    assert plan.array is not None
+    return plan.array[0][jnp.clip(slot, 0, plan.array.shape[1] - 1)]
 
 
-def _weighted(x: jax.Array, weights: jax.Array, keeping: Keeping) -> jax.Array:
+def _weighted(x: jax.Array, weights: jax.Array, plan: CapturePlan) -> jax.Array:
     """Sums `[B, L, powers, G, D]` over T tokens, `x` `[B, T, L, D]` and `weights` `[B, T, G]`."""
     wide = x.astype(jnp.float32)
-    powers = jnp.stack([wide**p for p in range(1, keeping.powers + 1)], axis=3)
+    powers = jnp.stack([wide**p for p in range(1, plan.powers + 1)], axis=3)
     exact = jax.lax.Precision.HIGHEST
     return jnp.einsum("BTG,BTLPD->BLPGD", weights, powers, precision=exact)

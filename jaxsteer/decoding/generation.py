@@ -10,7 +10,7 @@ Everything a row can differ in is data in `Request`. What can be swapped is a fu
     loop      (cond, body, state) -> state, with the meaning of `jax.lax.while_loop`
 
 A step of your own calls `forward` as it likes and ends with `choose_and_append`, which updates all
-fields of the state but `cache`, `extra` and `kept`. `extra` is for what the step has to remember.
+fields of the state but `cache`, `extra` and `buffers`. `extra` is for what the step must remember.
 Define each function once: a new function object recompiles, even with the same code.
 """
 
@@ -24,17 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsteer.decoding.captured import (
-    Kept,
-    capture_prompt,
-    capture_step,
+    CaptureBuffers,
+    capture_bytes,
     captured_of,
-    keep,
-    keep_prompt,
-    nothing_kept,
+    empty_buffers,
+    prompt_capture,
     prompt_tokens,
-    row_bytes_kept,
+    step_capture,
+    write_prompt,
+    write_step,
 )
-from jaxsteer.decoding.memory import check_room_for_kept
+from jaxsteer.decoding.memory import check_capture_fits
 from jaxsteer.decoding.request import Asked, Request, as_request
 from jaxsteer.decoding.results import Generation, Outcome, check_read, tell_not_finite
 from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
@@ -74,19 +74,21 @@ class DecodeState:
     tokens: jax.Array  # int32 [B, G]: generated so far; zeros after a row's end
     logprobs: jax.Array  # float32 [B, G]: of those tokens, under the steered model at temperature 1
     length: jax.Array  # int32 [B]: generated tokens, a stop token included
-    done: jax.Array  # bool [B]: the row has ended; its later tokens are not kept
+    done: jax.Array  # bool [B]: the row has ended; its later tokens are dropped
     finite: jax.Array  # bool [B]: False if it ended because a log-probability was not finite
     thinking: jax.Array  # bool [B]: the newest token lies inside <think>…</think>
     stop_state: jax.Array  # int32 [B]: how much of a stop string the row ends with
     step: jax.Array  # int32 scalar: steps made; `length` has each row's own count
     cache: KVCache
     extra: Any = None  # a pytree of a custom step's own; see `run`
-    kept: Kept | None = None  # activations, if the request asks for some
+    buffers: CaptureBuffers | None = None  # captured activations, if the request asks for some
 
     @property
     def settled(self) -> jax.Array:
-        """Whether each row, bool `[B]`, has ended and had its last token read, if that is kept."""
-        return self.done if self.kept is None else self.done & (self.kept.read >= self.length)
+        """Whether each row, bool `[B]`, has ended and, with a capture, had its last token read."""
+        if self.buffers is None:
+            return self.done
+        return self.done & (self.buffers.read >= self.length)
 
 
 def prefill(
@@ -117,23 +119,23 @@ def prefill(
         )
         return decode_step(model, state, request, sampler=sampler)
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
-    facts, keeping = request.row_facts(thinking), request.keeping
-    kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
-    chosen = prompt_tokens(keeping, batch.mask, facts) if keeping and keeping.prompt_slots else None
+    facts, plan = request.row_facts(thinking), request.capture
+    chosen = prompt_tokens(plan, batch.mask, facts) if plan and plan.prompt_slots else None
     out = run_prompts(
         model,
         batch,
         capacity=T + G if capacity is None else capacity,
         steering=request.steering,
-        capture=capture_prompt(keeping, chosen) if keeping and chosen else None,
+        capture=prompt_capture(plan, chosen) if plan and chosen else None,
         block_tokens=block_tokens,
         **facts,
     )
-    if keeping and kept and chosen:
-        kept = keep_prompt(kept, keeping, chosen, out.captured)
     assert out.cache is not None
-    first = batch.tokens[:, -1], thinking[:, -1]
-    state = new_state(*first, request, out.cache, kept, max_new_tokens=G)
+    last = batch.tokens[:, -1], thinking[:, -1]
+    state = new_state(model, *last, request, out.cache, max_new_tokens=G)
+    if plan and state.buffers and chosen:
+        buffers = write_prompt(state.buffers, plan, chosen, out.captured)
+        state = replace(state, buffers=buffers)
     return choose_and_append(state, out.logits, request, sampler)
 
 
@@ -154,28 +156,26 @@ def begin_shared(
     request's; the cache has slots for `room` of them, by default all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
-    B, keeping = request.max_tokens.shape[0], request.keeping
-    capacity = 1 + (G if room is None else room)
+    B, capacity = request.max_tokens.shape[0], 1 + (G if room is None else room)
     prefix = share_prompts(model, batch, block_tokens=block_tokens)
     cache = rows_behind(model, prefix, rows=B, capacity=capacity)
     every = repeat_prompts(batch, B)
     thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
-    kept = None if keeping is None else nothing_kept(keeping, model, rows=B)
-    first = every.tokens[:, -1], thinking[:, -1]
-    return new_state(*first, request, cache, kept, max_new_tokens=G)
+    last = every.tokens[:, -1], thinking[:, -1]
+    return new_state(model, *last, request, cache, max_new_tokens=G)
 
 
 def new_state(
+    model: Model,
     token: jax.Array,
     thinking: jax.Array,
     request: Request,
     cache: KVCache,
-    kept: Kept | None,
     *,
     max_new_tokens: int,
 ) -> DecodeState:
     """The state of rows `[B]` before their first generated token; `token` is the newest read."""
-    B, G = token.shape[0], max_new_tokens
+    B, G, plan = token.shape[0], max_new_tokens, request.capture
     return DecodeState(
         token=token,
         tokens=jnp.zeros((B, G), jnp.int32),
@@ -187,7 +187,7 @@ def new_state(
         stop_state=jnp.full((B,), START, jnp.int32),
         step=jnp.zeros((), jnp.int32),
         cache=cache,
-        kept=kept,
+        buffers=None if plan is None else empty_buffers(plan, model, rows=B),
     )
 
 
@@ -201,14 +201,14 @@ def decode_step(
         state.token[:, None],
         cache=state.cache,
         steering=request.steering,
-        capture=capture_step(request.keeping),
+        capture=step_capture(request.capture),
         **facts,
     )
     assert out.cache is not None
-    kept = state.kept
-    if kept is not None and request.keeping is not None:
-        kept = keep(kept, request.keeping, out.captured, state.length, facts)
-    state = replace(state, cache=out.cache, kept=kept)
+    buffers = state.buffers
+    if buffers is not None and request.capture is not None:
+        buffers = write_step(buffers, request.capture, out.captured, state.length, facts)
+    state = replace(state, cache=out.cache, buffers=buffers)
     return choose_and_append(state, out.logits[:, 0], request, sampler)
 
 
@@ -217,8 +217,8 @@ def choose_and_append(
 ) -> DecodeState:
     """Choose a token from `logits` `[B, V]` and append it to the rows that are not done; pure.
 
-    Every step ends with it: it updates all fields of the state but `cache`, `extra` and `kept`. A
-    row whose token has no finite log-probability ends without that token.
+    Every step ends with it: it updates all fields of the state but `cache`, `extra` and `buffers`.
+    A row whose token has no finite log-probability ends without that token.
     """
     # A row's own count, not `step`: rows may have started at different times (`refill`).
     position = state.length
@@ -262,7 +262,7 @@ append = choose_and_append  # the older name
 
 def unfinished(state: DecodeState) -> jax.Array:
     """Whether another step is needed: some row is not settled, and G steps have not been made."""
-    room = state.tokens.shape[-1] + (state.kept is not None)
+    room = state.tokens.shape[-1] + (state.buffers is not None)
     return ~jnp.all(state.settled) & (state.step < room)
 
 
@@ -321,7 +321,7 @@ def loop_in_rooms(
 
 def outcome(state: DecodeState) -> Outcome:
     """What is read of a state at the end."""
-    return Outcome(state.tokens, state.logprobs, state.length, state.finite, state.kept)
+    return Outcome(state.tokens, state.logprobs, state.length, state.finite, state.buffers)
 
 
 def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
@@ -330,6 +330,23 @@ def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: An
 
 
 _run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
+
+
+def prepare(
+    model: Model,
+    batch: TokenBatch | TokenRows,
+    request: Request | None,
+    sampler: Sampler | None,
+    asked: Asked,
+) -> tuple[TokenBatch, Request, Sampler]:
+    """What calls begin with: a checked request, a batch whose rows fit it, and a sampler.
+
+    Raises:
+        ValueError: for input that does not fit the model.
+    """
+    batch, request = as_request(model, batch, request, asked)
+    batch = shared_or_repeated(model, batch, request)
+    return batch, request, sampler or choose_sampler(request.sampling)
 
 
 def generate(
@@ -362,22 +379,20 @@ def generate(
     Raises:
         ValueError: for input that does not fit the model, before anything is compiled.
     """
-    batch, request = as_request(model, batch, request, asked)
-    batch = shared_or_repeated(model, batch, request)
-    sampler = sampler or choose_sampler(request.sampling)
-    check_room_for_kept(
+    batch, request, sampler = prepare(model, batch, request, sampler, asked)
+    check_capture_fits(
         model,
         rows=len(request.max_tokens),
         prompts=len(batch.tokens),
         prompt_length=batch.tokens.shape[1],
         new_tokens=request.max_new_tokens,
-        kept=row_bytes_kept(request.keeping, model),
+        captured=capture_bytes(request.capture, model),
     )
     batch, request = spread_rows((batch, request), model)
     made = hosts.gather(_run(model, batch, request, sampler=sampler, step=step, loop=loop))
     tell_not_finite(int(np.sum(~made.finite)), len(made.finite))
     captured = None
-    if request.keeping is not None:
+    if request.capture is not None:
         check_read(made)
-        captured = captured_of(made.kept, request.keeping)
+        captured = captured_of(made.buffers, request.capture)
     return Generation(made.tokens, made.logprobs, made.length, made.finite, captured)

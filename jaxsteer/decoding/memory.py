@@ -41,11 +41,11 @@ CPU_BYTES = 2**31
 
 
 def row_bytes(
-    model: Model, *, prompt_length: int, new_tokens: int, kept: int = 0, shared: bool = False
+    model: Model, *, prompt_length: int, new_tokens: int, captured: int = 0, shared: bool = False
 ) -> int:
     """Bytes of one row while it is decoded: its cache, and its share of a step's temporaries.
 
-    `kept` are the bytes of its captured activations (`row_bytes_kept`). With `shared`, only the
+    `captured` are the bytes of its captured activations (`capture_bytes`). With `shared`, only the
     last token of its prompt is in its cache.
     """
     config, (_, tensor) = model.config, mesh_sizes(model)
@@ -60,7 +60,7 @@ def row_bytes(
         cache += cache // 10
     if model.attention is tpu_attention:
         # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
-        return kept + cache + 3 * 4 * config.vocab_size // tensor
+        return captured + cache + 3 * 4 * config.vocab_size // tensor
     if model.attention is xla_attention and not cached_by_head(model.attention):
         cache *= 2  # XLA makes a copy of keys and values in the order in which it multiplies them
     # Logits in float32, and what becomes of them: tempered, with noise, masked, exponentials.
@@ -68,7 +68,7 @@ def row_bytes(
     mlp = 3 * config.d_mlp // tensor
     stream = width * (8 * config.d_model + mlp) + 4 * 4 * config.d_model
     scores = 3 * 4 * config.n_heads * slots // tensor
-    return kept + cache + logits + stream + scores
+    return captured + cache + logits + stream + scores
 
 
 def prompt_token_bytes(model: Model, *, prompt_length: int) -> int:
@@ -106,7 +106,7 @@ def program_bytes(
     prompt_rows: int,
     prompt_length: int,
     new_tokens: int,
-    kept: int = 0,
+    captured: int = 0,
     shared: bool = False,
 ) -> int:
     """Bytes of a program that runs `prompt_rows` prompts and holds the caches of `rows` rows.
@@ -114,13 +114,13 @@ def program_bytes(
     With `shared` the rows share the prompts, whose keys and values are added.
     """
     asked: dict[str, Any] = {"prompt_length": prompt_length, "new_tokens": new_tokens}
-    row = row_bytes(model, kept=kept, shared=shared, **asked)
+    row = row_bytes(model, captured=captured, shared=shared, **asked)
     token = prompt_token_bytes(model, prompt_length=prompt_length)
     data, _ = mesh_sizes(model)
     rows, prompt_rows = -(-rows // data), -(-prompt_rows // data)
     block = min(prompt_rows * prompt_length, max(BLOCK_TOKENS, prompt_length))
-    kept = prompt_rows * prompt_length * _token_cache_bytes(model) if shared else 0
-    return rows * row + block * token + kept
+    prompt_cache = prompt_rows * prompt_length * _token_cache_bytes(model) if shared else 0
+    return rows * row + block * token + prompt_cache
 
 
 def sweep_bytes(
@@ -131,14 +131,14 @@ def sweep_bytes(
     prompt_length: int,
     new_tokens: int,
     steer_prompt: bool = False,
-    kept: int = 0,
+    captured: int = 0,
 ) -> int:
     """Bytes of a chunk of a sweep: its cells, and the prompts that they share."""
     data, _ = mesh_sizes(model)
     asked: dict[str, Any] = {
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
-        "kept": kept,
+        "captured": captured,
     }
     # Where `data` does not divide the prompts, cells are split, and each part runs all prompts.
     copies = 1 if prompts % data == 0 else data
@@ -174,37 +174,37 @@ def rows_that_fit(
     return data * max(1, int(max(one_block, blocks)))
 
 
-def check_room_for_kept(
+def check_capture_fits(
     model: Model,
     *,
     rows: int,
     prompt_length: int,
     new_tokens: int,
-    kept: int,
+    captured: int,
     prompts: int | None = None,
 ) -> None:
-    """Raise `ValueError` if `kept` bytes of activations a row do not fit beside the rest.
+    """Raise `ValueError` if `captured` bytes of activations a row do not fit beside the rest.
 
     The rows share `prompts`, if these are given and fewer than the rows.
-    Where devices do not tell what is free, the host's memory counts, half of it, and what is kept.
+    Where devices do not report free memory, the captured bytes may take half of the host's memory.
     """
-    if not kept:
+    if not captured:
         return
     asked: dict[str, Any] = {
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
-        "kept": kept,
+        "captured": captured,
         "shared": prompts not in (None, rows),
     }
     needed = program_bytes(model, rows=rows, prompt_rows=prompts or rows, **asked)
     usable = usable_bytes(model)
     if _free_bytes(model) is None:
         data, _ = mesh_sizes(model)
-        needed = -(-rows // data) * kept
+        needed = -(-rows // data) * captured
         usable = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     if needed > usable:
         raise ValueError(
-            f"capture: {rows} rows keep {rows * kept / 1e9:,.1f} GB, and the program needs "
+            f"capture: {rows} rows keep {rows * captured / 1e9:,.1f} GB, and the program needs "
             f"{needed / 1e9:,.1f} GB on a device that has {usable / 1e9:,.1f}; expected fewer "
             "layers or rows, `every`, `most`, or what is reduced on the device (Project, RowSums)"
         )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxsteer.decoding.captured import Keeping, plan_keeping
+from jaxsteer.decoding.captured import CapturePlan, plan_capture
 from jaxsteer.decoding.request_checks import (
     check_think_tokens,
     check_types,
@@ -44,7 +44,7 @@ class Request:
     max_new_tokens: int = field(metadata={"static": True})  # G: the most tokens of any row
     # uint8 or uint16 [1, S, V], the same for all rows: see `stop_strings`.
     stop_table: jax.Array | None = None
-    keeping: Keeping | None = None  # activations to keep, the same for all rows: see `captured`
+    capture: CapturePlan | None = None  # activations to capture, the same for all rows
 
     def row_facts(self, thinking: jax.Array) -> RowFacts:
         """What `forward` needs of each row; `thinking` `[B, T]` is that of the pass's tokens."""
@@ -71,8 +71,8 @@ class Asked(TypedDict, total=False):
 
 def map_rows(change: Callable[..., Any], request: Request, *others: Request) -> Request:
     """`change` applied to all arrays that have a row axis; the rest is that of `request`."""
-    bare = [replace(one, stop_table=None, keeping=None) for one in (request, *others)]
-    shared = {"stop_table": request.stop_table, "keeping": request.keeping}
+    bare = [replace(one, stop_table=None, capture=None) for one in (request, *others)]
+    shared = {"stop_table": request.stop_table, "capture": request.capture}
     return replace(jax.tree.map(change, *bare), **shared)
 
 
@@ -165,7 +165,7 @@ def make_request(
             `jaxsteer.stop_strings`.
         think_tokens: ids of `<think>` and `</think>`, needed by scopes that are confined to what
             lies between them; see `jaxsteer.think_tokens`.
-        capture: activations to keep of generated tokens and of prompts; see `captured`.
+        capture: activations of generated tokens and of prompts to return; see `captured`.
 
     Raises:
         ValueError: naming the argument, what it is and what is expected.
@@ -198,13 +198,11 @@ def make_request(
             f"expected vocab_size={config.vocab_size}"
         )
     thinks = np.array(think_pair(think_tokens, config), np.int32)
-    keeping = (
-        None
-        if capture is None
-        else plan_keeping(capture, model, prompts, most.reshape(-1, samples).max(axis=1))
-    )
-    scopes = [one.scope for one in steerings]
-    check_think_tokens(thinks, scopes if keeping is None else [*scopes, keeping.scope])
+    scopes, plan = [one.scope for one in steerings], None
+    if capture is not None:
+        plan = plan_capture(capture, model, prompts, most.reshape(-1, samples).max(axis=1))
+        scopes.append(plan.scope)
+    check_think_tokens(thinks, scopes)
     return Request(
         # With all rows, so that one coefficient and one per row run in the same program.
         steering=tuple(with_all_rows(one, rows) for one in steerings),
@@ -215,5 +213,5 @@ def make_request(
         think_tokens=jax.device_put(np.tile(thinks, (rows, 1))),
         max_new_tokens=int(max_new_tokens),
         stop_table=None if stop_strings is None else stop_strings.table,
-        keeping=keeping,
+        capture=plan,
     )

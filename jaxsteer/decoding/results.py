@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxsteer.decoding.captured import Captured, Kept
+from jaxsteer.decoding.captured import CaptureBuffers, Captured, CapturePlan, captured_of
 from jaxsteer.decoding.stops import StopStrings
 
 
@@ -23,7 +23,16 @@ class Outcome:
     logprobs: jax.Array
     length: jax.Array
     finite: jax.Array
-    kept: Kept | None
+    buffers: CaptureBuffers | None
+
+
+def generated_row(
+    row: Outcome, capture: CapturePlan | None
+) -> tuple[list[int], list[float], bool, Captured | None]:
+    """Tokens, log-probabilities, `finite` and activations of one row, without the axis of rows."""
+    tokens, logprobs = (x[: row.length].tolist() for x in (row.tokens, row.logprobs))
+    captured = None if capture is None or row.buffers is None else captured_of(row.buffers, capture)
+    return tokens, logprobs, bool(row.finite), captured
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,6 @@ def tell_not_finite(count: int, rows: int) -> None:
 
 
 def check_read(made: Outcome) -> None:
-    """Raise `ValueError` if a custom step kept no activations though the request asks for them."""
-    if made.kept is not None and np.any(made.kept.read < made.length):
+    """Raise `ValueError` if a custom step captured nothing though the request asks for it."""
+    if made.buffers is not None and np.any(made.buffers.read < made.length):
         raise ValueError("step: got one that keeps no activations, expected a call of decode_step")

@@ -29,13 +29,13 @@ def shared_or_repeated(model: Model, batch: TokenBatch, request: Request) -> Tok
     why = ""
     if P > 1 and P % data:
         why = f"{P} prompts are not split over the mesh's data={data}"
-    elif request.keeping is not None and request.keeping.prompt_slots:
+    elif request.capture is not None and request.capture.prompt_slots:
         why = "activations of the prompts are captured"
     elif _reach_prefix(request, repeat_prompts(batch, B)):
         why = "steering reaches into the prompts, before their last tokens"
     if not why:
         return batch
-    warnings.warn(f"each row keeps its prompt's keys and values for itself: {why}", stacklevel=3)
+    warnings.warn(f"each row keeps its prompt's keys and values for itself: {why}", stacklevel=4)
     return repeat_prompts(batch, B)
 
 

@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding.captured import captured_of, nothing_kept, of_stream
-from jaxsteer.decoding.generation import DecodeState, Step, decode_step, prefill, unfinished
-from jaxsteer.decoding.request import Asked, Request, as_request
+from jaxsteer.decoding.captured import captured_of, empty_buffers, stream_plans
+from jaxsteer.decoding.generation import (
+    DecodeState,
+    Step,
+    decode_step,
+    prefill,
+    prepare,
+    unfinished,
+)
+from jaxsteer.decoding.request import Asked, Request
 from jaxsteer.decoding.results import tell_not_finite
-from jaxsteer.decoding.samplers import Sampler, choose_sampler
-from jaxsteer.decoding.shared_prompts import shared_or_repeated
+from jaxsteer.decoding.samplers import Sampler
 from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
 from jaxsteer.runtime import hosts
 
@@ -37,10 +43,10 @@ def _step(
 
 def _without_activations(model: Model, state: DecodeState, request: Request) -> DecodeState:
     """The state with the slots of one step, empty, if the request captures activations."""
-    if state.kept is None or request.keeping is None:
+    if state.buffers is None or request.capture is None:
         return state
-    kept = nothing_kept(request.keeping, model, rows=len(state.done))
-    return replace(state, kept=replace(kept, read=state.kept.read))
+    buffers = empty_buffers(request.capture, model, rows=len(state.done))
+    return replace(state, buffers=replace(buffers, read=state.buffers.read))
 
 
 _prefill_jit = jax.jit(_prefill, static_argnames="sampler")
@@ -62,13 +68,11 @@ def stream(
     its tokens, and the activations that it read, `Captured`. The first step reads the prompts, and
     each other step the tokens of the step before it; the last one yields no tokens, all -1.
     """
-    batch, request = as_request(model, batch, request, asked)
-    batch = shared_or_repeated(model, batch, request)
-    sampler = sampler or choose_sampler(request.sampling)
+    batch, request, sampler = prepare(model, batch, request, sampler, asked)
     first = request
-    if request.keeping is not None:
-        of_prompts, of_step = of_stream(request.keeping)
-        first, request = replace(request, keeping=of_prompts), replace(request, keeping=of_step)
+    if request.capture is not None:
+        of_prompts, of_step = stream_plans(request.capture)
+        first, request = replace(request, capture=of_prompts), replace(request, capture=of_step)
     batch, first, request = spread_rows((batch, first, request), model)
     return _stream(model, batch, first, request, sampler=sampler, step=step)
 
@@ -94,7 +98,7 @@ def _stream(
 
 def _on_host(state: DecodeState, tokens: jax.Array, request: Request) -> Any:
     """What a stream yields of a step."""
-    if request.keeping is None:
+    if request.capture is None:
         return hosts.gather(tokens)
-    tokens_on_host, kept = hosts.gather((tokens, state.kept))
-    return tokens_on_host, captured_of(kept, request.keeping)
+    tokens_on_host, buffers = hosts.gather((tokens, state.buffers))
+    return tokens_on_host, captured_of(buffers, request.capture)

@@ -1,7 +1,8 @@
 """Where a direction comes from and where it is kept.
 
-Traces and events in; moments (Eq. 3), probes and learned vectors out; files of directions, ours and
-those of other programs.
+Traces and events in, directions out: `moments` has the difference of means (the paper's Eq. 3),
+`probe` the logistic probe and the principal component, `learned` vectors found by gradient. Our
+files are in `direction_files`, those of other programs in `foreign_files`.
 
 Uses `sweeps` and the rooms that it uses.
 """

@@ -28,7 +28,7 @@ from jaxsteer.files import as_path, load_json, read_header, read_tensors, tensor
 from jaxsteer.llama import Model, TokenBatch, bucket, check_batch, forward, left_pad, spread_rows
 from jaxsteer.runtime import hosts, wrong
 from jaxsteer.steering import SITES, Capture, check_capture, site_index
-from jaxsteer.sweeps import tree_print, weights_print
+from jaxsteer.sweeps import tree_fingerprint, weights_fingerprint
 
 FORMAT = "jaxsteer.activations"
 VERSION = 1
@@ -84,7 +84,7 @@ def save_activations(
     count = math.ceil(len(names) / rows_per_shard)
     length = bucket(max(map(len, texts.values())))
     width = bucket(max(len(positions[name]) for name in names), step=16)
-    weights = weights_print(model)
+    weights = weights_fingerprint(model)
     files = []
     for index in tqdm(range(count), progress, unit="shard", disable=progress is None):
         some = names[index * rows_per_shard : (index + 1) * rows_per_shard]
@@ -96,7 +96,7 @@ def save_activations(
             "layers": list(layers),
             "provenance": dict(provenance or {}),
             "weights": weights,
-            "texts": tree_print([np.asarray(texts[name]) for name in some]),
+            "texts": tree_fingerprint([np.asarray(texts[name]) for name in some]),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
         files.append(file)

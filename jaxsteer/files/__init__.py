@@ -1,6 +1,7 @@
 """Bytes on a disk or in a bucket: whole or not there, checked, and growing row by row.
 
-Paths and bytes in; files that are complete, and rows and arrays that are checked, out.
+Paths and bytes in; files that are complete, and rows and arrays that are checked, out. `atomic`
+writes, `jsonl` appends rows, `untrusted` reads what strangers wrote.
 
 Uses `runtime`.
 """

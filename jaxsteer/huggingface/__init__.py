@@ -1,6 +1,7 @@
 """Other people's files: names of tensors, shards, GGUF, the hub.
 
 A folder, GGUF file or hub id in; tensors in this library's layout, checked, one at a time, out.
+Folders are read in `folder`, GGUF files in `gguf_model`. Conversion itself is in the room `models`.
 
 Uses `runtime`, `files`, `config`, `llama`.
 """

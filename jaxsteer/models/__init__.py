@@ -1,7 +1,8 @@
 """Models in and out: load, convert, export, verify.
 
-Whatever holds a model in: a model on its devices, a checkpoint or a Hugging Face folder out, and
-the proof that both compute the same.
+A folder, GGUF file, hub id or checkpoint in; a model on its devices (`loading`), a checkpoint
+(`conversion`) or a Hugging Face folder (`exporting`) out, and the proof that both compute the same
+(`verification`).
 
 Uses `huggingface`, `checkpoints` and the rooms that these use.
 """

@@ -19,7 +19,7 @@ class Work:
     prompt: int
     new: int
     prompts: int | None = None  # that rows share, as a sweep's cells do; each row's own if None
-    kept: int | None = None  # bytes of activations that are kept of a row; see `kept_bytes`
+    captured: int | None = None  # bytes of captured activations of a row; see `capture_bytes`
 
     @property
     def cells(self) -> int:
@@ -54,10 +54,10 @@ def weight_bytes(model: Model) -> int:
     )
 
 
-def kept_bytes(
+def capture_bytes(
     config: LlamaConfig, dtype: Any, *, tokens: int, layers: int, directions: int = 0
 ) -> int:
-    """Activations that are kept of a row: raw, or its products with so many directions.
+    """Bytes of captured activations of a row: raw, or its products with so many directions.
 
     Raises:
         ValueError: for more layers than there are, or fewer than one.
@@ -69,7 +69,7 @@ def kept_bytes(
 
 
 def footprint(model: Model, work: Work) -> Bytes:
-    """Weights, cache and temporaries of work that runs at once; what is kept is a temporary."""
+    """Weights, cache and temporaries of work that runs at once; captures count as temporaries."""
     asked: dict[str, Any] = {"prompt_length": work.prompt, "new_tokens": work.new}
     cache = cache_bytes(model, rows=work.rows, **asked)
     if work.prompts is not None and work.shared:
@@ -77,7 +77,7 @@ def footprint(model: Model, work: Work) -> Bytes:
         once = work.prompts * (1 if work.prompts % data == 0 else data)
         cache = cache_bytes(model, rows=work.rows, prompt_length=1, new_tokens=work.new)
         cache += cache_bytes(model, rows=once, prompt_length=work.prompt, new_tokens=0)
-    asked["kept"] = work.kept or 0
+    asked["captured"] = work.captured or 0
     if work.prompts is None:
         program = program_bytes(model, rows=work.rows, prompt_rows=work.rows, **asked)
     else:

@@ -27,7 +27,7 @@ from jaxsteer.decoding import USABLE
 from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
-from jaxsteer.planning.chip_memory import Bytes, Work, footprint, kept_bytes, weight_bytes
+from jaxsteer.planning.chip_memory import Bytes, Work, capture_bytes, footprint, weight_bytes
 from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.runtime import compile_cache, guarded
@@ -333,8 +333,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, padded")
     parser.add_argument("--new", type=int, default=1024, help="new tokens")
     parser.add_argument("--prompts", type=int, help="that rows share; each its own, if not given")
-    parser.add_argument("--capture", type=int, metavar="LAYERS", help="kept raw of each new token")
-    parser.add_argument("--directions", type=int, default=0, help="products with them are kept")
+    parser.add_argument("--capture", type=int, metavar="LAYERS", help="raw, of each new token")
+    parser.add_argument("--directions", type=int, default=0, help="products with them, not raw")
     parser.add_argument("--sweep", choices=SWEEPS, help="rows and lengths of a named sweep")
     parser.add_argument("--mesh", type=_mesh, metavar="DATAxTENSOR", help="instead of the best")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     config, topology = read_config(args.model), find_topology(args.topology)
     if args.capture is not None:
         layers = {"layers": args.capture, "directions": args.directions}
-        work = replace(work, kept=kept_bytes(config, args.dtype, tokens=work.new, **layers))
+        work = replace(work, captured=capture_bytes(config, args.dtype, tokens=work.new, **layers))
     made = plan(config, topology, work, dtype=args.dtype, mesh=args.mesh)
     if args.compile and topology.shape is None:
         raise ValueError(f"--compile: got {topology.name}, expected a topology of TPUs")

@@ -57,8 +57,6 @@ class Compiled:
     outputs: int  # without those that lie where arguments did
     temporaries: int
     code: int
-    operations: float  # of what is compiled, loop bodies counted once
-    accessed: float
     text: str  # the compiled program, in HLO
 
     @property
@@ -229,13 +227,11 @@ def _placed(tree: Tree, shardings: Any) -> Tree:
 
 def _compiled(lowered: Any) -> Compiled:
     done = lowered.compile()
-    memory, cost = done.memory_analysis(), done.cost_analysis()
+    memory = done.memory_analysis()
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        operations=cost.get("flops", 0.0),
-        accessed=cost.get("bytes accessed", 0.0),
         text=done.as_text(),
     )

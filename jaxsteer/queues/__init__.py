@@ -1,6 +1,6 @@
 """Many prompts in a fixed number of slots: a slot whose row has ended takes the next prompt.
 
-A batch of any number of prompts in; finished rows out, as they end.
+A batch of any number of prompts in; finished rows out, as they end. Start with `refill`.
 
 Uses `runtime`, `llama`, `decoding`.
 """

@@ -37,14 +37,12 @@ from jaxsteer.decoding import (
     Request,
     Sampler,
     Step,
-    as_request,
-    check_room_for_kept,
-    choose_sampler,
+    capture_bytes,
+    check_capture_fits,
     decode_step,
     map_rows,
     prefill,
-    row_bytes_kept,
-    shared_or_repeated,
+    prepare,
     tell_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
@@ -54,7 +52,7 @@ from jaxsteer.runtime import hosts
 
 
 def start(model: Model, batch: TokenBatch, request: Request, *, sampler: Sampler) -> DecodeState:
-    """Like `generate.prefill`, with one cursor per row; pure."""
+    """Like `prefill`, with one cursor per row; pure."""
     return with_cursors(prefill(model, batch, request, sampler=sampler))
 
 
@@ -113,24 +111,23 @@ def generate_queue(
     Raises:
         ValueError: for input that does not fit the model, before any work starts.
     """
-    batch, request = as_request(model, batch, request, asked)
+    batch, request, sampler = prepare(model, batch, request, sampler, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    batch = shared_or_repeated(model, batch, request)
     (prompts, length), rows = batch.tokens.shape, request.max_tokens.shape[0]
     slots, (data, _) = min(slots, rows), mesh_sizes(model)
     groups = count_groups(slots, prompts, rows // prompts, data)
-    check_room_for_kept(
+    check_capture_fits(
         model,
         rows=slots,
         prompts=None if prompts == rows else groups,
         prompt_length=length,
         new_tokens=request.max_new_tokens,
-        kept=row_bytes_kept(request.keeping, model),
+        captured=capture_bytes(request.capture, model),
     )
     options: dict[str, Any] = {
         "slots": slots,
-        "sampler": sampler or choose_sampler(request.sampling),
+        "sampler": sampler,
         "step": step,
         "occupancy": Occupancy() if occupancy is None else occupancy,
     }

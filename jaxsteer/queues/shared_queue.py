@@ -24,7 +24,6 @@ from jaxsteer.decoding import (
     begin_shared,
     map_rows,
     new_state,
-    nothing_kept,
     tell_not_finite,
     thinking_in,
 )
@@ -64,12 +63,8 @@ def restart(
     A slot past the last one drops its row. Keys and values that it held stay, and are not read.
     """
     thinking = thinking_in(batch.tokens, batch.mask, new.think_tokens)[:, -1]
-    keeping = new.keeping
-    kept = None if keeping is None else nothing_kept(keeping, model, rows=len(slots))
-    cache = state.cache
-    fresh = new_state(
-        batch.tokens[:, -1], thinking, new, cache, kept, max_new_tokens=state.tokens.shape[1]
-    )
+    cache, last, G = state.cache, batch.tokens[:, -1], state.tokens.shape[1]
+    fresh = new_state(model, last, thinking, new, cache, max_new_tokens=G)
     put = partial(put_into, slots)
     bare, fresh = (replace(x, cache=None, extra=None) for x in (state, fresh))  # type: ignore[arg-type]
     cache = replace(

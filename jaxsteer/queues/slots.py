@@ -13,9 +13,9 @@ from jaxsteer.decoding import (
     Request,
     Sampler,
     Step,
-    captured_of,
     check_read,
     decode_step,
+    generated_row,
     map_rows,
     outcome,
 )
@@ -136,15 +136,7 @@ def read_rows(
     for slot in np.flatnonzero(ended):
         row = jax.tree.map(lambda x, slot=slot: x[slot], made)
         check_read(row)
-        rows.append(
-            FinishedRow(
-                int(holds[slot]),
-                row.tokens[: row.length].tolist(),
-                row.logprobs[: row.length].tolist(),
-                bool(row.finite),
-                None if request.keeping is None else captured_of(row.kept, request.keeping),
-            )
-        )
+        rows.append(FinishedRow(int(holds[slot]), *generated_row(row, request.capture)))
     return rows
 
 

@@ -1,7 +1,9 @@
 """What is read and changed in the residual stream, as data.
 
 Vectors, layers, coefficients and positions in; `Steering` and `Capture`, pytrees that a compiled
-program takes as arguments, out. Sites are named in `sites`, operations in `interventions`.
+program takes as arguments, out. The residual stream's sites are named in `sites`. Operations (add,
+ablate, …) are in `interventions`, their arithmetic in `steering`, positions in `scope`. What is
+read is in `capture` and `readers`.
 
 Uses `config`.
 """

@@ -1,6 +1,7 @@
 """Many steered cells × many prompts in one compiled program, chunk by chunk.
 
-Cells and a batch in; rows out, also into a file that survives a kill.
+Cells and a batch in; rows out, also into a file that survives a kill. Cells are in `cells`, `sweep`
+in `chunks`, the file in `sweep_file`.
 
 Uses `runtime`, `files`, `config`, `steering`, `llama`, `decoding`.
 """
@@ -9,7 +10,7 @@ from jaxsteer.sweeps.cells import Cell, grid, stack_cells
 from jaxsteer.sweeps.chunk_sizes import chunk_shape
 from jaxsteer.sweeps.chunks import CellResult, sweep
 from jaxsteer.sweeps.config_file import config_path, key_of
-from jaxsteer.sweeps.fingerprints import tree_print, weights_print
+from jaxsteer.sweeps.fingerprints import tree_fingerprint, weights_fingerprint
 from jaxsteer.sweeps.sweep_file import sweep_to_file
 
 __all__ = [
@@ -22,6 +23,6 @@ __all__ = [
     "stack_cells",
     "sweep",
     "sweep_to_file",
-    "tree_print",
-    "weights_print",
+    "tree_fingerprint",
+    "weights_fingerprint",
 ]

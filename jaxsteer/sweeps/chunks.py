@@ -22,16 +22,16 @@ from jaxsteer.decoding import (
     Sampler,
     Step,
     as_request,
-    captured_of,
+    capture_bytes,
+    check_capture_fits,
     check_read,
-    check_room_for_kept,
     check_think_tokens,
     choose_sampler,
     decode_step,
+    generated_row,
     map_rows,
     outcome,
     reaches_prefix,
-    row_bytes_kept,
     tell_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
@@ -165,12 +165,12 @@ def _planned(
     batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
     reaches = jax.vmap(reaches_prefix, in_axes=(0, None))
     steer_prompt = any(np.any(reaches(one, batch)) for one in steering)
-    steer_prompt |= request.keeping is not None and request.keeping.prompt_slots > 0
+    steer_prompt |= request.capture is not None and request.capture.prompt_slots > 0
     prompts, length = batch.tokens.shape
     sizes = {
         "prompt_length": length,
         "new_tokens": request.max_new_tokens,
-        "kept": row_bytes_kept(request.keeping, model),
+        "captured": capture_bytes(request.capture, model),
     }
     if rows_per_chunk is None:
         fits = in_memory(model, steer_prompt=steer_prompt, **sizes)
@@ -179,7 +179,7 @@ def _planned(
     data, _ = mesh_sizes(model)
     C, B = chunk_shape(len(cells), prompts, fits, data)
     shared = B if C > 1 and not steer_prompt else None
-    check_room_for_kept(model, rows=C * B, prompts=shared, **sizes)
+    check_capture_fits(model, rows=C * B, prompts=shared, **sizes)
     options = {"steer_prompt": steer_prompt, **options}
     return _Plan(model, cells, batch, request, steering, options, shape=(C, B))
 
@@ -231,23 +231,11 @@ def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[Cel
             for j, p in enumerate(p_index):
                 if (c, p) in todo:
                     row = jax.tree.map(lambda x, at=(i, j): x[at], made)
-                    chunk.append(_result(plan, plan.cells[c], p, row))
+                    values = generated_row(row, plan.request.capture)
+                    chunk.append(CellResult(plan.cells[c], p, *values))
         todo.difference_update((c, p) for c in c_index for p in p_index)
         tell_not_finite(sum(not result.finite for result in chunk), len(chunk))
         yield chunk
-
-
-def _result(plan: _Plan, cell: Cell, prompt: int, row: Outcome) -> CellResult:
-    """One row of a chunk, `row` without the axes of cells and prompts."""
-    keeping = plan.request.keeping
-    return CellResult(
-        cell,
-        prompt,
-        row.tokens[: row.length].tolist(),
-        row.logprobs[: row.length].tolist(),
-        bool(row.finite),
-        None if keeping is None or row.kept is None else captured_of(row.kept, keeping),
-    )
 
 
 def _filled(index: list[int], size: int) -> np.ndarray:

@@ -15,7 +15,12 @@ from jaxsteer.llama import Model, TokenBatch
 from jaxsteer.runtime import VERSION
 from jaxsteer.steering import as_tuple
 from jaxsteer.sweeps.cells import Cell
-from jaxsteer.sweeps.fingerprints import describe, differences, tree_print, weights_print
+from jaxsteer.sweeps.fingerprints import (
+    describe,
+    differences,
+    tree_fingerprint,
+    weights_fingerprint,
+)
 
 _EXACT = 2.0**53  # below it a float is one whole number
 _SHOWN = 5  # differences that a refusal names
@@ -45,7 +50,7 @@ def configuration(
         "jaxsteer": VERSION,
         "model": model.config.to_dict(),
         "dtype": np.dtype(model.dtype).name,
-        "weights": weights_print(model),
+        "weights": weights_fingerprint(model),
         "identity": dict(identity),
         "prompt_ids": list(prompt_ids),
         "prompts": describe(batch),
@@ -56,19 +61,19 @@ def configuration(
             for name, function in functions.items()
             if function is not None
         },
-        "cells": {key_of(cell.labels): _steering_print(cell) for cell in cells},
+        "cells": {key_of(cell.labels): _steering_fingerprint(cell) for cell in cells},
     }
-    if (keeping := request.keeping) is not None:
+    if (plan := request.capture) is not None:
         config["capture"] = {
-            field.name: getattr(keeping, field.name)
-            for field in fields(keeping)
+            field.name: getattr(plan, field.name)
+            for field in fields(plan)
             if field.metadata.get("static") and field.name != "kind"
-        } | {"read": keeping.kind.__name__}
+        } | {"read": plan.kind.__name__}
     return as_json(config, "identity and prompt_ids")
 
 
-def _steering_print(cell: Cell) -> list[str]:
-    return [f"{' '.join(one.sites)} {tree_print(one)}" for one in as_tuple(cell.steering)]
+def _steering_fingerprint(cell: Cell) -> list[str]:
+    return [f"{' '.join(one.sites)} {tree_fingerprint(one)}" for one in as_tuple(cell.steering)]
 
 
 def agree(path: Path, config: dict[str, Any], *, rows: int) -> None:

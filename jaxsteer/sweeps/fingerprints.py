@@ -15,7 +15,7 @@ from jaxsteer.runtime import hosts
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def weights_print(model: Model) -> str:
+def weights_fingerprint(model: Model) -> str:
     """A fingerprint of the weights, computed on their devices in the time it takes to read them.
 
     It hashes a sum over all weights, weighted by position: it tells models apart, not forgeries.
@@ -40,7 +40,7 @@ def _sums(x: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(mixed), jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)])
 
 
-def tree_print(tree: Any) -> str:
+def tree_fingerprint(tree: Any) -> str:
     """A fingerprint of all arrays in a tree: of their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -57,7 +57,10 @@ def describe(tree: Any) -> dict[str, Any]:
         array = np.asarray(hosts.gather(leaf))
         name = jax.tree_util.keystr(path).lstrip(".")
         same = array.size > 0 and bool(np.all(array == array.flat[0]))
-        described[name] = [list(array.shape), array.flat[0].item() if same else tree_print(array)]
+        described[name] = [
+            list(array.shape),
+            array.flat[0].item() if same else tree_fingerprint(array),
+        ]
     return described
 
 

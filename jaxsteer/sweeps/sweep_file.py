@@ -100,10 +100,10 @@ def sweep_to_file(
     """
     path = as_path(path)
     batch, request = as_request(model, batch, request, asked)
-    keeping = request.keeping
-    if keeping is not None and keeping.kind is not Project and to_row is tokens_and_logprobs:
+    plan = request.capture
+    if plan is not None and plan.kind is not Project and to_row is tokens_and_logprobs:
         raise ValueError(
-            f"to_row: got none, and capture reads {keeping.kind.__name__}; expected one that says "
+            f"to_row: got none, and capture reads {plan.kind.__name__}; expected one that says "
             "what of it stands in a row, or Project"
         )
     ids = list(range(len(batch.tokens))) if prompt_ids is None else list(prompt_ids)

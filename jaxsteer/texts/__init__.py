@@ -1,7 +1,8 @@
 """Texts in, texts out: what people type first, on top of the pure functions.
 
 Prompts as strings or conversations in; generated texts with their cell, tokens and end, tables with
-intervals, and directions from two lists of texts out.
+intervals, and directions from two lists of texts out. `lm.generate` and `lm.sweep` are in
+`language_model`, `direction` in `layer_directions`, tables in `table`.
 
 Uses `models`, `sweeps`, `directions`, `analysis`, `pages`, `tokenizers` and the rooms that these
 use.
@@ -18,6 +19,7 @@ from jaxsteer.texts.metrics import (
     perplexity,
     words,
 )
+from jaxsteer.texts.printing import flattened
 from jaxsteer.texts.results import Text, Texts
 from jaxsteer.texts.table import Table
 
@@ -31,6 +33,7 @@ __all__ = [
     "Texts",
     "contains",
     "direction",
+    "flattened",
     "load",
     "measure",
     "on_result",

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxsteer.runtime import escaped_line
@@ -40,6 +40,19 @@ def interval(low: float, high: float, *, sign: bool = False) -> str:
     if math.isnan(low) or math.isnan(high):
         return "–"
     return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined with a full stop.
+
+    >>> flattened({"a": {"b": 1, "c": {"d": 2}}, "e": 3})
+    {'a.b': 1, 'a.c.d': 2, 'e': 3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = before + name
+        flat |= flattened(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from jaxsteer.analysis import repetition
 from jaxsteer.pages import LIGHT, SHAPES, Band, Page, PageCell, PagePrompt, PageText, Series
 from jaxsteer.runtime import VERSION
 from jaxsteer.texts.metrics import Measured, Metric, measure, name_of, perplexity, value_of
+from jaxsteer.texts.printing import flattened
 from jaxsteer.texts.results import Text, Texts
 
 MARGIN = 0.03  # how far coherence may fall below the unsteered
@@ -50,7 +51,7 @@ def page_of(texts: Texts, metrics: Sequence[Metric], *, title: str) -> Page:
         prompts=[PagePrompt(f"prompt {i}", prompts.get(i, "")) for i in range(1 + max(prompts))],
         texts=[_text(row, numbers[json.dumps(row.labels)], effect, texts) for row in texts],
         about={
-            "Sweep": _flat({k: v for k, v in texts.about.items() if k != "prompt_tokens"}),
+            "Sweep": flattened({k: v for k, v in texts.about.items() if k != "prompt_tokens"}),
             "Versions that made this page": versions(),
         },
         notes=[*texts.about.get("notes", ())],
@@ -199,17 +200,6 @@ def _aligned(row: Text) -> tuple[Sequence[int], Sequence[float], Sequence[float]
         if n and len(row.projections) == n
         else (),
     )
-
-
-def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the texts, nested fields joined with a full stop."""
-    flat: dict[str, Any] = {}
-    for name, value in about.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": one for key, one in _flat(value).items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def versions() -> dict[str, str]:

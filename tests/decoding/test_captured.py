@@ -121,7 +121,7 @@ def test_only_what_is_thought(shallow, batch):
     capture = Capture(layers=(1,), where=scope.thinking(within=scope.generated()))
     request = make_request(shallow, batch, **options, capture=capture)
     state = jaxsteer.run(shallow, batch, request, sampler=opens_then_closes, loop=python_loop)
-    assert state.kept.position.tolist()[0][:3] == [5, 6, -1]  # <think> is at 4, </think> at 7
+    assert state.buffers.position.tolist()[0][:3] == [5, 6, -1]  # <think> is at 4, </think> at 7
 
 
 @pytest.mark.parametrize("where", [scope.generated(), scope.everywhere()])
@@ -237,7 +237,9 @@ def test_prompts_that_run_in_blocks_keep_the_same(shallow, read):
     capture = Capture(layers=(1, 0), read=read, where=scope.prompt())
     request = make_request(shallow, batch, max_new_tokens=2, capture=capture)
     prefill = jax.jit(partial(jaxsteer.prefill, sampler=greedy), static_argnames="block_tokens")
-    one, three = (prefill(shallow, batch, request, block_tokens=tokens).kept for tokens in (48, 16))
+    one, three = (
+        prefill(shallow, batch, request, block_tokens=tokens).buffers for tokens in (48, 16)
+    )
     assert one.count.tolist() == [3, 7, 1, 5, 7, 2]
     np.testing.assert_array_equal(one.position, three.position)
     a, b = (np.nan_to_num(kept.values["resid_post"]) for kept in (one, three))

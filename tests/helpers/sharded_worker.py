@@ -51,7 +51,7 @@ from jaxsteer.llama.tokens import TokenBatch
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.scope import Scope
 from jaxsteer.sweeps import chunks as sweeping
-from jaxsteer.sweeps.fingerprints import weights_print
+from jaxsteer.sweeps.fingerprints import weights_fingerprint
 
 G = 5
 MESHES = {"1x8": (1, 8), "2x4": (2, 4), "8x1": (8, 1)}
@@ -378,7 +378,7 @@ def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, 
         "generate": run_generate(model, batch),
         "directions": run_directions(model, batch),
     }
-    layout["print"] = weights_print(model)
+    layout["print"] = weights_fingerprint(model)
     if name == "1x8":
         jaxsteer.save(checkpoints / "saved", model)
         few, _ = jaxsteer.load(checkpoints / "few", mesh=mesh)

@@ -15,7 +15,7 @@ from jaxsteer.decoding import memory
 from jaxsteer.decoding.memory import program_bytes
 from jaxsteer.planning import chips
 from jaxsteer.planning import mesh_plan as plan
-from jaxsteer.planning.chip_memory import kept_bytes
+from jaxsteer.planning.chip_memory import capture_bytes
 from jaxsteer.planning.chips import TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.mesh_plan import SWEEPS, Work, read_config
 from jaxsteer.planning.mesh_plan import plan as make
@@ -137,12 +137,12 @@ def test_rows_that_share_a_prompt_hold_and_read_it_once():
     assert two.memory.cache - found.memory.cache == prompt
     read = prompt / found.topology.chip.bandwidth
     assert two.step_seconds() - found.step_seconds() == pytest.approx(read)
-    kept = kept_bytes(LLAMA_8B, "bfloat16", tokens=512, layers=32, directions=8)
-    assert kept == 512 * (32 * 8 * 4 + 4)
-    more = plan.footprint(found.model, replace(found.work, kept=kept))
-    assert more.total - found.memory.total == 1000 * kept
+    captured = capture_bytes(LLAMA_8B, "bfloat16", tokens=512, layers=32, directions=8)
+    assert captured == 512 * (32 * 8 * 4 + 4)
+    more = plan.footprint(found.model, replace(found.work, captured=captured))
+    assert more.total - found.memory.total == 1000 * captured
     with pytest.raises(ValueError, match="capture: got 33 layers, expected 1 to 32"):
-        kept_bytes(LLAMA_8B, "bfloat16", tokens=512, layers=33)
+        capture_bytes(LLAMA_8B, "bfloat16", tokens=512, layers=33)
 
 
 def test_weights_and_cache_are_what_a_chip_holds():

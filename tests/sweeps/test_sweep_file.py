@@ -21,7 +21,7 @@ from jaxsteer.steering import Capture, scope
 from jaxsteer.steering.interventions import add
 from jaxsteer.sweeps.cells import Cell, grid
 from jaxsteer.sweeps.config_file import config_path
-from jaxsteer.sweeps.fingerprints import weights_print
+from jaxsteer.sweeps.fingerprints import weights_fingerprint
 from jaxsteer.sweeps.sweep_file import sweep_to_file
 
 G = 6
@@ -209,10 +209,10 @@ def test_another_configuration_is_refused(shallow, batch, begun, what):
 
 
 def test_weights_are_told_apart_by_their_places(shallow):
-    assert weights_print(shallow) == weights_print(random_model(SHALLOW))
-    assert weights_print(shallow) != weights_print(changed_weights(shallow))
+    assert weights_fingerprint(shallow) == weights_fingerprint(random_model(SHALLOW))
+    assert weights_fingerprint(shallow) != weights_fingerprint(changed_weights(shallow))
     half = replace(shallow, params=jax.tree.map(lambda x: x.astype("bfloat16"), shallow.params))
-    assert weights_print(half) != weights_print(shallow)
+    assert weights_fingerprint(half) != weights_fingerprint(shallow)
 
 
 def test_rows_without_a_configuration_are_refused(shallow, batch, begun):

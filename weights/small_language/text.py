@@ -195,7 +195,7 @@ class _Progress:
     before: list[int] = field(default_factory=list)  # the number before each step done
     wrong: int | None = None  # first step whose result is wrong
 
-    def go_back(self, problem: Problem) -> int | None:
+    def go_back(self) -> int | None:
         """Undoes the first wrong step, else the last one; its index, None before any step."""
         if not self.before:
             return None
@@ -243,7 +243,7 @@ def _solve(rng: np.random.Generator, problem: Problem, settings: TextSettings) -
         if may and rng.random() < settings.hazard:
             sentences.append(write("backtracking", doubt=doubt))
             doubt = doubt and settings.backtracking == "random"
-            if at.go_back(problem) is None:
+            if at.go_back() is None:
                 sentences.append(write("setup", doubt=doubt, redone=True))
             else:
                 sentences.append(write("deduction", doubt=doubt, redone=True))

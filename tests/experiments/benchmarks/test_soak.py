@@ -162,7 +162,7 @@ def test_the_last_words_are_compared_with_the_file(tmp_path: Path) -> None:
     words = f"stopped by SIGTERM, 2 of 9 rows are in {file}; the same command goes on from here\n"
 
     def check(ended: Ended) -> None:
-        _check_word(ended, tmp_path, begun=True, done=False)
+        _check_word(ended, begun=True, done=False)
 
     file.write_text("{}\n{}\n")
     check(_ended(143, words))

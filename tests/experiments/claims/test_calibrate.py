@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.claims import worlds
-from experiments.claims.calibrate import counted, designs, every_world, main, rates_of, row
+from experiments.claims.calibrate import counted, designs, main, rates_of, row
+from experiments.claims.claim_worlds import every_world
 from experiments.claims.contrasts import Verdict
 from experiments.claims.worlds import LLAMA, SMALL, Design, Kind
 from experiments.figures.cosines import random_cosines

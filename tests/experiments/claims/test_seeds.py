@@ -94,7 +94,7 @@ def test_every_seed_runs_with_its_own_models_in_a_folder_of_its_own(
         assert run.sources == {
             role: pairs / run.out.name / role for role in ("base", "reasoning", "control")
         }
-    assert seen[0].model_print("base") != seen[1].model_print("base")
+    assert seen[0].model_fingerprint("base") != seen[1].model_fingerprint("base")
     assert "**reproduced in 2 of 2**" in (tmp_path / "out/claims.md").read_text()
     assert f"Claims over seeds:  {tmp_path}/out/claims.md" in capsys.readouterr().out
 

@@ -12,23 +12,23 @@ import pytest
 from pipeline_helpers import Finished, change
 
 from experiments.figures import fig2_offset_layer as fig2
-from experiments.figures.fig2_offset_layer import Spot, table_of
+from experiments.figures.fig2_offset_layer import MapCell, table_of
 from experiments.pipeline.run import open_run
 from jaxsteer.files.jsonl import read_rows
 from jaxsteer.steering.steering import NO_LAYER
 from jaxsteer.sweeps.chunks import _run_cells
 
 
-def spot(layer: int, offset: int | None, gain: float, **fields: Any) -> Spot:
+def map_cell(layer: int, offset: int | None, gain: float, **fields: Any) -> MapCell:
     known = {"coherence": 0.9, "coherent": True, "n": 8, "n_empty": 0, "rate": 0.1, "p_value": 0.1}
     known |= {"se": 0.01, "low": gain - 0.02, "high": gain + 0.02}
-    return Spot(layer=layer, offset=offset, gain=gain, **{**known, **fields})
+    return MapCell(layer=layer, offset=offset, gain=gain, **{**known, **fields})
 
 
 def test_the_table_has_the_gains_of_coherent_cells_by_prompt() -> None:
     gains = {(0, -3): [0.2, 0.3], (0, 0): [0.1, math.nan], (2, -3): [0.9, 0.9]}
-    found = [spot(*key, float(np.nanmean(g)), coherent=key[0] == 0) for key, g in gains.items()]
-    table = table_of([*found, spot(0, None, 0.8)], gains)
+    found = [map_cell(*key, float(np.nanmean(g)), coherent=key[0] == 0) for key, g in gains.items()]
+    table = table_of([*found, map_cell(0, None, 0.8)], gains)
     assert (table["layers"], table["offsets"], table["coherent"]) == ([0, 2], [-3, 0], 2)
     np.testing.assert_array_equal(
         table["gains"], [[[0.2, 0.1], [math.nan] * 2], [[0.3, math.nan], [math.nan] * 2]]

@@ -141,7 +141,7 @@ def test_every_sweep_of_the_reasoning_model_reads_the_same_prompts(
         prompt_tokenizer=lambda role: words,
         load=lambda role: (None, words),
         stop_tokens=lambda role: [2],
-        model_print=lambda role: role,
+        model_fingerprint=lambda role: role,
         prompt_rule=lambda role: "nothing",
     )
     equal_lengths.write_texts(run, tmp_path, [])

@@ -93,7 +93,7 @@ def test_a_run_has_the_perplexity_of_every_cell(finished) -> None:
     cells = json.loads((folder / perplexity.SUMMARY).read_text())["cells"]
     rows = read_rows(folder / perplexity.FILE)
     swept = [r for f in finished.out.glob("sweep-*/sweep.jsonl") for r in read_rows(f)]
-    assert {perplexity._key(r) for r in rows} == {perplexity._key(r) for r in swept}
+    assert {perplexity.key_of(r) for r in rows} == {perplexity.key_of(r) for r in swept}
     table = json.loads((finished.out / "figure3" / "figure3.json").read_text())["cells"]
     by_cell = {(c["target"], c["source"], c["coeff"]): c for c in table}
     for cell in cells:

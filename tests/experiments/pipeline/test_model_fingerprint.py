@@ -35,7 +35,7 @@ def test_a_changed_model_is_not_taken_for_its_source(tmp_path: Path) -> None:
     for seed in (0, 1):
         path = tmp_path / f"model{seed}"
         checkpoint.save(path, random_model(SHALLOW, seed=seed), provenance={"source": "mine"})
-        prints.add(run_with(path).model_print("base"))
+        prints.add(run_with(path).model_fingerprint("base"))
     assert len(prints) == 2
     copied = {"source": "mine", "source_sha256": {"model.safetensors": "abc"}}
     with pytest.raises(ValueError, match="provenance: got source_sha256, which says"):
