@@ -30,7 +30,7 @@ from jaxsteer.llama import (
     forward,
     left_pad,
     mesh_sizes,
-    rows_behind,
+    rows_after,
     share_prompts,
     spread_rows,
 )
@@ -103,7 +103,7 @@ def token_logprobs(
 
 def _behind_prefix(model: Model, prefix: Prefix, batch: TokenBatch, **asked: Any) -> jax.Array:
     B, T = batch.tokens.shape
-    cache = rows_behind(model, prefix, rows=B, capacity=T)
+    cache = rows_after(model, prefix, rows=B, capacity=T)
     return token_logprobs(model, batch, cache=cache, **asked)
 
 

@@ -36,7 +36,7 @@ from jaxsteer.decoding.captured import (
 )
 from jaxsteer.decoding.memory import check_capture_fits
 from jaxsteer.decoding.request import Asked, Request, as_request
-from jaxsteer.decoding.results import Generation, Outcome, check_read, tell_not_finite
+from jaxsteer.decoding.results import Generation, Outcome, check_activations_kept, warn_not_finite
 from jaxsteer.decoding.samplers import Sampler, choose_sampler, keys
 from jaxsteer.decoding.shared_prompts import repeat_prompts, shared_or_repeated
 from jaxsteer.decoding.stops import FOUND, START
@@ -50,7 +50,7 @@ from jaxsteer.llama import (
     cached_by_head,
     forward,
     lengthen,
-    rows_behind,
+    rows_after,
     run_prompts,
     share_prompts,
     spread_rows,
@@ -58,8 +58,8 @@ from jaxsteer.llama import (
 from jaxsteer.runtime import hosts
 
 _LOGITS = 64  # logits that are looked at: all of them 0 means that the norm overflowed
-_ROOM = 512  # new tokens by which a cache grows at least
-_MOST_ROOMS = 4
+_GROWTH = 512  # new tokens by which a cache grows at least
+_MOST_LOOPS = 4
 
 Step = Callable[..., "DecodeState"]
 Loop = Callable[..., "DecodeState"]
@@ -113,9 +113,9 @@ def prefill(
     B, T = batch.tokens.shape
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     if request.max_tokens.shape[0] != B:
-        room = None if capacity is None else capacity - T
+        new_slots = None if capacity is None else capacity - T
         state = begin_shared(
-            model, batch, request, max_new_tokens=G, room=room, block_tokens=block_tokens
+            model, batch, request, max_new_tokens=G, new_slots=new_slots, block_tokens=block_tokens
         )
         return decode_step(model, state, request, sampler=sampler)
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
@@ -145,7 +145,7 @@ def begin_shared(
     request: Request,
     *,
     max_new_tokens: int | None = None,
-    room: int | None = None,
+    new_slots: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> DecodeState:
     """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
@@ -153,12 +153,12 @@ def begin_shared(
     All tokens of a prompt but the last run once, unsteered and without captures; the last one runs
     with the first step. So the scopes of the request's steering may begin at that token, not before
     (`reaches_prefix`). The state holds up to `max_new_tokens` tokens of each row, by default the
-    request's; the cache has slots for `room` of them, by default all.
+    request's; the cache has slots for `new_slots` of them, by default all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
-    B, capacity = request.max_tokens.shape[0], 1 + (G if room is None else room)
+    B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)
     prefix = share_prompts(model, batch, block_tokens=block_tokens)
-    cache = rows_behind(model, prefix, rows=B, capacity=capacity)
+    cache = rows_after(model, prefix, rows=B, capacity=capacity)
     every = repeat_prompts(batch, B)
     thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
     last = every.tokens[:, -1], thinking[:, -1]
@@ -174,7 +174,7 @@ def new_state(
     *,
     max_new_tokens: int,
 ) -> DecodeState:
-    """The state of rows `[B]` before their first generated token; `token` is the newest read."""
+    """The state of rows `[B]` before their first generated token; `token` is the prompt's last."""
     B, G, plan = token.shape[0], max_new_tokens, request.capture
     return DecodeState(
         token=token,
@@ -231,7 +231,7 @@ def choose_and_append(
     token = jnp.where(state.done, 0, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    # A stream too long for its square leaves the norm, and so the logits, as zeros.
+    # If x² overflows, RMSNorm gives zeros, and so are all logits.
     finite = state.done | (jnp.isfinite(logprob) & jnp.any(logits[:, :_LOGITS] != 0, axis=-1))
     going = finite & ~state.done
     # A select is as fast on so small an array; a TPU mesh would gather all of it for a scatter.
@@ -261,9 +261,12 @@ append = choose_and_append  # the older name
 
 
 def unfinished(state: DecodeState) -> jax.Array:
-    """Whether another step is needed: some row is not settled, and G steps have not been made."""
-    room = state.tokens.shape[-1] + (state.buffers is not None)
-    return ~jnp.all(state.settled) & (state.step < room)
+    """Whether another step is needed: some row is not settled, and steps are left.
+
+    There are G, the first of them the prefill, and one more to read the last token's activations.
+    """
+    most = state.tokens.shape[-1] + (state.buffers is not None)
+    return ~jnp.all(state.settled) & (state.step < most)
 
 
 def run(
@@ -283,14 +286,16 @@ def run(
     value of `state.extra`, for a `step` that carries something.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
-    rooms = growing_rooms(model, G, step)
-    capacity = batch.tokens.shape[1] + rooms[0]
+    slots = slots_by_loop(model, G, step)
+    capacity = batch.tokens.shape[1] + slots[0]
     state = prefill(model, batch, request, sampler=sampler, max_new_tokens=G, capacity=capacity)
     state = replace(state, extra=extra)
-    return loop_in_rooms(loop, lambda s: step(model, s, request, sampler=sampler), state, rooms)
+    return loop_with_growing_cache(
+        loop, lambda s: step(model, s, request, sampler=sampler), state, slots
+    )
 
 
-def growing_rooms(model: Model, new_tokens: int, step: Step) -> list[int]:
+def slots_by_loop(model: Model, new_tokens: int, step: Step) -> list[int]:
     """The numbers of new tokens that the cache has slots for, in one loop after another.
 
     The cache grows on CPUs, where a step attends over all slots, used or not. There is one loop
@@ -298,14 +303,14 @@ def growing_rooms(model: Model, new_tokens: int, step: Step) -> list[int]:
     and for a step of your own, which may write more than one token.
     """
     grows = cached_by_head(model.attention) and step is decode_step
-    count = min(_MOST_ROOMS, max(1, new_tokens // _ROOM)) if grows else 1
+    count = min(_MOST_LOOPS, max(1, new_tokens // _GROWTH)) if grows else 1
     return [-(-new_tokens * i // count) for i in range(1, count + 1)]
 
 
-def loop_in_rooms(
-    loop: Loop, body: Callable[[DecodeState], DecodeState], state: DecodeState, rooms: list[int]
+def loop_with_growing_cache(
+    loop: Loop, body: Callable[[DecodeState], DecodeState], state: DecodeState, slots: list[int]
 ) -> DecodeState:
-    """`loop` until all rows are done, in a cache that grows from `rooms[0]` slots to `rooms[-1]`.
+    """`loop` until all rows are done, in a cache that grows from `slots[0]` slots to `slots[-1]`.
 
     The cache of `state` has the first number of slots.
     """
@@ -313,7 +318,7 @@ def loop_in_rooms(
     def going(state: DecodeState) -> jax.Array:
         return unfinished(state) & (state.cache.cursor < state.cache.capacity)
 
-    for now, then in itertools.pairwise(rooms):
+    for now, then in itertools.pairwise(slots):
         state = loop(going, body, state)
         state = replace(state, cache=lengthen(state.cache, state.cache.capacity + then - now))
     return loop(unfinished, body, state)
@@ -390,9 +395,9 @@ def generate(
     )
     batch, request = spread_rows((batch, request), model)
     made = hosts.gather(_run(model, batch, request, sampler=sampler, step=step, loop=loop))
-    tell_not_finite(int(np.sum(~made.finite)), len(made.finite))
+    warn_not_finite(int(np.sum(~made.finite)), len(made.finite))
     captured = None
     if request.capture is not None:
-        check_read(made)
+        check_activations_kept(made)
         captured = captured_of(made.buffers, request.capture)
     return Generation(made.tokens, made.logprobs, made.length, made.finite, captured)

@@ -93,11 +93,11 @@ def as_request(
             f"request: got {type(request).__name__}, expected what `make_request` makes, or its "
             "keywords"
         )
-    room = request.max_new_tokens
+    most = request.max_new_tokens
     if others := sorted(asked.keys() - {"max_new_tokens"}):
         raise ValueError(f"request: got one and {', '.join(others)}, expected one or the other")
-    if (said := asked.get("max_new_tokens", room)) != room:
-        raise ValueError(f"max_new_tokens: got {said}, expected the request's {room}, or nothing")
+    if (said := asked.get("max_new_tokens", most)) != most:
+        raise ValueError(f"max_new_tokens: got {said}, expected the request's {most}, or nothing")
     batch = as_batch(batch)
     check_request(request, model, batch)
     return batch, request

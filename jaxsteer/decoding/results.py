@@ -82,7 +82,7 @@ class Generation:
         return [sum(t not in known for t in row) for row in self.rows()]
 
 
-def tell_not_finite(count: int, rows: int) -> None:
+def warn_not_finite(count: int, rows: int) -> None:
     """Warn if `count` of the rows ended because their log-probabilities were not finite."""
     if count:
         warnings.warn(
@@ -92,7 +92,7 @@ def tell_not_finite(count: int, rows: int) -> None:
         )
 
 
-def check_read(made: Outcome) -> None:
+def check_activations_kept(made: Outcome) -> None:
     """Raise `ValueError` if a custom step captured nothing though the request asks for it."""
     if made.buffers is not None and np.any(made.buffers.read < made.length):
         raise ValueError("step: got one that keeps no activations, expected a call of decode_step")

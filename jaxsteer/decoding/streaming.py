@@ -18,7 +18,7 @@ from jaxsteer.decoding.generation import (
     unfinished,
 )
 from jaxsteer.decoding.request import Asked, Request
-from jaxsteer.decoding.results import tell_not_finite
+from jaxsteer.decoding.results import warn_not_finite
 from jaxsteer.decoding.samplers import Sampler
 from jaxsteer.llama import Model, TokenBatch, TokenRows, spread_rows
 from jaxsteer.runtime import hosts
@@ -93,7 +93,7 @@ def _stream(
         state, tokens, more = _step_jit(model, state, request, step=step, sampler=sampler)
         yield _on_host(state, tokens, request)
     finite = hosts.gather(state.finite)
-    tell_not_finite(int(np.sum(~finite)), len(finite))
+    warn_not_finite(int(np.sum(~finite)), len(finite))
 
 
 def _on_host(state: DecodeState, tokens: jax.Array, request: Request) -> Any:

@@ -38,7 +38,7 @@ from jaxsteer.llama.prompt_blocks import (
     BLOCK_TOKENS,
     count_blocks,
     in_order,
-    rows_behind,
+    rows_after,
     run_prompts,
     share_prompts,
 )
@@ -108,7 +108,7 @@ __all__ = [
     "pad_vocabulary",
     "params_sharding",
     "rope_frequencies",
-    "rows_behind",
+    "rows_after",
     "rows_sharding",
     "run_prompts",
     "shape_of",

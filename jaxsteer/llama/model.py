@@ -28,7 +28,7 @@ from jaxsteer.llama.cache import (
     write_layer,
 )
 from jaxsteer.llama.parameters import random_weights
-from jaxsteer.llama.rope import rotate, turns
+from jaxsteer.llama.rope import cos_sin, rotate
 from jaxsteer.llama.tokens import TokenBatch, TokenRows, with_mask
 from jaxsteer.steering import Capture, Steering, as_tuple, check_steering_unless_traced
 from jaxsteer.steering import capture as capturing
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         q, k, v = self.project(x)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate(x, *context.turns) for x in (q, k))
+        q, k = (rotate(x, *context.cos_sin) for x in (q, k))
         kept, shared = (k, v), {}
         if context.cache is not None:
             kept = write_layer(context.cache, layer, k, v)
@@ -227,7 +227,7 @@ class Model:
 class Context:
     """What all layers of one forward pass share."""
 
-    turns: tuple[jax.Array, jax.Array]  # cosine and sine of rotary angles, [B, T, 1, H / 2]
+    cos_sin: tuple[jax.Array, jax.Array]  # cosine and sine of rotary angles, [B, T, 1, H / 2]
     valid: jax.Array  # bool [B, S]
     start: jax.Array  # int32 scalar or [B], slot of the first query token
     cache: KVCache | None
@@ -335,8 +335,8 @@ def forward(
     origin = jnp.argmax(valid, axis=1).astype(jnp.int32) - before
     slot = start[..., None] + jnp.arange(T)  # [T], or [B, T] where each row has a cursor
     position = slot - origin[:, None]  # [B, T], negative on padding
-    turned = turns(position, config, once=compiled_for_cpu(model.attention))
-    context = Context(turned, valid, start, cache, model.attention)
+    rotary = cos_sin(position, config, once=compiled_for_cpu(model.attention))
+    context = Context(rotary, valid, start, cache, model.attention)
 
     steerings = as_tuple(steering)
     for one in steerings:

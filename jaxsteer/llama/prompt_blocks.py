@@ -120,7 +120,7 @@ def share_prompts(model: Model, batch: TokenBatch, *, block_tokens: int = BLOCK_
     return Prefix(cache.k, cache.v, length)
 
 
-def rows_behind(model: Model, prefix: Prefix, *, rows: int, capacity: int) -> KVCache:
+def rows_after(model: Model, prefix: Prefix, *, rows: int, capacity: int) -> KVCache:
     """An empty cache for `rows` rows that continue shared prompts, with `capacity` slots each."""
     own = in_order(make_cache(model, rows=rows, capacity=capacity), model)
     return replace(own, prefix=prefix)

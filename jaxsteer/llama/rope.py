@@ -61,7 +61,7 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     return (1 - keep) * stretched + keep * frequency
 
 
-def turns(position: jax.Array, config: LlamaConfig, *, once: bool) -> tuple[jax.Array, jax.Array]:
+def cos_sin(position: jax.Array, config: LlamaConfig, *, once: bool) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the rotary angles at `position` `[B, T]`, float32 `[B, T, 1, H / 2]`.
 
     Times yarn's attention factor, where there is one. With `once` they are made in a branch that is
@@ -71,7 +71,7 @@ def turns(position: jax.Array, config: LlamaConfig, *, once: bool) -> tuple[jax.
     scaling = config.rope_scaling
     scale = 1.0 if scaling is None else scaling.attention_factor
 
-    def turn(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_angle(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
         cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
         return (cos, sin) if scale == 1.0 else (cos * scale, sin * scale)
 
@@ -80,11 +80,11 @@ def turns(position: jax.Array, config: LlamaConfig, *, once: bool) -> tuple[jax.
         return none, none
 
     angle = angles(position, config)
-    return jax.lax.cond(jnp.any(position >= 0), turn, never, angle) if once else turn(angle)
+    return jax.lax.cond(jnp.any(position >= 0), of_angle, never, angle) if once else of_angle(angle)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding of `x` `[B, T, N, H]` with what `turns` gives, halves paired as in HF."""
+    """Rotary embedding of `x` `[B, T, N, H]` with what `cos_sin` gives, halves paired as in HF."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

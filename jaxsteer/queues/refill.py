@@ -43,7 +43,7 @@ from jaxsteer.decoding import (
     map_rows,
     prefill,
     prepare,
-    tell_not_finite,
+    warn_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
@@ -181,7 +181,7 @@ def _run_queue(
         occupancy=occupancy,
         **options,
     )
-    tell_not_finite(occupancy.not_finite, prompts)
+    warn_not_finite(occupancy.not_finite, prompts)
 
 
 def _rows(batch: TokenBatch, rows: np.ndarray) -> TokenBatch:

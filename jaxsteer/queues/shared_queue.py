@@ -24,8 +24,8 @@ from jaxsteer.decoding import (
     begin_shared,
     map_rows,
     new_state,
-    tell_not_finite,
     thinking_in,
+    warn_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, spread_rows
 from jaxsteer.queues.slots import FinishedRow, Occupancy, put_into, run_pool, with_cursors
@@ -109,7 +109,7 @@ def run_shared_queue(
             occupancy=occupancy,
             **options,
         )
-    tell_not_finite(occupancy.not_finite, rows.size)
+    warn_not_finite(occupancy.not_finite, rows.size)
 
 
 def _run_groups(

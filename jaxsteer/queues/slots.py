@@ -13,7 +13,7 @@ from jaxsteer.decoding import (
     Request,
     Sampler,
     Step,
-    check_read,
+    check_activations_kept,
     decode_step,
     generated_row,
     map_rows,
@@ -135,7 +135,7 @@ def read_rows(
     rows = []
     for slot in np.flatnonzero(ended):
         row = jax.tree.map(lambda x, slot=slot: x[slot], made)
-        check_read(row)
+        check_activations_kept(row)
         rows.append(FinishedRow(int(holds[slot]), *generated_row(row, request.capture)))
     return rows
 

@@ -51,7 +51,7 @@ def check_steering_unless_traced(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steering)):
         return
     check_steering(steering, config, rows=rows)
-    if prompt_length is not None and steering.scope.only_behind(prompt_length):
+    if prompt_length is not None and steering.scope.begins_after(prompt_length):
         raise ValueError(
             f"prompt_length: got None, so that all {prompt_length} tokens are prompt, and the "
             "scope of steering begins behind the prompt; expected int32 [B] (zeros, to steer all "

@@ -72,7 +72,7 @@ class Scope:
             position, prompt_length, always
         )
 
-    def only_behind(self, prompt_length: int) -> bool:
+    def begins_after(self, prompt_length: int) -> bool:
         """Whether it covers no position of a prompt of that length, but would without a prompt."""
         with jax.ensure_compile_time_eval():  # `forward` asks while it is traced
             lengths = jnp.full(len(self.bounds), prompt_length)

@@ -1,6 +1,6 @@
 """Steering as data: vectors, layers, coefficients and positions, with one entry per row.
 
-Every operation is the same affine map of the residual stream x at one site of some layers, made
+One formula covers every operation on the residual stream x at one site of some layers, made
 in float32 and rounded once:
 
     x' = x + s · (vector - erase · x - (x Uᵀ) U + along · x / |x| + noise · z)

@@ -23,8 +23,8 @@ from jaxsteer.decoding import (
     Step,
     as_request,
     capture_bytes,
+    check_activations_kept,
     check_capture_fits,
-    check_read,
     check_think_tokens,
     choose_sampler,
     decode_step,
@@ -32,7 +32,7 @@ from jaxsteer.decoding import (
     map_rows,
     outcome,
     reaches_prefix,
-    tell_not_finite,
+    warn_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
@@ -205,7 +205,7 @@ def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, 
         tried.add((len(c), len(p)))
     with hosts.losing_hosts():
         made = hosts.gather(_run_cells(plan.model, batch, request, **plan.options))
-    check_read(made)
+    check_activations_kept(made)
     return made
 
 
@@ -234,7 +234,7 @@ def _chunks(plan: _Plan, done: Callable[[Cell, int], bool]) -> Iterator[list[Cel
                     values = generated_row(row, plan.request.capture)
                     chunk.append(CellResult(plan.cells[c], p, *values))
         todo.difference_update((c, p) for c in c_index for p in p_index)
-        tell_not_finite(sum(not result.finite for result in chunk), len(chunk))
+        warn_not_finite(sum(not result.finite for result in chunk), len(chunk))
         yield chunk
 
 

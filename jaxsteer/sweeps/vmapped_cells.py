@@ -19,10 +19,10 @@ from jaxsteer.decoding import (
     Step,
     begin_shared,
     decode_step,
-    growing_rooms,
-    loop_in_rooms,
+    loop_with_growing_cache,
     map_rows,
     prefill,
+    slots_by_loop,
 )
 from jaxsteer.llama import Model, TokenBatch, in_order
 
@@ -34,7 +34,7 @@ def prefill_cells(
     *,
     steer_prompt: bool,
     sampler: Sampler,
-    room: int | None = None,
+    new_slots: int | None = None,
 ) -> DecodeState:
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
@@ -54,7 +54,7 @@ def prefill_cells(
         return jnp.broadcast_to(x, (C, *x.shape)) if x.ndim else x
 
     if C > 1 and not steer_prompt:
-        state = begin_shared(model, batch, request, room=room)
+        state = begin_shared(model, batch, request, new_slots=new_slots)
         prefix = state.cache.prefix
         state = jax.tree.map(copies, replace(state, cache=replace(state.cache, prefix=None)))
         cache = replace(in_order(state.cache, model), prefix=prefix)
@@ -62,7 +62,7 @@ def prefill_cells(
     rows = map_rows(lambda x: flat(x[None]), replace(request, steering=()))
     rows = replace(rows, steering=jax.tree.map(flat, request.steering))
     batch = jax.tree.map(lambda x: flat(x[None]), batch)
-    capacity = None if room is None else batch.tokens.shape[1] + room
+    capacity = None if new_slots is None else batch.tokens.shape[1] + new_slots
     state = prefill(model, batch, rows, sampler=sampler, capacity=capacity)
     return jax.tree.map(cells, state)
 
@@ -78,11 +78,11 @@ def run_cells(
     loop: Loop = jax.lax.while_loop,
 ) -> DecodeState:
     """`decoding.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
-    rooms = growing_rooms(model, request.max_new_tokens, step)
+    slots = slots_by_loop(model, request.max_new_tokens, step)
     options: dict[str, Any] = {"steer_prompt": steer_prompt, "sampler": sampler}
-    state = prefill_cells(model, batch, request, room=rooms[0], **options)
+    state = prefill_cells(model, batch, request, new_slots=slots[0], **options)
     over_cells = functools.partial(_over_cells, step, model, request=request, sampler=sampler)
-    return loop_in_rooms(loop, over_cells, state, rooms)
+    return loop_with_growing_cache(loop, over_cells, state, slots)
 
 
 def _over_cells(

@@ -17,7 +17,7 @@ import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 from quick_compile import xla_flags
 
-from jaxsteer.decoding.generation import append, decode_step, generate, growing_rooms, run
+from jaxsteer.decoding.generation import append, decode_step, generate, run, slots_by_loop
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.stops import stop_strings
@@ -462,8 +462,8 @@ def test_a_cache_that_grows_on_a_cpu_changes_nothing(shallow, batch, monkeypatch
         return jax.jit(partial(run, sampler=greedy, loop=loop))(shallow, batch, request).tokens
 
     expected = tokens()
-    monkeypatch.setattr("jaxsteer.decoding.generation._ROOM", 4)
+    monkeypatch.setattr("jaxsteer.decoding.generation._GROWTH", 4)
     np.testing.assert_array_equal(tokens(), expected)
     before = 9 if samples == 1 else 1  # what of the prompts is in a row's own cache
     assert capacities == [before + 16, before + 4, before + 8, before + 12, before + 16]
-    assert growing_rooms(shallow, 16, lambda *args: None) == [16]  # a step that may write more
+    assert slots_by_loop(shallow, 16, lambda *args: None) == [16]  # a step that may write more
