@@ -98,6 +98,8 @@ def test_generated_texts_are_those_of_the_library(jaxsteer, directions: Path) ->
         "0.5",
         "--unit",
         "residual",
+        "--mesh",
+        "1x1",
         *SIX,
         "--json",
     )
@@ -251,6 +253,7 @@ def test_doctor_says_what_there_is(jaxsteer) -> None:
         ),
         (["plan", "llama31_8b", "v99-8"], "v99-8"),
         (["plan", "llama31_8b", "v5e-8", "--mesh", "x"], "got x, expected DATAxTENSOR"),
+        (["generate", MODEL, PROMPT, "--mesh", "2x4"], "needs 8 devices, found 1"),
         (["verify", "a", "b", "--tokens", "0"], "0 is not in the range x>=1"),
     ],
 )

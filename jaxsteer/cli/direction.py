@@ -48,6 +48,7 @@ def direction_command(
     chat: bool,
     dtype: str | None,
     revision: str | None,
+    mesh: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> int:
@@ -58,7 +59,7 @@ def direction_command(
     """
     sides = [conversations(read_lines(path), chat) for path in (texts, other_texts)]
     check_new(out, overwrite)
-    lm = load_model(model, dtype, revision)
+    lm = load_model(model, dtype, revision, mesh)
     count = lm.model.config.n_layers
     if wrong := [layer for layer in layers if not 0 <= layer < count]:
         raise ValueError(f"--layer: got {wrong}, expected 0 to {count - 1}")

@@ -47,6 +47,7 @@ def generate_command(
     coeffs: tuple[float, ...],
     dtype: str | None,
     revision: str | None,
+    mesh: str | None,
     out: str | None,
     overwrite: bool,
     as_json: bool,
@@ -60,7 +61,7 @@ def generate_command(
     asked = read_prompts(prompts, file, chat)
     steering = one_steering(directions, name, layers, coeffs)
     check_new(out, overwrite)
-    lm = load_model(model, dtype, revision)
+    lm = load_model(model, dtype, revision, mesh)
     texts = lm.generate(asked, steering=steering, **sampling)
     if out is not None:
         texts.save(out)

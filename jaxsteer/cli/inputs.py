@@ -8,15 +8,20 @@ from typing import Any
 from jaxsteer.analysis import repetition
 from jaxsteer.directions import Direction, load_directions
 from jaxsteer.files import MOST_DATA, as_path, read_whole
+from jaxsteer.llama import make_mesh
 from jaxsteer.texts import LanguageModel, Metric, contains, load, perplexity, words
 
 TEXTS, PAGE = "texts.jsonl", "report.html"  # files in a sweep's folder
 _METRICS = {"perplexity": perplexity, "repetition": repetition, "words": words}
 
 
-def load_model(model: str, dtype: str | None, revision: str | None) -> LanguageModel:
-    """Load a model, and print its notes to stderr."""
-    lm = load(model, dtype=dtype, revision=revision)
+def load_model(
+    model: str, dtype: str | None, revision: str | None, mesh: str | None
+) -> LanguageModel:
+    """Load a model, onto DATAxTENSOR chips if `mesh` says so, and print its notes to stderr."""
+    data, tensor = map(int, (mesh or "1x1").split("x"))
+    chips = None if mesh is None else make_mesh(data=data, tensor=tensor)
+    lm = load(model, dtype=dtype, revision=revision, mesh=chips)
     for note in lm.notes:
         print(f"note: {note}", file=sys.stderr)
     return lm

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -12,20 +11,13 @@ import click
 import jax
 
 from jaxsteer.cli.models import passed_on
-from jaxsteer.cli.options import examples, json_option
+from jaxsteer.cli.options import examples, json_option, mesh_option
 from jaxsteer.cli.terminal import as_gigabytes, print_fields, print_json
 from jaxsteer.planning import SWEEPS, mesh_plan
 from jaxsteer.runtime import VERSION, guarded
 
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy")
 _OPTIONAL = ("torch", "libtpu", "pandas", "vl-convert-python")
-
-
-def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuse what is no mesh, in one line: argparse, to which it is passed on, takes six."""
-    if value is not None and not re.fullmatch(r"\d+x\d+", value):
-        raise click.BadParameter(f"got {value}, expected DATAxTENSOR, as in 2x4")
-    return value
 
 
 @click.command(
@@ -44,7 +36,7 @@ def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option("--capture", type=int, metavar="LAYERS", help="Of each new token.")
 @click.option("--directions", type=int, help="Products with them, not raw activations.")
 @click.option("--sweep", type=click.Choice(list(SWEEPS)), help="Rows and lengths of a sweep.")
-@click.option("--mesh", metavar="DATAxTENSOR", callback=as_mesh, help="Instead of the best.")
+@mesh_option("Instead of the best.")
 @click.option(
     "--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True
 )

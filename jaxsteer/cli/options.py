@@ -1,5 +1,6 @@
 """Options that several subcommands have, each with one name and one meaning."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,18 @@ def together(options: Sequence[Decorator]) -> Decorator:
     return decorate
 
 
+def as_mesh(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is no mesh, in one line."""
+    if value is not None and not re.fullmatch(r"\d+x\d+", value):
+        raise click.BadParameter(f"got {value}, expected DATAxTENSOR, as in 2x4")
+    return value
+
+
+def mesh_option(text: str) -> Decorator:
+    """`--mesh`, with its help."""
+    return click.option("--mesh", metavar="DATAxTENSOR", callback=as_mesh, help=text)
+
+
 loading_options = together(
     [
         click.option(
@@ -36,6 +49,7 @@ loading_options = together(
             help="Of the weights.  [default: as stored]",
         ),
         click.option("--revision", help="Branch, tag or commit on the hub."),
+        mesh_option("Chips to split rows and weights over.  [default: the first chip]"),
     ]
 )
 

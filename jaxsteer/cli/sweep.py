@@ -41,6 +41,7 @@ _KEYS = {
     "model.path": "model",
     "model.dtype": "dtype",
     "model.revision": "revision",
+    "model.mesh": "mesh",
     "prompts.texts": "texts",
     "prompts.file": "file",
     "prompts.chat": "chat",
@@ -100,6 +101,7 @@ def sweep_command(
     metrics: tuple[str, ...],
     dtype: str | None,
     revision: str | None,
+    mesh: str | None,
     out: str | None,
     overwrite: bool,
     dry_run: bool,
@@ -128,7 +130,7 @@ def sweep_command(
     if target is not None and overwrite:
         for old in target.glob(f"{TEXTS}*"):
             old.unlink()
-    lm = load_model(model, dtype, revision)
+    lm = load_model(model, dtype, revision, mesh)
     table = lm.sweep(
         asked,
         {d.name: d for d in matching},
