@@ -10,7 +10,7 @@ import pytest
 from jax._src import compiler
 from oracle import SHALLOW, SMALL, random_model, random_rows
 from pipeline_helpers import Finished, finished_run
-from quick_compile import PLAIN
+from quick_compile import plain_options
 
 from jaxsteer.llama.model import Model
 from jaxsteer.llama.tokens import TokenBatch, left_pad
@@ -44,15 +44,15 @@ def pytest_configure() -> None:
 
 
 def compile_plainly() -> None:
-    """Give XLA the options `PLAIN` for programs that are not optimised.
+    """Give XLA the options of `quick_compile` for programs that are not optimised.
 
     Not in `XLA_FLAGS`, which would hold for files marked `optimised`, too.
     """
-    get_options = compiler.get_compile_options
+    plain, get_options = plain_options(), compiler.get_compile_options
 
     def options(*args: Any, **named: Any) -> Any:
         if jax.config.values[QUICK]:
-            named["env_options_overrides"] = PLAIN | (named.get("env_options_overrides") or {})
+            named["env_options_overrides"] = plain | (named.get("env_options_overrides") or {})
         return get_options(*args, **named)
 
     compiler.get_compile_options = options
