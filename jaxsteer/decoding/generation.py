@@ -263,7 +263,7 @@ append = choose_and_append  # the older name
 def unfinished(state: DecodeState) -> jax.Array:
     """Whether another step is needed: some row is not settled, and steps are left.
 
-    There are G, the first of them the prefill, and one more to read the last token's activations.
+    G tokens are chosen at most; with a capture one more step reads the last token's activations.
     """
     most = state.tokens.shape[-1] + (state.buffers is not None)
     return ~jnp.all(state.settled) & (state.step < most)

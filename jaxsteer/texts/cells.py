@@ -51,7 +51,7 @@ def sweep_cells(
     if any(coeff == 0 for coeff in coeffs):
         cells.append(Cell({"source": "none", "layer": None, "coeff": 0.0}, ()))
     for name, vector in named.items():
-        for layer in _layers(vector, layers, name):
+        for layer in _layers(vector, layers, name, model.config.n_layers):
             values = _at(vector, layer)
             if norms is not None:
                 values = rescale(values, float(norms[layer]))
@@ -126,7 +126,7 @@ def projecting(
     The length is the root mean square over a batch.
     """
     name, vector = next(iter(by_name(vectors).items()))
-    layer = _layers(vector, layers, name)[0]
+    layer = _layers(vector, layers, name, model.config.n_layers)[0]
     values = _at(vector, layer)
     values = values / np.linalg.norm(values) / residual_norms(model, batch)[layer]
     site = getattr(vector, "site", "resid_post")
@@ -141,12 +141,14 @@ def by_name(vectors: Any) -> dict[str, Any]:
     return {name: vectors}
 
 
-def _layers(vector: Any, layers: Sequence[int] | None, name: str) -> Sequence[int]:
-    if layers is not None:
-        return layers
-    if isinstance(vector, Direction):
-        return [vector.layer]
-    raise ValueError(f"layers: got None, expected layers to add {name!r} at")
+def _layers(vector: Any, layers: Sequence[int] | None, name: str, count: int) -> Sequence[int]:
+    if layers is None and isinstance(vector, Direction):
+        layers = [vector.layer]
+    if layers is None:
+        raise ValueError(f"layers: got None, expected layers to add {name!r} at")
+    if wrong := [layer for layer in layers if layer not in range(count)]:
+        raise ValueError(f"layers: got {wrong[0]!r}, expected 0 to {count - 1}")
+    return layers
 
 
 def _at(vector: Any, layer: int) -> np.ndarray:

@@ -140,7 +140,8 @@ def without_first(batch: TokenBatch) -> jax.Array:
 def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
     """Root mean square length of the stream behind each layer `[L]`, first tokens left out."""
     means = _read(model, batch, "square")[:, :, 0].astype(np.float64)  # [L, n]
-    return np.sqrt(np.average(means, axis=1, weights=without_first(batch).sum(axis=1)))
+    counts = np.maximum(np.asarray(batch.mask).sum(axis=1) - 1, 1)  # as `without_first` has them
+    return np.sqrt(np.average(means, axis=1, weights=counts))
 
 
 def _read(model: Model, batch: TokenBatch, what: Position | Literal["square"]) -> np.ndarray:

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import jax
+import numpy as np
+
 from jaxsteer.llama import TokenBatch, left_pad
 from jaxsteer.tokenizers import EncodedPrompt, encode
 
@@ -22,8 +25,8 @@ class Prompts:
 
     @property
     def once(self) -> TokenBatch:
-        """Each prompt once, `[P, T]`."""
-        return TokenBatch(self.batch.tokens[:: self.samples], self.batch.mask[:: self.samples])
+        """Each prompt once, `[P, T]`, on the host: slices there compile nothing."""
+        return jax.tree.map(lambda x: np.asarray(x)[:: self.samples], self.batch)
 
     @property
     def rules(self) -> list[str]:

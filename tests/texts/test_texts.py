@@ -118,6 +118,13 @@ def test_coefficient_0_is_one_cell_and_baselines_are_as_long(lm, vector) -> None
     np.testing.assert_allclose(lengths, np.linalg.norm(vector), rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [[2], [0, -1], [0.5]])
+@pytest.mark.parametrize("options", [{}, {"unit": "residual"}, {"tokens": True}])
+def test_layers_that_the_model_does_not_have_are_named(lm, vector, layers, options) -> None:
+    with pytest.raises(ValueError, match=rf"layers: got {layers[-1]}, expected 0 to 1"):
+        lm.sweep(PROMPTS, vector, layers=layers, coeffs=[1], metrics=[js.repetition], **options)
+
+
 def test_a_direction_is_added_at_its_own_site(lm, vector) -> None:
     batch = encode_prompts(lm.tokenizer, PROMPTS).batch
     v = js.Direction(vector, 1, "attn_out", "v", {})
