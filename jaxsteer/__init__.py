@@ -119,7 +119,7 @@ from jaxsteer.steering import (
     stack,
     when,
 )
-from jaxsteer.sweeps import Cell, grid, sweep, sweep_to_file
+from jaxsteer.sweeps import Cell, compile_sweep, grid, sweep, sweep_to_file
 from jaxsteer.texts import (
     LanguageModel,
     LayerDirections,
@@ -162,6 +162,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     # runtime
     "compile_cache",
     "compile_generate",
+    "compile_sweep",
     "hosts",
     "preemption",
     # config

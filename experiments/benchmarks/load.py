@@ -24,7 +24,7 @@ from jaxsteer.runtime import guarded, run, seconds_by_part
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("folder", "checkpoint")
-_PRESETS = ("llama31_8b", "llama32_1b", "tiny")  # of `full_size`
+PRESETS = ("llama31_8b", "llama32_1b", "tiny")  # of `full_size`
 _RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _SAMPLES = 64  # places of a folder at which the cache is asked
 
@@ -120,7 +120,7 @@ def compare(rows: list[dict[str, Any]], read_speed: float) -> dict[str, Any]:
     }
 
 
-def _prepare(work: Path, preset: str, source: Path | None) -> dict[str, Path]:
+def prepare(work: Path, preset: str, source: Path | None) -> dict[str, Path]:
     """The folder and the checkpoint, written where they are not there yet."""
     folder = work / "source" if source is None else source
     if source is None and not (folder / "config.json").is_file():
@@ -131,15 +131,16 @@ def _prepare(work: Path, preset: str, source: Path | None) -> dict[str, Path]:
         write_fake_llama(folder, PRESETS[preset], shards=4, perturbed=0.0, chat=True)
         print(json.dumps({"written_s": round(time.perf_counter() - started, 1)}), flush=True)
     if not (work / "checkpoint").is_dir():
-        _command("weights.convert", str(folder), str(work / "checkpoint"))
+        command("weights.convert", str(folder), str(work / "checkpoint"))
     return {"folder": folder, "checkpoint": work / "checkpoint"}
 
 
-def _command(module: str, *argv: str) -> str:
+def command(module: str, *argv: str, **environment: str) -> str:
     """What a command prints; its errors go to the terminal."""
     done = subprocess.run(
         [sys.executable, "-m", module, *argv],
         cwd=ROOT,
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -150,7 +151,7 @@ def _command(module: str, *argv: str) -> str:
 
 
 def _in_process(*argv: str) -> dict[str, Any]:
-    return json.loads(_command("experiments.benchmarks.load", *argv).splitlines()[-1])
+    return json.loads(command("experiments.benchmarks.load", *argv).splitlines()[-1])
 
 
 @guarded("load")
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.load")
     parser.add_argument("--work", type=as_path, help="folder to write to, 32 GB at full size")
-    parser.add_argument("--preset", choices=_PRESETS, default=_PRESETS[0])
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0])
     parser.add_argument("--source", type=as_path, help="a Hugging Face folder in place of random")
     parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -169,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--work: expected a folder")
     args.work.mkdir(parents=True, exist_ok=True)
     work = args.work.absolute()
-    paths = _prepare(work, args.preset, args.source and args.source.absolute())
+    paths = prepare(work, args.preset, args.source and args.source.absolute())
     _, read_speed = sequential_speed(work, min(used(paths["folder"]), 4_000_000_000))
     print(json.dumps(compare(measure(paths), read_speed)), flush=True)
     return 0

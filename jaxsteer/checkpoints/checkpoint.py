@@ -201,6 +201,14 @@ def load(
     if not (mesh is None or isinstance(mesh, jax.sharding.Mesh)):
         got = type(mesh).__name__
         raise ValueError(f"mesh: got {got}, expected a jax.sharding.Mesh (jaxsteer.make_mesh)")
+    model = load_weights(path, dtype=dtype, sharding=sharding, mesh=mesh)
+    return model, load_tokenizer(absolute(path))
+
+
+def load_weights(
+    path: PathLike, *, dtype: Any, sharding: Any, mesh: jax.sharding.Mesh | None
+) -> Model:
+    """The model alone, as `load` reads it."""
     folder = absolute(path)  # Orbax takes no other
     manifest = read_manifest(folder)
     if mesh is not None:
@@ -212,7 +220,7 @@ def load(
         return _restore(folder, abstract_params(manifest.config, wanted), sharding)
 
     model = from_params(check_while(folder, manifest.files, restore), manifest.config)
-    return model if mesh is None else shard_model(model, mesh), load_tokenizer(folder)
+    return model if mesh is None else shard_model(model, mesh)
 
 
 def dtype_name(dtype: Any) -> str:

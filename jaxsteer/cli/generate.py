@@ -18,6 +18,7 @@ from jaxsteer.cli.options import (
 from jaxsteer.cli.terminal import print_json, print_side_by_side
 from jaxsteer.runtime import guarded
 from jaxsteer.steering import Steering, add
+from jaxsteer.texts import LanguageModel, Texts
 
 
 @click.command(
@@ -61,8 +62,11 @@ def generate_command(
     asked = read_prompts(prompts, file, chat)
     steering = one_steering(directions, name, layers, coeffs)
     check_new(out, overwrite)
-    lm = load_model(model, dtype, revision, mesh)
-    texts = lm.generate(asked, steering=steering, **sampling)
+
+    def work(lm: LanguageModel) -> Texts:
+        return lm.generate(asked, steering=steering, **sampling)
+
+    texts = work(load_model(model, dtype, revision, mesh, warm=work))
     if out is not None:
         texts.save(out)
     if as_json:

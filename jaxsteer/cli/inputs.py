@@ -1,7 +1,7 @@
 """What options of several commands refer to: prompts, directions, metrics, a model, files."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ _METRICS = {"perplexity": perplexity, "repetition": repetition, "words": words}
 
 
 def load_model(
-    model: str, dtype: str | None, revision: str | None, mesh: str | None
+    model: str,
+    dtype: str | None,
+    revision: str | None,
+    mesh: str | None,
+    warm: Callable[[LanguageModel], Any] | None = None,
 ) -> LanguageModel:
     """Load a model, onto DATAxTENSOR chips if `mesh` says so, and print its notes to stderr."""
     data, tensor = map(int, (mesh or "1x1").split("x"))
     chips = None if mesh is None else make_mesh(data=data, tensor=tensor)
-    lm = load(model, dtype=dtype, revision=revision, mesh=chips)
+    lm = load(model, dtype=dtype, revision=revision, mesh=chips, warm=warm)
     for note in lm.notes:
         print(f"note: {note}", file=sys.stderr)
     return lm

@@ -33,7 +33,7 @@ from jaxsteer.files import write_atomic
 from jaxsteer.llama import bucket
 from jaxsteer.planning import Work, plan, read_config, this_machine
 from jaxsteer.runtime import guarded
-from jaxsteer.texts import Table
+from jaxsteer.texts import LanguageModel, Table
 
 _TOKENS_OF_A_LETTER = 1 / 3  # of a prompt that no tokenizer has read
 # Keys of a sweep's TOML, and the parameters of its command.
@@ -130,16 +130,19 @@ def sweep_command(
     if target is not None and overwrite:
         for old in target.glob(f"{TEXTS}*"):
             old.unlink()
-    lm = load_model(model, dtype, revision, mesh)
-    table = lm.sweep(
-        asked,
-        {d.name: d for d in matching},
-        layers=layers if len(matching) == 1 and layers else None,
-        coeffs=coeffs,
-        metrics=measures,
-        out=None if target is None else target / TEXTS,
-        **options,
-    )
+
+    def work(lm: LanguageModel) -> Table:
+        return lm.sweep(
+            asked,
+            {d.name: d for d in matching},
+            layers=layers if len(matching) == 1 and layers else None,
+            coeffs=coeffs,
+            metrics=measures,
+            out=None if target is None else target / TEXTS,
+            **options,
+        )
+
+    table = work(load_model(model, dtype, revision, mesh, warm=work))
     files = [] if target is None else write_sweep(table, target)
     if as_json:
         print_json(table.to_dicts())

@@ -15,6 +15,7 @@ Rows that share their prompts hold only their own tokens; each prompt is held on
 On a mesh, all numbers are for one device: its rows, and its part of heads, MLP and vocabulary.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from jaxsteer.llama import (
     BLOCK_TOKENS,
     Model,
     cached_by_head,
+    is_abstract,
     mesh_sizes,
     suits_kernel,
     tpu_attention,
@@ -232,14 +234,18 @@ def has_room(program: jax.stages.Compiled, model: Model) -> bool:
 
 
 def _free_bytes(model: Model) -> int | None:
-    """Free bytes of the fullest device of this host that holds weights; None if unknown."""
+    """Free bytes of the fullest device of this host that holds weights; None if unknown.
+
+    Of a model of shapes: what will be free where nothing but its weights is held.
+    """
     leaf = jax.tree.leaves(model.params)[0]
     this_process = jax.process_index()
-    all_stats = [
-        device.memory_stats() for device in leaf.devices() if device.process_index == this_process
-    ]
+    devices = leaf.sharding.device_set
+    all_stats = [d.memory_stats() for d in devices if d.process_index == this_process]
     known = [stats for stats in all_stats if stats and "bytes_limit" in stats]
-    return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
+    held = _bytes_on_a_device(model) if is_abstract(model) else None
+    used = ((s["bytes_limit"], s["bytes_in_use"] if held is None else held) for s in known)
+    return min((limit - in_use for limit, in_use in used), default=None)
 
 
 def room_for_another(models: Sequence[Model]) -> bool:
@@ -258,7 +264,10 @@ def room_for_another(models: Sequence[Model]) -> bool:
 
 
 def _bytes_on_a_device(model: Model) -> int:
-    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model.params))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(model.params)
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

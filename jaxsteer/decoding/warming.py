@@ -1,7 +1,7 @@
 """Compiling ahead: the program of `generate` from shapes, before there are weights.
 
-    lm = jaxsteer.load(path, warm=functools.partial(
-        jaxsteer.compile_generate, rows=32, prompt_length=64, max_new_tokens=100))
+    lm = jaxsteer.load(path, warm=lambda lm: jaxsteer.compile_generate(
+        lm.model, rows=32, prompt_length=64, max_new_tokens=100))
 
 It is the program that a call of `generate` with these sizes runs: values are data, sizes are not.
 """

@@ -28,7 +28,7 @@ from jax.experimental.layout import Format, Layout
 
 from jaxsteer.llama.model import Model, Params, is_packed
 from jaxsteer.llama.parameters import PACKED
-from jaxsteer.llama.sharding import mesh_of, shard_model
+from jaxsteer.llama.sharding import is_abstract, mesh_of, shard_model, sharding_of
 
 _QKV = {row.path.split(".")[-1]: parts for row, parts in PACKED.items() if "G" in row.axes}
 _HEADS = ("q_proj", "k_proj", "v_proj")  # [D, N or K, H]
@@ -39,22 +39,39 @@ def arrange(model: Model, *, donate: bool = False) -> Model:
     """The same model, laid out as this backend decodes fastest; on CPUs as it is.
 
     Both forms are in memory at the end. With `donate` the weights that are laid out anew are freed
-    layer by layer, and `model` can no longer be used.
+    layer by layer, and `model` can no longer be used. Works on a model of shapes, too, for
+    compiling ahead of time.
     """
     backend = jax.default_backend()
     if backend == "tpu":
         return heads_first(model, donate=donate)
     if backend != "gpu":
         return model
+    if is_abstract(model):
+        return _packed_shapes(model)
     mesh = mesh_of(model)
     model = pack(model, donate=donate)
     return model if mesh is None else shard_model(model, mesh)
 
 
+def _packed_shapes(model: Model) -> Model:
+    packed = jax.eval_shape(pack, model).params
+    mesh, leaves = mesh_of(model), jax.tree.leaves(model.params)
+    where = (
+        jax.tree.map(lambda _: leaves[0].sharding, packed)
+        if mesh is None
+        else sharding_of(packed, mesh)
+    )
+    placed = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), packed, where
+    )
+    return replace(model, params=placed)
+
+
 def heads_first(model: Model, *, donate: bool = False) -> Model:
     """The same model with q, k, v in memory head by head; no shape and no number changes.
 
-    `donate` is that of `arrange`. Works on a model of shapes, too, for compiling ahead of time.
+    `donate` is that of `arrange`.
     """
     layers = {}
     for i, layer in model.params["layers"].items():

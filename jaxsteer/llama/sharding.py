@@ -142,6 +142,11 @@ def abstract_model(
     return from_params(placed, config)
 
 
+def is_abstract(model: Model) -> bool:
+    """Whether it is one of `abstract_model`: shapes, no weights."""
+    return isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct)
+
+
 def shard_model(model: Model, mesh: Mesh) -> Model:
     """The same model, split over a mesh; it may be packed, and its weights may be anywhere.
 

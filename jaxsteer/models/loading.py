@@ -3,10 +3,10 @@
 Each tensor is read, converted and sent to its devices while the next ones are read.
 """
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     strict: bool = False,
-    warm: Callable[[Model], Any] | None = None,
+    warm: Callable[[Loaded], Any] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer.
 
@@ -67,8 +67,9 @@ def load(
             unpacked to float32.
         revision: branch, tag or commit on the hub.
         strict: refuse unusual fields and files instead of noting them.
-        warm: called with the model of shapes while weights are read, to compile what will be run
-            (`jaxsteer.compile_generate`). What it raises is raised when the weights are there.
+        warm: called, while weights are read, with what will be returned, but its model is one of
+            shapes: to compile what will be run (`jaxsteer.compile_generate`, `compile_sweep`). What
+            it raises is raised when the weights are there.
 
     Returns:
         A `Loaded`, which unpacks as the pair `model, tokenizer`.
@@ -89,32 +90,10 @@ def load(
         find_source(source)  # says what is expected
     path = as_path(source)
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
-        with _beside(warm, lambda: _shapes_of_checkpoint(path, dtype, mesh)):
-            return _from_checkpoint(path, dtype=dtype, mesh=mesh, sharding=sharding)
+        return _from_checkpoint(path, dtype, mesh, sharding, warm)
     _check_is_model(path)
     opened, origin = open_source(source, revision=revision, strict=strict)
-    target = _target(opened, dtype)
-    with _beside(warm, lambda: abstract_model(opened.config, dtype=target, mesh=mesh)):
-        return _from_files(opened, origin, dtype, mesh, sharding)
-
-
-@contextlib.contextmanager
-def _beside(warm: Callable[[Model], Any] | None, shapes: Callable[[], Model]) -> Iterator[None]:
-    """Run `warm` on the model of shapes in a thread, and wait for it at the end."""
-    if warm is None:
-        yield
-        return
-    model = shapes()
-    with ThreadPoolExecutor(1) as pool:
-        warmed = pool.submit(warm, model)
-        yield
-        warmed.result()
-
-
-def _shapes_of_checkpoint(path: Path, dtype: Any, mesh: Any) -> Model:
-    about = checkpoint.read_manifest(path)
-    stored = about.dtype if dtype is None else checkpoint.dtype_name(dtype)
-    return abstract_model(about.config, dtype=stored, mesh=mesh)
+    return _from_files(opened, origin, dtype, mesh, sharding, warm)
 
 
 def _check_is_model(path: Path) -> None:
@@ -128,42 +107,90 @@ def _check_is_model(path: Path) -> None:
         raise ValueError(f"{path}: is no model, but its folder checkpoint is one")
 
 
-def _from_checkpoint(path: Path, *, dtype: Any, mesh: Any, sharding: Any) -> Loaded:
-    model, tokenizer = checkpoint.load(path, dtype=dtype, mesh=mesh, sharding=sharding)
-    about = {"path": str(path), **checkpoint.read_manifest(path).provenance}
-    notes = []
-    try:
-        ends = tuple(end_tokens(path, tokenizer))
-    except ValueError as error:
-        ends, notes = (), [str(error)]
-    return Loaded(model, tokenizer, ends, about, tuple(notes))
+@dataclass(frozen=True)
+class _Companions:
+    """What came with the weights."""
+
+    tokenizer: Any
+    end_tokens: tuple[int, ...]
+    provenance: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def _together(
+    read_companions: Callable[[], _Companions],
+    read_weights: Callable[[Future[_Companions]], Model],
+    shapes: Callable[[], Model],
+    warm: Callable[[Loaded], Any] | None,
+) -> Loaded:
+    """Read weights and companions beside each other, and run `warm` on shapes meanwhile."""
+
+    def loaded(model: Model) -> Loaded:
+        came = companions.result()
+        return Loaded(model, came.tokenizer, came.end_tokens, came.provenance, came.notes)
+
+    with ThreadPoolExecutor(2) as pool:
+        # Importing what makes a tokenizer takes seconds, in which weights can be read.
+        companions = pool.submit(read_companions)
+        warmed = None if warm is None else pool.submit(lambda: warm(loaded(shapes())))
+        model = read_weights(companions)
+        if warmed is not None:
+            warmed.result()
+    return loaded(model)
+
+
+def _from_checkpoint(path: Path, dtype: Any, mesh: Any, sharding: Any, warm: Any) -> Loaded:
+    manifest = checkpoint.read_manifest(path)
+    stored = manifest.dtype if dtype is None else checkpoint.dtype_name(dtype)
+
+    def companions() -> _Companions:
+        about = {"path": str(path), **manifest.provenance}
+        tokenizer = checkpoint.load_tokenizer(path)
+        try:
+            return _Companions(tokenizer, tuple(end_tokens(path, tokenizer)), about, ())
+        except ValueError as error:
+            return _Companions(tokenizer, (), about, (str(error),))
+
+    def weights(_: Future[_Companions]) -> Model:
+        return checkpoint.load_weights(path, dtype=dtype, mesh=mesh, sharding=sharding)
+
+    def shapes() -> Model:
+        return abstract_model(manifest.config, dtype=stored, mesh=mesh)
+
+    return _together(companions, weights, shapes, warm)
 
 
 def _from_files(
-    opened: Folder | GgufModel, source: Source, dtype: Any, mesh: Any, sharding: Any
+    opened: Folder | GgufModel, source: Source, dtype: Any, mesh: Any, sharding: Any, warm: Any
 ) -> Loaded:
     config = opened.config
-    target = _target(opened, dtype)
+    target = target_dtype(opened, "keep" if dtype is None else checkpoint.dtype_name(dtype))
     if mesh is not None:
         sharding = params_sharding(config, mesh)
-    with ThreadPoolExecutor(1) as pool:
-        # Importing what makes a tokenizer takes seconds, in which weights can be read.
-        tokenizer = pool.submit(proved_tokenizer, opened)
-        placed = _place(_leaves(opened, target, tokenizer), sharding)
+
+    def companions() -> _Companions:
+        return _companions(opened, source, proved_tokenizer(opened), target)
+
+    def weights(companions: Future[_Companions]) -> Model:
+        placed = _place(_leaves(opened, target, companions), sharding)
         in_order = ((path, placed[path]) for path, _ in flatten(abstract_params(config)))
         model = from_params(nest(in_order), config)
-        if mesh is not None:
-            model = shard_model(model, mesh)
-    ends, told, notes = _about(opened, tokenizer.result(), target)
-    provenance = {"path": str(opened.path), "source": source.name, "revision": source.revision}
-    return Loaded(model, tokenizer.result(), ends, provenance | told, tuple(notes))
+        return model if mesh is None else shard_model(model, mesh)
+
+    def shapes() -> Model:
+        return abstract_model(config, dtype=target, mesh=mesh)
+
+    return _together(companions, weights, shapes, warm)
 
 
-def _about(
-    opened: Folder | GgufModel, tokenizer: Any, dtype: str
-) -> tuple[tuple[int, ...], dict[str, Any], list[str]]:
-    """End tokens, provenance of the files, and notes of what is unusual in them."""
+def _companions(
+    opened: Folder | GgufModel, source: Source, tokenizer: Any, dtype: str
+) -> _Companions:
+    """End tokens and provenance from the files, and notes of what is unusual in them."""
     told: dict[str, Any] = {
+        "path": str(opened.path),
+        "source": source.name,
+        "revision": source.revision,
         "source_dtypes": opened.dtypes,
         "unknown_config_fields": opened.unknown_fields,
     }
@@ -177,24 +204,21 @@ def _about(
         told |= prompt_facts(files, tokenizer, vocab_size=vocab_size)
         notes += filter(None, [difference(told["special_tokens"])])
     try:
-        return tuple(named_ends(files, tokenizer, vocab_size=vocab_size)), told, notes
+        ends = tuple(named_ends(files, tokenizer, vocab_size=vocab_size))
     except ValueError as error:
-        return (), told, [*notes, str(error)]
-
-
-def _target(opened: Folder | GgufModel, dtype: Any) -> str:
-    return target_dtype(opened, "keep" if dtype is None else checkpoint.dtype_name(dtype))
+        ends, notes = (), [*notes, str(error)]
+    return _Companions(tokenizer, ends, told, tuple(notes))
 
 
 def _leaves(
-    opened: Folder | GgufModel, dtype: str, tokenizer: Future[Any]
+    opened: Folder | GgufModel, dtype: str, companions: Future[_Companions]
 ) -> Iterable[tuple[ParamPath, np.ndarray]]:
-    """All tensors in our layout; raises at once for a tokenizer that fails its check."""
+    """All tensors in our layout; raises at once for companions that fail their checks."""
     opened.check_tied()
     infinite = []
     for tensor, x, finite in tensors_as_ours(opened, dtype, contiguous=False):
-        if tokenizer.done():
-            tokenizer.result()
+        if companions.done():
+            companions.result()
         if not finite:
             infinite.append(f"{tensor.name} ({dotted(tensor.path)})")
         yield tensor.path, x

@@ -125,13 +125,36 @@ def sweep(
         MemoryError: from the iterator, if not even a single row fits.
         HostLost: from the iterator, if another process has ended.
     """
-    batch, request = as_request(model, batch, request, asked)
-    if (rows := request.max_tokens.shape[0]) != (prompts := batch.tokens.shape[0]):
-        raise ValueError(f"samples: got {rows // prompts}, expected 1: repeat prompts in the batch")
-    check_sweep(model, cells, request, rows_per_chunk=rows_per_chunk)
-    options = {"sampler": sampler or choose_sampler(request.sampling), "step": step, "loop": loop}
-    plan = _planned(model, batch, cells, request, rows_per_chunk=rows_per_chunk, options=options)
-    return _chunks(plan, done)
+    options = {"sampler": sampler, "step": step, "loop": loop}
+    return _chunks(_planned(model, batch, cells, request, rows_per_chunk, options, asked), done)
+
+
+def compile_sweep(
+    model: Model,
+    batch: TokenBatch | TokenRows,
+    cells: Sequence[Cell],
+    request: Request | None = None,
+    *,
+    rows_per_chunk: int | None = None,
+    sampler: Sampler | None = None,
+    step: Step = decode_step,
+    loop: Loop = jax.lax.while_loop,
+    **asked: Unpack[Asked],
+) -> None:
+    """Compile what `sweep` runs with the same arguments, on a model of shapes; nothing is run.
+
+    The chunks are those of devices that hold nothing but the model. On many hosts, where all have
+    to agree on chunks, nothing is compiled ahead.
+
+    Raises:
+        ValueError: for what `sweep` refuses.
+    """
+    if hosts.several():
+        return
+    options = {"sampler": sampler, "step": step, "loop": loop}
+    plan = _planned(model, batch, cells, request, rows_per_chunk, options, asked)
+    C, B = plan.shape
+    _lowered(plan, *_chunk_inputs(plan, np.zeros(C, int), np.zeros(B, int))).compile()
 
 
 def check_sweep(
@@ -153,20 +176,25 @@ def check_sweep(
 
 def _planned(
     model: Model,
-    batch: TokenBatch,
+    batch: TokenBatch | TokenRows,
     cells: Sequence[Cell],
-    request: Request,
-    *,
+    request: Request | None,
     rows_per_chunk: int | None,
     options: dict[str, Any],
+    asked: Asked,
 ) -> _Plan:
-    """The cells stacked, and how large a chunk may be."""
+    """The arguments checked, the cells stacked, and how large a chunk may be."""
+    given, request = as_request(model, batch, request, asked)
+    if (rows := request.max_tokens.shape[0]) != (prompts := given.tokens.shape[0]):
+        raise ValueError(f"samples: got {rows // prompts}, expected 1: repeat prompts in the batch")
+    check_sweep(model, cells, request, rows_per_chunk=rows_per_chunk)
+    sampler = options["sampler"] or choose_sampler(request.sampling)
     # On the host, where an index compiles nothing.
-    batch, request, steering = hosts.gather((batch, request, stack_cells(cells, model.config)))
+    given, request, steering = hosts.gather((given, request, stack_cells(cells, model.config)))
     reaches = jax.vmap(reaches_prefix, in_axes=(0, None))
-    steer_prompt = any(np.any(reaches(one, batch)) for one in steering)
+    steer_prompt = any(np.any(reaches(one, given)) for one in steering)
     steer_prompt |= request.capture is not None and request.capture.prompt_slots > 0
-    prompts, length = batch.tokens.shape
+    length = given.tokens.shape[1]
     sizes = {
         "prompt_length": length,
         "new_tokens": request.max_new_tokens,
@@ -180,12 +208,12 @@ def _planned(
     C, B = chunk_shape(len(cells), prompts, fits, data)
     shared = B if C > 1 and not steer_prompt else None
     check_capture_fits(model, rows=C * B, prompts=shared, **sizes)
-    options = {"steer_prompt": steer_prompt, **options}
-    return _Plan(model, cells, batch, request, steering, options, shape=(C, B))
+    options = {**options, "steer_prompt": steer_prompt, "sampler": sampler}
+    return _Plan(model, cells, given, request, steering, options, shape=(C, B))
 
 
-def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:
-    """The cells `c` on the prompts `p`; all hosts have memory for chunks of the shapes `tried`."""
+def _chunk_inputs(plan: _Plan, c: np.ndarray, p: np.ndarray) -> tuple[TokenBatch, Request]:
+    """Of the cells `c` on the prompts `p`, where a chunk's program takes them."""
 
     def take(x: np.ndarray) -> np.ndarray:  # a single row serves all
         return x if len(x) == 1 else x[p]
@@ -197,11 +225,18 @@ def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, 
         batch, request = spread_rows((batch, request), plan.model)
     else:
         steering = spread_rows(steering, plan.model)
-    request = replace(request, steering=steering)
+    return batch, replace(request, steering=steering)
+
+
+def _lowered(plan: _Plan, batch: TokenBatch, request: Request) -> jax.stages.Lowered:
+    return _run_cells.lower(plan.model, batch, request, **plan.options)
+
+
+def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:
+    """The cells `c` on the prompts `p`; all hosts have memory for chunks of the shapes `tried`."""
+    batch, request = _chunk_inputs(plan, c, p)
     if hosts.several() and (len(c), len(p)) not in tried:
-        agree_on_room(
-            lambda: _run_cells.lower(plan.model, batch, request, **plan.options), plan.model
-        )
+        agree_on_room(lambda: _lowered(plan, batch, request), plan.model)
         tried.add((len(c), len(p)))
     with hosts.losing_hosts():
         made = hosts.gather(_run_cells(plan.model, batch, request, **plan.options))

@@ -1,7 +1,7 @@
 """A model with its tokenizer: texts in, texts out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from jaxsteer.analysis import score
 from jaxsteer.decoding import sampling, think_tokens
-from jaxsteer.llama import check_batch
+from jaxsteer.llama import check_batch, is_abstract
 from jaxsteer.models import Loaded
 from jaxsteer.models import load as load_model
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Steering, as_tuple
-from jaxsteer.sweeps import Cell, CellResult, sweep
+from jaxsteer.sweeps import Cell, CellResult, compile_sweep, sweep
 from jaxsteer.texts.cells import (
     Baseline,
     added_lengths,
@@ -42,7 +42,8 @@ class LanguageModel(Loaded):
     """What `jaxsteer.load` gives: `model` and `tokenizer`, as which it unpacks, and texts of them.
 
     The pure functions (`jaxsteer.generate`, `sweep`, `forward`) take the model; the methods here
-    encode prompts, choose the model's own end tokens, and decode.
+    encode prompts, choose the model's own end tokens, and decode. On a model of shapes, as `load`
+    gives it to `warm`, `generate` and `sweep` compile what they would run, and make no texts.
     """
 
     def generate(
@@ -162,6 +163,8 @@ class LanguageModel(Loaded):
         if tokens:
             asked["capture"] = projecting(self.model, encoded.once, vectors, layers)
         texts = self._run(encoded, cells, asked, about, out=out)
+        if is_abstract(self.model):
+            return Table(texts, (), tuple(metrics))
         return Table.of(self.score(texts) if perplexity in metrics else texts, metrics)
 
     def score(self, texts: Texts) -> Texts:
@@ -223,6 +226,10 @@ class LanguageModel(Loaded):
             "prompt_tokens": [prompt.ids for prompt in prompts.encoded],
         }
 
+        if is_abstract(self.model):
+            compile_sweep(self.model, prompts.batch, cells, **asked)
+            return Texts((), about)
+
         def text_of(result: CellResult) -> Text:
             return self._text(prompts, result, ends)
 
@@ -262,10 +269,23 @@ class LanguageModel(Loaded):
         )
 
 
-def load(source: Any, **options: Any) -> LanguageModel:
-    """Load a model and its tokenizer: `jaxsteer.models.load`, as a `LanguageModel`."""
-    loaded = load_model(source, **options)
-    return LanguageModel(**{name: getattr(loaded, name) for name in Loaded.__dataclass_fields__})
+def load(
+    source: Any, *, warm: Callable[[LanguageModel], Any] | None = None, **options: Any
+) -> LanguageModel:
+    """Load a model and its tokenizer: `jaxsteer.models.load`, as a `LanguageModel`.
+
+    What is given as `warm` is compiled while weights are read:
+
+        def work(lm): return lm.sweep(prompts, vector, layers=[8], coeffs=[0, 2], …)
+        table = work(jaxsteer.load(path, warm=work))
+    """
+
+    def of(loaded: Loaded) -> LanguageModel:
+        fields = Loaded.__dataclass_fields__
+        return LanguageModel(**{name: getattr(loaded, name) for name in fields})
+
+    ahead = None if warm is None else lambda loaded: warm(of(loaded))
+    return of(load_model(source, warm=ahead, **options))
 
 
 def think_ids(tokenizer: Any) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxsteer.analysis import auroc
 from jaxsteer.directions import Direction, cosines
-from jaxsteer.llama import Model, TokenBatch, forward
+from jaxsteer.llama import Model, TokenBatch, forward, is_abstract
 from jaxsteer.models import Loaded
 from jaxsteer.steering import Capture
 from jaxsteer.texts.prompts import Prompt, encode_prompts
@@ -145,11 +145,18 @@ def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
 
 
 def _read(model: Model, batch: TokenBatch, what: Position | Literal["square"]) -> np.ndarray:
-    """What is read of each row behind every layer, float32 `[L, n, D]`; see `_pass`."""
+    """What is read of each row behind every layer, float32 `[L, n, D]`; see `_pass`.
+
+    With a model of shapes the pass is compiled, and the answer is of ones.
+    """
     n = batch.tokens.shape[0]
     pad = -n % min(_ROWS, n)
     rows = np.arange(n + pad) % n  # blocks of one shape: the last is filled up
     blocks = rows.reshape(-1, min(_ROWS, n))
+    if is_abstract(model):
+        first = jax.tree.map(lambda x: x[blocks[0]], batch)
+        shape = _pass.lower(model, first, what).compile().out_info.shape
+        return np.ones((shape[0], n, shape[2]), np.float32)
     parts = [
         np.asarray(_pass(model, jax.tree.map(lambda x, b=b: x[b], batch), what)) for b in blocks
     ]

@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
@@ -68,6 +69,10 @@ def assert_same(a: jaxsteer.Model, b: jaxsteer.Model) -> None:
         assert np.array_equal(x, y)
 
 
+def compile_ahead(lm: jaxsteer.LanguageModel, **sizes: Any) -> None:
+    jaxsteer.compile_generate(lm.model, **sizes)
+
+
 def test_the_program_that_is_compiled_beside_loading_is_the_one_that_runs(folders, tmp_path):
     """Of a folder and of a checkpoint; what `warm` raises is raised by `load`."""
     jaxsteer.convert(folders["float32"], tmp_path / "ckpt")
@@ -80,18 +85,17 @@ def test_the_program_that_is_compiled_beside_loading_is_the_one_that_runs(folder
     jax.monitoring.register_event_duration_secs_listener(listen)
     for source, rows in ((folders["float32"], 2), (tmp_path / "ckpt", 3)):
         sizes = {"rows": rows, "prompt_length": 5}
-        warm = partial(jaxsteer.compile_generate, **sizes, max_new_tokens=3)
-        lm = jaxsteer.load(source, warm=warm)
+        lm = jaxsteer.load(source, warm=partial(compile_ahead, **sizes, max_new_tokens=3))
         assert sum("_run_to_end" in name for name in compiled) == 1
         out = jaxsteer.generate(lm.model, [[1, 2, 3, 4, 5]] * rows, max_new_tokens=3)
         assert out.length.tolist() == [3] * rows
         assert sum("_run_to_end" in name for name in compiled) == 1
         compiled.clear()
     with pytest.raises(ValueError, match="max_new_tokens: got 0"):
-        jaxsteer.load(source, warm=partial(jaxsteer.compile_generate, **sizes, max_new_tokens=0))
+        jaxsteer.load(source, warm=partial(compile_ahead, **sizes, max_new_tokens=0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with pytest.raises(ValueError, match="got both sharding and warm"):
-        jaxsteer.load(source, sharding=here, warm=warm)
+        jaxsteer.load(source, sharding=here, warm=compile_ahead)
 
 
 # Folders.

@@ -41,6 +41,34 @@ def vector(lm: js.LanguageModel) -> np.ndarray:
     return np.random.default_rng(0).normal(size=lm.model.config.d_model).astype(np.float32) * 20
 
 
+def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path, vector) -> None:
+    """The sweep's program and the pass for lengths of the stream, once each; no file is begun."""
+    compiled, file = [], tmp_path / "texts.jsonl"
+
+    def listen(event: str, _: float, **about: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(about.get("fun_name", ""))
+
+    def work(lm: js.LanguageModel) -> js.Table:
+        return lm.sweep(
+            PROMPTS, vector, layers=[1], coeffs=[0, 0.1], unit="residual",
+            metrics=[js.words, js.perplexity], max_new_tokens=NEW, out=file,
+        )  # fmt: skip
+
+    def programs() -> list[int]:
+        return [sum(name in each for each in compiled) for name in ("_run_to_end", "_pass")]
+
+    def ahead(lm: js.LanguageModel) -> None:
+        table = work(lm)
+        assert (len(table.texts), len(table.lines), file.exists()) == (0, 0, False)
+        assert programs() == [1, 1]
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    lm = js.load(SMALL_PAIR / "reasoning", dtype="float32", warm=ahead)
+    assert len(work(lm).texts) == 4
+    assert programs() == [1, 1]
+
+
 def test_texts_are_those_of_the_pure_function(lm, vector) -> None:
     out = lm.generate(
         PROMPTS, steering=js.add(vector, layer=1, coeff=[0, 1]), samples=2, temperature=1.0,

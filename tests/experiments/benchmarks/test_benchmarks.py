@@ -229,7 +229,7 @@ def test_a_folder_beside_its_checkpoint(tmp_path, capsys, monkeypatch):
             return jaxsteer.convert(*argv)
         return json.dumps(load.load_once(Path(argv[-1])))
 
-    monkeypatch.setattr(load, "_command", here)
+    monkeypatch.setattr(load, "command", here)
     assert load.main(["--work", str(tmp_path), "--preset", "tiny"]) == 0
     _, *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
     asked = [("folder", True), ("folder", False), ("checkpoint", True), ("checkpoint", False)]
