@@ -48,6 +48,8 @@ from jaxsteer.llama import (
     TokenBatch,
     TokenRows,
     cached_by_head,
+    copies_prompts,
+    copy_prompts,
     forward,
     lengthen,
     rows_after,
@@ -147,18 +149,26 @@ def begin_shared(
     max_new_tokens: int | None = None,
     new_slots: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
+    copy: bool | None = None,
 ) -> DecodeState:
     """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
 
     All tokens of a prompt but the last run once, unsteered and without captures; the last one runs
     with the first step. So the scopes of the request's steering may begin at that token, not before
-    (`reaches_prefix`). The state holds up to `max_new_tokens` tokens of each row, by default the
-    request's; the cache has slots for `new_slots` of them, by default all.
+    (`reaches_prefix`). Rows share the keys and values of what was run, or copy them: `copy` says
+    which, by default `copies_prompts`. The state holds up to `max_new_tokens` tokens of each row,
+    by default the request's; the cache has slots for `new_slots` of them, by default all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)
-    prefix = share_prompts(model, batch, block_tokens=block_tokens)
-    cache = rows_after(model, prefix, rows=B, capacity=capacity)
+    if copy is None:
+        T = batch.tokens.shape[1]
+        copy = copies_prompts(model.attention, prompt_length=T, new_tokens=G)
+    if copy:
+        cache = copy_prompts(model, batch, rows=B, capacity=capacity)
+    else:
+        prefix = share_prompts(model, batch, block_tokens=block_tokens)
+        cache = rows_after(model, prefix, rows=B, capacity=capacity)
     every = repeat_prompts(batch, B)
     thinking = thinking_in(every.tokens, every.mask, request.think_tokens)
     last = every.tokens[:, -1], thinking[:, -1]

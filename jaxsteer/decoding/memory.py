@@ -27,6 +27,7 @@ from jaxsteer.llama import (
     BLOCK_TOKENS,
     Model,
     cached_by_head,
+    copies_prompts,
     is_abstract,
     mesh_sizes,
     suits_kernel,
@@ -147,8 +148,15 @@ def sweep_bytes(
     if cells == 1 or steer_prompt:
         run = cells * prompts if steer_prompt else prompts * copies
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
-    rows = cells * prompts
-    return program_bytes(model, rows=rows, prompt_rows=prompts * copies, shared=True, **asked)
+    shared = _are_shared(model, prompt_length, new_tokens)
+    rows, run = cells * prompts, prompts * copies
+    return program_bytes(model, rows=rows, prompt_rows=run, shared=shared, **asked)
+
+
+def _are_shared(model: Model, prompt_length: int, new_tokens: int) -> bool:
+    """Whether rows of one prompt hold it once, not a copy each."""
+    sizes = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+    return not copies_prompts(model.attention, **sizes)
 
 
 def rows_that_fit(
@@ -166,7 +174,7 @@ def rows_that_fit(
     data, _ = mesh_sizes(model)
     if prompts is not None:
         sizes: dict[str, Any] = {"prompt_length": prompt_length, "new_tokens": new_tokens}
-        sizes["shared"] = True
+        sizes["shared"] = _are_shared(model, prompt_length, new_tokens)
         usable -= program_bytes(model, rows=0, prompt_rows=prompts, **sizes)
         return data * max(1, usable // row_bytes(model, **sizes))
     # `program_bytes` solved for rows: all prompts in one block, or several of the full size. Each
@@ -196,7 +204,7 @@ def check_capture_fits(
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
         "captured": captured,
-        "shared": prompts not in (None, rows),
+        "shared": prompts not in (None, rows) and _are_shared(model, prompt_length, new_tokens),
     }
     needed = program_bytes(model, rows=rows, prompt_rows=prompts or rows, **asked)
     usable = usable_bytes(model)
@@ -239,13 +247,13 @@ def _free_bytes(model: Model) -> int | None:
     Of a model of shapes: what will be free where nothing but its weights is held.
     """
     leaf = jax.tree.leaves(model.params)[0]
-    this_process = jax.process_index()
-    devices = leaf.sharding.device_set
+    this_process, abstract = jax.process_index(), is_abstract(model)
+    devices = leaf.sharding.device_set if abstract else leaf.devices()
     all_stats = [d.memory_stats() for d in devices if d.process_index == this_process]
     known = [stats for stats in all_stats if stats and "bytes_limit" in stats]
-    held = _bytes_on_a_device(model) if is_abstract(model) else None
-    used = ((s["bytes_limit"], s["bytes_in_use"] if held is None else held) for s in known)
-    return min((limit - in_use for limit, in_use in used), default=None)
+    if abstract:
+        known = [{**stats, "bytes_in_use": _bytes_on_a_device(model)} for stats in known]
+    return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
 
 
 def room_for_another(models: Sequence[Model]) -> bool:

@@ -8,6 +8,7 @@ Uses `runtime`, `config`, `steering`.
 
 from jaxsteer.llama.attention import (
     cached_by_head,
+    copies_prompts,
     cudnn_attention,
     default_attention,
     xla_attention,
@@ -36,6 +37,7 @@ from jaxsteer.llama.parameters import (
 )
 from jaxsteer.llama.prompt_blocks import (
     BLOCK_TOKENS,
+    copy_prompts,
     count_blocks,
     in_order,
     rows_after,
@@ -87,6 +89,8 @@ __all__ = [
     "cached_by_head",
     "check_batch",
     "check_tensor",
+    "copies_prompts",
+    "copy_prompts",
     "count_blocks",
     "cudnn_attention",
     "default_attention",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsteer.llama.attention import cached_by_head
 from jaxsteer.llama.attention_splash import heads_first, tpu_attention
-from jaxsteer.llama.cache import KVCache, Prefix, empty_cache
+from jaxsteer.llama.cache import KVCache, Prefix, empty_cache, lengthen
 from jaxsteer.llama.model import Model, Output, forward
 from jaxsteer.llama.sharding import mesh_sizes
 from jaxsteer.llama.tokens import TokenBatch
@@ -124,6 +124,22 @@ def rows_after(model: Model, prefix: Prefix, *, rows: int, capacity: int) -> KVC
     """An empty cache for `rows` rows that continue shared prompts, with `capacity` slots each."""
     own = in_order(make_cache(model, rows=rows, capacity=capacity), model)
     return replace(own, prefix=prefix)
+
+
+def copy_prompts(model: Model, batch: TokenBatch, *, rows: int, capacity: int) -> KVCache:
+    """A cache of `rows` rows, each with a copy of its prompt; pure.
+
+    Like `share_prompts`, each of the P prompts is run once, up to its last token. The rows of a
+    prompt lie one after another, and have `capacity` slots for their own tokens.
+    """
+    T = batch.tokens.shape[1] - 1
+    shared = TokenBatch(batch.tokens[:, :T], batch.mask[:, :T])
+    length = batch.lengths - 1
+    cache = run_prompts(model, shared, capacity=T, steering=(), prompt_length=length).cache
+    assert cache is not None
+    times = rows // batch.tokens.shape[0]
+    copies = jax.tree.map(lambda x: jnp.repeat(x, times, axis=0) if x.ndim else x, cache)
+    return in_order(lengthen(copies, T + capacity), model)
 
 
 def make_cache(model: Model, *, rows: int, capacity: int) -> KVCache:

@@ -46,8 +46,8 @@ def count_groups(slots: int, prompts: int, samples: int, data: int = 1) -> int:
 
 
 def begin(model: Model, batch: TokenBatch, request: Request) -> DecodeState:
-    """Like `begin_shared`, with one cursor per row; pure."""
-    return with_cursors(begin_shared(model, batch, request))
+    """Like `begin_shared`, with one cursor per row and nothing copied, for `restart`; pure."""
+    return with_cursors(begin_shared(model, batch, request, copy=False))
 
 
 def restart(

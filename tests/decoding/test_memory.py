@@ -22,6 +22,7 @@ from jaxsteer.decoding.request import make_request
 from jaxsteer.decoding.samplers import greedy
 from jaxsteer.llama.attention import cudnn_attention
 from jaxsteer.llama.model import init
+from jaxsteer.llama.sharding import abstract_model
 from jaxsteer.llama.tokens import left_pad
 from jaxsteer.sweeps.cells import grid, stack_cells
 from jaxsteer.sweeps.chunks import _run_cells
@@ -90,6 +91,14 @@ def test_rows_fill_what_is_free_on_the_fullest_device(monkeypatch):
     assert rows_that_fit(model, **asked) in (10_000, 10_001)
     give_memory(monkeypatch, {"bytes_limit": 10, "bytes_in_use": 20})
     assert rows_that_fit(model, **asked) == 1  # one row is always tried
+
+
+def test_a_model_of_shapes_counts_with_its_weights_alone(monkeypatch):
+    model = abstract_model(SHALLOW)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.params))
+    stats = {"bytes_limit": 10 * size, "bytes_in_use": 5 * size}  # of weights on their way, too
+    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: stats)
+    assert memory.usable_bytes(model) == int(0.9 * 9 * size)
 
 
 def test_a_device_that_says_nothing_has_a_fixed_share(monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracle import SHALLOW, last_logits, random_rows
 
+from jaxsteer.decoding import generation
 from jaxsteer.decoding.generation import begin_shared, generate, run
 from jaxsteer.decoding.memory import program_bytes, rows_that_fit
 from jaxsteer.decoding.request import make_request
@@ -14,6 +15,7 @@ from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.decoding.streaming import stream
+from jaxsteer.llama import copies_prompts, cudnn_attention, xla_attention
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
 from jaxsteer.queues.refill import generate_queue
@@ -52,6 +54,38 @@ def check_same(model, **asked) -> None:
 @pytest.mark.parametrize("where", [scope.generated(), scope.from_last_prompt_token()])
 def test_steered_rows_are_those_with_private_caches(shallow, where):
     check_same(shallow, steering=steering(where))
+
+
+@pytest.fixture
+def copying(monkeypatch):
+    """Rows copy the keys and values of their prompt, as on a GPU behind short prompts."""
+    monkeypatch.setattr(generation, "copies_prompts", lambda *_, **__: True)
+    jax.clear_caches()  # of programs that share
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("where", [scope.generated(), scope.from_last_prompt_token()])
+def test_rows_that_copy_their_prompt_are_those_with_private_caches(shallow, copying, where):
+    """Also of a prompt of one token, of which there is nothing to copy."""
+    check_same(shallow, steering=steering(where))
+    check_same(shallow, sampling_params=sampling(ROWS, temperature=1.0, seed=2))
+    batch = left_pad(PREFIXES, length=9)
+    request = make_request(shallow, batch, samples=R, max_new_tokens=G)
+    state = begin_shared(shallow, batch, request)
+    assert state.cache.prefix is None
+    assert state.cache.capacity == 9 + G
+    assert state.cache.valid.sum(axis=1).tolist() == [6] * R + [0] * R + [3] * R
+
+
+def test_prompts_are_copied_on_gpus_where_they_are_short():
+    sizes = [(128, 1500), (1536, 512), (750, 1500), (751, 1500), (1, 100)]
+    copied = [
+        copies_prompts(cudnn_attention, prompt_length=prompt, new_tokens=new)
+        for prompt, new in sizes
+    ]
+    assert copied == [True, False, True, False, False]
+    assert not copies_prompts(xla_attention, prompt_length=128, new_tokens=1500)
 
 
 def test_sampled_rows_are_those_with_private_caches(shallow):

@@ -51,9 +51,9 @@ def test_a_packed_model_computes_the_same(model):
     with jax.default_matmul_precision("highest"):
         found = oracle.run(pack(model), batch.tokens, mask=batch.mask).logits
         expected = oracle.run(model, batch.tokens, mask=batch.mask).logits
-    # float32, sums of 16 and 24 products in another order
+    # float32: a sum of 24 products in another order errs by 1.4e-6 (24 · 2⁻²⁴), in two layers
     real = np.asarray(batch.mask)
-    assert oracle.relative_error(found[real], expected[real]) < 1e-6
+    assert oracle.relative_error(found[real], expected[real]) < 3e-6
 
 
 def test_a_packed_model_generates_the_same_tokens(model):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracle import SHALLOW, random_model, random_rows
 
-from jaxsteer.decoding import memory
+from jaxsteer.decoding import generation, memory
 from jaxsteer.decoding.generation import decode_step, generate
 from jaxsteer.decoding.results import Outcome
 from jaxsteer.decoding.samplers import sampling
@@ -94,6 +94,18 @@ def test_a_cell_is_the_cell_alone(shallow, batch, cells, whole):
     # Cells of coefficient 0 share their random numbers with the others, and nothing else does.
     assert whole["v0", 0, 0.0, 1].tokens == whole["v1", 1, 0.0, 1].tokens
     assert len({tuple(result.tokens) for result in whole.values()}) > len(cells)
+
+
+def test_cells_that_copy_their_prompts_change_nothing(shallow, batch, cells, whole, monkeypatch):
+    """As on a GPU, behind short prompts; log-probabilities up to the order of float32 sums."""
+    monkeypatch.setattr(generation, "copies_prompts", lambda *_, **__: True)
+    jax.clear_caches()  # of programs that share
+    found, _ = collect(shallow, batch, cells, sampling_params=SETTINGS)
+    jax.clear_caches()
+    assert found.keys() == whole.keys()
+    for key, result in found.items():
+        assert result.tokens == whole[key].tokens
+        np.testing.assert_allclose(result.logprobs, whole[key].logprobs, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import jaxsteer
 from experiments.benchmarks import (
     analyses,
     capture,
+    cold_start,
     cpu,
     decode,
     distinct,
@@ -237,6 +238,25 @@ def test_a_folder_beside_its_checkpoint(tmp_path, capsys, monkeypatch):
     assert all(row["seconds"] > 0 and row["device"] == "cpu" for row in rows)
     expected = rows[1]["seconds"] / rows[3]["seconds"]
     assert last["folder_over_checkpoint_warm"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_process_from_its_start_to_the_last_token(tmp_path, capsys, monkeypatch):
+    def here(module, *argv, **environment):  # in place of processes
+        if module == "weights.convert":
+            return jaxsteer.convert(*argv)
+        path, started = argv[-2:]
+        return json.dumps(cold_start.run_once(Path(path), "tiny", float(started)))
+
+    monkeypatch.setattr(load, "command", here)
+    monkeypatch.setattr(cold_start, "command", here)
+    given = ["--work", str(tmp_path), "--preset", "tiny", "--kinds", "checkpoint"]
+    assert cold_start.main(given) == 0
+    *_, cold, kept = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [cold["case"], kept["case"]] == ["cold", "kept"]
+    parts = ("imported_s", "loaded_and_compiled_s", "sweep_s")
+    assert cold["seconds"] == pytest.approx(sum(cold[part] for part in parts), rel=1e-2)
+    assert cold["rows"] == 12  # 4 cells × 3 prompts
+    assert kept["compilations"] < cold["compilations"]  # in one process: what ran before is there
 
 
 def test_steps_on_two_devices():
