@@ -138,6 +138,7 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     words += ["--samples", "2", "--out", tmp_path / "sweep"]
     code, said, _ = jaxsteer(*words, "--dry-run", "--json")
     assert (code, list(tmp_path.iterdir())) == (0, [])
+    split = json.loads(jaxsteer(*words, "--dry-run", "--json", "--mesh", "1x2")[1])
     code, out, _ = jaxsteer(*words)
     assert code == 0
     texts = js.Texts.load(tmp_path / "sweep" / "texts.jsonl")
@@ -147,6 +148,7 @@ def test_a_dry_run_counts_what_a_sweep_runs(jaxsteer, directions: Path, tmp_path
     assert counted == {"cells": 9, "texts": 36, "tokens": 216}
     assert told["seconds"] > 0
     assert told["bytes"] > 10_000_000  # of weights in two bytes each
+    assert told["bytes"] / 2 < split["bytes"] < told["bytes"] * 0.8  # of one of two devices
     assert "contains wait or maybe" in out
     names = {file.name for file in (tmp_path / "sweep").iterdir()}
     assert names - {"texts.jsonl.config.json"} - {n for n in names if "lock" in n} == {

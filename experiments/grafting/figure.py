@@ -79,10 +79,10 @@ def _depth(axis: plt.Axes, numbers: dict[str, Any]) -> None:
     axis.axvline(numbers["layer"] + 0.5, color="0.6", linestyle=":", linewidth=1.2)
     axis.annotate(
         f"direction added\nafter layer {numbers['layer']}",
-        (numbers["layer"] + 0.5, 50),
-        xytext=(-6, 0),
+        (numbers["layer"] + 0.5, 96),
+        xytext=(6, 0),
         textcoords="offset points",
-        ha="right",
+        va="top",
         fontsize=8,
         color="0.35",
     )

@@ -23,12 +23,22 @@ def load_model(
     warm: Callable[[LanguageModel], Any] | None = None,
 ) -> LanguageModel:
     """Load a model, onto DATAxTENSOR chips if `mesh` says so, and print its notes to stderr."""
-    data, tensor = map(int, (mesh or "1x1").split("x"))
+    data, tensor = mesh_sizes(mesh)
     chips = None if mesh is None else make_mesh(data=data, tensor=tensor)
     lm = load(model, dtype=dtype, revision=revision, mesh=chips, warm=warm)
     for note in lm.notes:
         print(f"note: {note}", file=sys.stderr)
     return lm
+
+
+def mesh_sizes(mesh: str | None) -> tuple[int, int]:
+    """The sizes in DATAxTENSOR, by default of one device.
+
+    >>> mesh_sizes("2x4"), mesh_sizes(None)
+    ((2, 4), (1, 1))
+    """
+    data, tensor = (mesh or "1x1").split("x")
+    return int(data), int(tensor)
 
 
 def read_prompts(prompts: Sequence[str], file: str | None, chat: bool) -> list[Any]:

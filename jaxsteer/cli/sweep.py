@@ -1,9 +1,11 @@
 """`jaxsteer sweep`: layers × coefficients over prompts; a table, texts, plots and a page out."""
 
 import io
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jaxsteer.cli.inputs import (
     choose_directions,
     load_model,
     measures_of,
+    mesh_sizes,
     read_prompts,
 )
 from jaxsteer.cli.options import (
@@ -125,7 +128,7 @@ def sweep_command(
         nonzero = sum(coeff != 0 for coeff in coeffs)
         cells = points * nonzero * (1 + len(set(options["baselines"]))) + (nonzero < len(coeffs))
         samples, new = options["samples"], options["max_new_tokens"]
-        print_amounts(amounts_of(model, cells, asked, samples, new, dtype), as_json)
+        print_amounts(amounts_of(model, cells, asked, samples, new, dtype, mesh), as_json)
         return 0
     if target is not None and overwrite:
         for old in target.glob(f"{TEXTS}*"):
@@ -176,7 +179,13 @@ def write_sweep(table: Table, folder: Path) -> list[Path]:
 
 
 def amounts_of(
-    model: str, cells: int, prompts: Sequence[Any], samples: int, new: int, dtype: str | None
+    model: str,
+    cells: int,
+    prompts: Sequence[Any],
+    samples: int,
+    new: int,
+    dtype: str | None,
+    mesh: str | None,
 ) -> dict[str, Any]:
     """Size, time and memory of a sweep on this machine; both None where no config is at hand.
 
@@ -187,9 +196,12 @@ def amounts_of(
     letters = max(len(str(prompt)) for prompt in prompts)
     work = Work(count, bucket(int(letters * _TOKENS_OF_A_LETTER)), new, len(prompts) * samples)
     try:
-        made = plan(read_config(model), this_machine(), work, dtype=dtype or "bfloat16")
+        config = read_config(model)
     except (OSError, ValueError):
         return amounts | {"seconds": None, "bytes": None}
+    sizes = mesh_sizes(mesh)
+    machine = replace(this_machine(), chips=math.prod(sizes))
+    made = plan(config, machine, work, dtype=dtype or "bfloat16", mesh=sizes)
     return amounts | {"seconds": made.seconds(), "bytes": made.memory.total}
 
 

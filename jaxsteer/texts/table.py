@@ -71,7 +71,8 @@ class Table:
             high = [max(0.0, point.high - point.mean) for point in points]
             axis.errorbar(x, y, yerr=[low, high], label=key, marker="o", capsize=3)
         axis.set(xlabel="coefficient", ylabel=metric)
-        axis.legend(frameon=False)
+        if axis.get_legend_handles_labels()[0]:  # none where coefficient 0 is all there is
+            axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
         if path is not None:
             figure.savefig(path, dpi=150)
