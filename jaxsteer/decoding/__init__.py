@@ -64,7 +64,7 @@ from jaxsteer.decoding.samplers import (
     sample,
     sampling,
 )
-from jaxsteer.decoding.shared_prompts import reaches_prefix
+from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
 from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.streaming import stream
 from jaxsteer.decoding.thinking import think_tokens, thinking_in
@@ -114,6 +114,7 @@ __all__ = [
     "program_bytes",
     "prompt_token_bytes",
     "reaches_prefix",
+    "repeat_prompts",
     "room_for_another",
     "rows_that_fit",
     "run",

@@ -52,6 +52,7 @@ from jaxsteer.llama import (
     copy_prompts,
     forward,
     lengthen,
+    mesh_sizes,
     rows_after,
     run_prompts,
     share_prompts,
@@ -162,8 +163,9 @@ def begin_shared(
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)
     if copy is None:
-        T = batch.tokens.shape[1]
-        copy = copies_prompts(model.attention, prompt_length=T, new_tokens=G)
+        (P, T), (data, _) = batch.tokens.shape, mesh_sizes(model)
+        on_each_device = B == P or P % data == 0  # of a mesh: copies lie where their prompt does
+        copy = on_each_device and copies_prompts(model.attention, prompt_length=T, new_tokens=G)
     if copy:
         cache = copy_prompts(model, batch, rows=B, capacity=capacity)
     else:

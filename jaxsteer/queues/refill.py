@@ -43,9 +43,17 @@ from jaxsteer.decoding import (
     map_rows,
     prefill,
     prepare,
+    repeat_prompts,
     warn_not_finite,
 )
-from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
+from jaxsteer.llama import (
+    Model,
+    TokenBatch,
+    TokenRows,
+    copies_prompts,
+    mesh_sizes,
+    spread_rows,
+)
 from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
 from jaxsteer.queues.slots import FinishedRow, Occupancy, put_into, run_pool, with_cursors
 from jaxsteer.runtime import hosts
@@ -106,7 +114,8 @@ def generate_queue(
         step: what is repeated; it must eventually finish every row.
         occupancy: counts what the slots are spent on, if given.
         **asked: in place of a request, the keywords of `make_request`; `max_tokens` may differ
-            from row to row. With `samples` rows share their prompts (`shared_queue`).
+            from row to row. With `samples` rows share their prompts (`shared_queue`), unless each
+            runs its own faster (`copies_prompts`).
 
     Raises:
         ValueError: for input that does not fit the model, before any work starts.
@@ -114,7 +123,11 @@ def generate_queue(
     batch, request, sampler = prepare(model, batch, request, sampler, asked)
     if slots < 1:
         raise ValueError(f"slots: got {slots}, expected at least 1")
-    (prompts, length), rows = batch.tokens.shape, request.max_tokens.shape[0]
+    length, rows = batch.tokens.shape[1], request.max_tokens.shape[0]
+    new_tokens = request.max_new_tokens
+    if copies_prompts(model.attention, prompt_length=length, new_tokens=new_tokens):
+        batch = repeat_prompts(batch, rows)
+    prompts = batch.tokens.shape[0]
     slots, (data, _) = min(slots, rows), mesh_sizes(model)
     groups = count_groups(slots, prompts, rows // prompts, data)
     check_capture_fits(
@@ -122,7 +135,7 @@ def generate_queue(
         rows=slots,
         prompts=None if prompts == rows else groups,
         prompt_length=length,
-        new_tokens=request.max_new_tokens,
+        new_tokens=new_tokens,
         captured=capture_bytes(request.capture, model),
     )
     options: dict[str, Any] = {

@@ -18,6 +18,7 @@ from jaxsteer.decoding.streaming import stream
 from jaxsteer.llama import copies_prompts, cudnn_attention, xla_attention
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
+from jaxsteer.queues import refill
 from jaxsteer.queues.refill import generate_queue
 from jaxsteer.queues.shared_queue import count_groups
 from jaxsteer.queues.slots import Occupancy
@@ -212,16 +213,24 @@ def test_more_rows_fit_on_a_shared_prompt_as_planned(shallow):
 
 
 @pytest.mark.parametrize(
-    ("slots", "prompts", "fewest", "live_share"),
-    [(4, 1, 0, 0.5), (8, 2, 0, 0.5), (6, 6, 0, 0.5), (8, 2, G, 0.8)],
+    ("slots", "prompts", "fewest", "live_share", "copies"),
+    [
+        (4, 1, 0, 0.5, False),
+        (8, 2, 0, 0.5, False),
+        (6, 6, 0, 0.5, False),
+        (8, 2, G, 0.8, False),
+        (8, 2, 0, 0.5, True),
+    ],
 )
 def test_a_queue_of_rows_that_share_prompts_gives_the_rows_of_generate(
-    shallow, slots, prompts, fewest, live_share
+    shallow, slots, prompts, fewest, live_share, copies, monkeypatch
 ):
     """A group of slots for each prompt, or several prompts one after another; slots that idle.
 
-    Rows that all end at once are all replaced before the next step.
+    With `copies` each row runs its own prompt, as on a GPU behind short prompts. Rows that all end
+    at once are all replaced before the next step.
     """
+    monkeypatch.setattr(refill, "copies_prompts", lambda *_, **__: copies)
     random = np.random.default_rng(4)
     few = random_rows((7, 1, 4, 3, 5, 2)[:prompts], SHALLOW.vocab_size)
     rows = prompts * 10

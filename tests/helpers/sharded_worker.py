@@ -228,19 +228,21 @@ def run_stream(model: Model, batch: TokenBatch) -> Found:
 
 
 def run_samples(model: Model, batch: TokenBatch) -> Found:
-    """Rows that share their prompts: four on each of two, eight on a single one."""
+    """Rows that share their prompts, or copy them: four on each of two, eight on a single one."""
     tokens = []
-    for count in (2, 1):
+    for count, copy in ((2, False), (1, False), (2, True)):
         few = jax.tree.map(lambda x, count=count: np.asarray(x)[1 : 1 + count], batch)
-        steps = jaxsteer.stream(
-            model,
-            TokenBatch(*map(jax.numpy.asarray, (few.tokens, few.mask))),
-            samples=8 // count,
-            max_new_tokens=G,
-            steering=jaxsteer.add(vector(model), layer=1, coeff=1.0),
-            sampling_params=settings(),
-        )
-        tokens.append(np.stack(list(steps)))
+        with mock.patch.object(generating, "copies_prompts", return_value=copy):
+            jax.clear_caches()  # of programs that share, or copy
+            steps = jaxsteer.stream(
+                model,
+                TokenBatch(*map(jax.numpy.asarray, (few.tokens, few.mask))),
+                samples=8 // count,
+                max_new_tokens=G,
+                steering=jaxsteer.add(vector(model), layer=1, coeff=1.0),
+                sampling_params=settings(),
+            )
+            tokens.append(np.stack(list(steps)))
     return {"tokens": np.concatenate(tokens)}
 
 
