@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(ROOT )?%?[\w.\-]+ = (.+?) ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _ARRAY = re.compile(r"[a-z]+[0-9]*\[([0-9,]*)\]")
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 # What gives an array without writing it: names for one that is there, or its update in place.
@@ -22,6 +23,7 @@ class Operation:
     kind: str
     gives: str  # type and layout, as it stands there
     called: tuple[str, ...]  # computations that it names
+    target: str | None = None  # of a custom call
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -46,7 +48,9 @@ def computations(text: str) -> dict[str, Computation]:
         if begun := _COMPUTATION.match(line):
             current = by_name.setdefault(begun[1], Computation())
         elif match := _OPERATION.match(line):
-            operation = Operation(match[3], match[2], tuple(_CALLED.findall(line)))
+            target = _TARGET.search(line)
+            called = tuple(_CALLED.findall(line))
+            operation = Operation(match[3], match[2], called, target and target[1])
             current.operations.append(operation)
             current.root = operation if match[1] else current.root
     return by_name

@@ -116,7 +116,7 @@ def abstract_model(
 def compile_generate(model: Model, mesh: Mesh, *, rows: int, prompt: int, new: int) -> Compiled:
     """The program of `generate`: prompts, then the loop."""
     batch, request = _inputs(model, mesh, rows=rows, prompt=prompt, new=new)
-    return _compiled(_run.lower(model, batch, request, max_new_tokens=new, sampler=greedy))
+    return _compiled(_run.lower(model, batch, request, sampler=greedy))
 
 
 def compile_sweep(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import hlo, tpu_aot
+from experiments.benchmarks import gpu_aot, hlo, tpu_aot
 from jaxsteer.config.shape import LlamaConfig
+from jaxsteer.llama import copies_prompts, cudnn_attention
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chips import find_topology
 from jaxsteer.planning.mesh_plan import Work, plan
@@ -104,6 +105,17 @@ def test_a_program_that_is_too_large_is_a_problem(monkeypatch):
     ]
 
 
+def test_kernels_of_a_gpu_are_those_that_the_rule_for_copies_asks_for():
+    """`gpu_aot`, whose compiler is not installed here; and how kernels are told in a loop."""
+    for case in gpu_aot.CASES:
+        copies = copies_prompts(cudnn_attention, prompt_length=case.prompt, new_tokens=case.new)
+        decodes = copies or case.cells == 1
+        assert case.kernels == {gpu_aot.DECODING if decodes else gpu_aot.MERGED}
+    call = 'custom-call(%updated), custom_call_target="__cudnn$fmhaSoftmax", api_version=2'
+    (loop,) = hlo.loops(LOOP.replace("WRITES", call))
+    assert [one.target for one in loop if one.target] == [gpu_aot.MERGED]
+
+
 def no_compiler() -> str | None:
     """Why nothing can be compiled here, if it cannot: libtpu is built for one platform."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -113,14 +125,23 @@ def no_compiler() -> str | None:
 
 @pytest.mark.skipif(no_compiler() is not None, reason=str(no_compiler()))
 def test_a_sweep_compiled_for_eight_chips():
-    """The kernel for prompts, two all-reduces a layer, caches in place, memory by the formula."""
+    """The kernel for prompts, two all-reduces a layer, caches in place, memory by the formula.
+
+    And what `plan --compile` says of plain rows.
+    """
     code = (
         "from experiments.benchmarks import tpu_aot\n"
+        "from jaxsteer.planning import find_topology\n"
+        "from jaxsteer.planning.mesh_plan import Work, compiled_footprint, plan\n"
         "from test_tpu_programs import NARROW, WORK\n"
         "found = tpu_aot.check('narrow', NARROW, 'v5e-8', 'sweep', WORK)\n"
         "print(found.facts)\n"
         "assert found.problems == [], found.problems\n"
         "assert found.facts['all_reduces'] == 2 * 2 + 1\n"
+        "work = Work(rows=64, prompt=128, new=64)\n"
+        "made = plan(NARROW, find_topology('v5e-8'), work, mesh=(1, 8))\n"
+        "memory, _ = compiled_footprint(made)\n"
+        "assert 1 < memory.total / (made.memory.weights + made.memory.cache) < 2, memory\n"
     )
     path = os.pathsep.join(
         [
