@@ -42,8 +42,10 @@ class LanguageModel(Loaded):
     """What `jaxsteer.load` gives: `model` and `tokenizer`, as which it unpacks, and texts of them.
 
     The pure functions (`jaxsteer.generate`, `sweep`, `forward`) take the model; the methods here
-    encode prompts, choose the model's own end tokens, and decode. On a model of shapes, as `load`
-    gives it to `warm`, `generate` and `sweep` compile what they would run, and make no texts.
+    encode prompts, choose the model's own end tokens, and decode.
+
+    On a model of shapes, as `load` gives it to `warm`, `generate` and `sweep` compile what they
+    would run, and make no texts. So does `jaxsteer.direction`, whose numbers mean nothing then.
     """
 
     def generate(

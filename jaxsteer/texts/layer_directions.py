@@ -147,7 +147,7 @@ def residual_norms(model: Model, batch: TokenBatch) -> np.ndarray:
 def _read(model: Model, batch: TokenBatch, what: Position | Literal["square"]) -> np.ndarray:
     """What is read of each row behind every layer, float32 `[L, n, D]`; see `_pass`.
 
-    With a model of shapes the pass is compiled, and the answer is of ones.
+    With a model of shapes the pass is compiled, and the answer is of any numbers above 0.
     """
     n = batch.tokens.shape[0]
     pad = -n % min(_ROWS, n)
@@ -156,7 +156,7 @@ def _read(model: Model, batch: TokenBatch, what: Position | Literal["square"]) -
     if is_abstract(model):
         first = jax.tree.map(lambda x: x[blocks[0]], batch)
         shape = _pass.lower(model, first, what).compile().out_info.shape
-        return np.ones((shape[0], n, shape[2]), np.float32)
+        return np.random.default_rng(0).uniform(1, 2, (shape[0], n, shape[2]))
     parts = [
         np.asarray(_pass(model, jax.tree.map(lambda x, b=b: x[b], batch), what)) for b in blocks
     ]

@@ -42,7 +42,7 @@ def vector(lm: js.LanguageModel) -> np.ndarray:
 
 
 def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path, vector) -> None:
-    """The sweep's program and the pass for lengths of the stream, once each; no file is begun."""
+    """The sweep's program and the passes for a direction and for lengths, once each; no file."""
     compiled, file = [], tmp_path / "texts.jsonl"
 
     def listen(event: str, _: float, **about: object) -> None:
@@ -50,9 +50,10 @@ def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path,
             compiled.append(about.get("fun_name", ""))
 
     def work(lm: js.LanguageModel) -> js.Table:
+        found = js.direction(lm, PROMPTS, PROMPTS[::-1] * 2)
         return lm.sweep(
-            PROMPTS, vector, layers=[1], coeffs=[0, 0.1], unit="residual",
-            metrics=[js.words, js.perplexity], max_new_tokens=NEW, out=file,
+            PROMPTS, {"given": vector, "found": found}, layers=[1], coeffs=[0, 0.1],
+            unit="residual", metrics=[js.words, js.perplexity], max_new_tokens=NEW, out=file,
         )  # fmt: skip
 
     def programs() -> list[int]:
@@ -61,12 +62,12 @@ def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path,
     def ahead(lm: js.LanguageModel) -> None:
         table = work(lm)
         assert (len(table.texts), len(table.lines), file.exists()) == (0, 0, False)
-        assert programs() == [1, 1]
+        assert programs() == [1, 2]  # lengths of the stream, and its last tokens
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     lm = js.load(SMALL_PAIR / "reasoning", dtype="float32", warm=ahead)
-    assert len(work(lm).texts) == 4
-    assert programs() == [1, 1]
+    assert len(work(lm).texts) == 2 * 3
+    assert programs() == [1, 2]
 
 
 def test_texts_are_those_of_the_pure_function(lm, vector) -> None:
