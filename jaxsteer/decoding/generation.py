@@ -154,11 +154,10 @@ def begin_shared(
 ) -> DecodeState:
     """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
 
-    All tokens of a prompt but the last run once, unsteered and without captures; the last one runs
-    with the first step. So the scopes of the request's steering may begin at that token, not before
-    (`reaches_prefix`). Rows share the keys and values of what was run, or copy them: `copy` says
-    which, by default `copies_prompts`. The state holds up to `max_new_tokens` tokens of each row,
-    by default the request's; the cache has slots for `new_slots` of them, by default all.
+    All tokens of a prompt but the last run once, unsteered and without captures; the last runs with
+    the first step, and there steering may begin (`reaches_prefix`). Rows share the keys and values
+    of what was run, or with `copy`, by default as `copies_prompts` says, copy them. The state holds
+    `max_new_tokens` tokens of a row, by default the request's; the cache `new_slots`, or all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)

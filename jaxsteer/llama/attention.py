@@ -52,9 +52,7 @@ def cached_by_head(attention: AttentionFn) -> bool:
 def copies_prompts(attention: AttentionFn, *, prompt_length: int, new_tokens: int) -> bool:
     """Whether rows of one prompt keep copies of its keys and values, though they could share them.
 
-    On NVIDIA GPUs, where a prompt is at most half as long as what follows. cuDNN's kernel whose
-    parts can be merged is slower over a row's own tokens than its kernel for decoding; reading the
-    prompt once pays for that only if the prompt is long (`python -m experiments.benchmarks.sweep`,
-    `… .prefix`).
+    On NVIDIA GPUs, behind prompts at most half as long as what follows: cuDNN's kernel whose parts
+    can be merged is slower than its kernel for decoding (`experiments/benchmarks/RESULTS.md`).
     """
     return attention is cudnn_attention and 1 < prompt_length <= new_tokens // 2

@@ -8,10 +8,11 @@ Uses `runtime`, `files`, `config`, `steering`, `llama`, `decoding`.
 
 from jaxsteer.sweeps.cells import Cell, grid, stack_cells
 from jaxsteer.sweeps.chunk_sizes import chunk_shape
-from jaxsteer.sweeps.chunks import CellResult, compile_sweep, sweep
+from jaxsteer.sweeps.chunks import CellResult, sweep
 from jaxsteer.sweeps.config_file import config_path, key_of
 from jaxsteer.sweeps.fingerprints import tree_fingerprint, weights_fingerprint
 from jaxsteer.sweeps.sweep_file import sweep_to_file
+from jaxsteer.sweeps.warming import compile_sweep
 
 __all__ = [
     "Cell",

@@ -129,34 +129,6 @@ def sweep(
     return _chunks(_planned(model, batch, cells, request, rows_per_chunk, options, asked), done)
 
 
-def compile_sweep(
-    model: Model,
-    batch: TokenBatch | TokenRows,
-    cells: Sequence[Cell],
-    request: Request | None = None,
-    *,
-    rows_per_chunk: int | None = None,
-    sampler: Sampler | None = None,
-    step: Step = decode_step,
-    loop: Loop = jax.lax.while_loop,
-    **asked: Unpack[Asked],
-) -> None:
-    """Compile what `sweep` runs with the same arguments, on a model of shapes; nothing is run.
-
-    The chunks are those of devices that hold nothing but the model. On many hosts, where all have
-    to agree on chunks, nothing is compiled ahead.
-
-    Raises:
-        ValueError: for what `sweep` refuses.
-    """
-    if hosts.several():
-        return
-    options = {"sampler": sampler, "step": step, "loop": loop}
-    plan = _planned(model, batch, cells, request, rows_per_chunk, options, asked)
-    C, B = plan.shape
-    _lowered(plan, *_chunk_inputs(plan, np.zeros(C, int), np.zeros(B, int))).compile()
-
-
 def check_sweep(
     model: Model, cells: Sequence[Cell], request: Request, *, rows_per_chunk: int | None
 ) -> None:
@@ -228,18 +200,14 @@ def _chunk_inputs(plan: _Plan, c: np.ndarray, p: np.ndarray) -> tuple[TokenBatch
     return batch, replace(request, steering=steering)
 
 
-def _lowered(plan: _Plan, batch: TokenBatch, request: Request) -> jax.stages.Lowered:
-    return _run_cells.lower(plan.model, batch, request, **plan.options)
-
-
 def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:
     """The cells `c` on the prompts `p`; all hosts have memory for chunks of the shapes `tried`."""
-    batch, request = _chunk_inputs(plan, c, p)
+    model, (batch, request) = plan.model, _chunk_inputs(plan, c, p)
     if hosts.several() and (len(c), len(p)) not in tried:
-        agree_on_room(lambda: _lowered(plan, batch, request), plan.model)
+        agree_on_room(lambda: _run_cells.lower(model, batch, request, **plan.options), model)
         tried.add((len(c), len(p)))
     with hosts.losing_hosts():
-        made = hosts.gather(_run_cells(plan.model, batch, request, **plan.options))
+        made = hosts.gather(_run_cells(model, batch, request, **plan.options))
     check_activations_kept(made)
     return made
 
