@@ -23,7 +23,7 @@ from experiments.benchmarks import full_size
 from experiments.benchmarks.disk import forget, sequential_speed, used
 from experiments.benchmarks.load import KINDS, PRESETS, cached, command, prepare
 from experiments.benchmarks.machine import Compilations, peak_GB, say
-from experiments.benchmarks.sweep import SIZES, cells_of
+from experiments.benchmarks.sweep import SIZES, cells_of, into_a_file
 from experiments.benchmarks.sweep_work import Work
 from jaxsteer.files import as_path
 from jaxsteer.runtime import guarded, run
@@ -49,24 +49,15 @@ def run_once(path: Path, preset: str, started: float) -> dict[str, Any]:
     jax.block_until_ready(lm.model.params)
     loaded = time.time()
     model = jaxsteer.arrange(lm.model, donate=True)
-    with tempfile.TemporaryDirectory() as folder:
-        file = jaxsteer.sweep_to_file(
-            Path(folder) / "sweep.jsonl",
-            model,
-            batch,
-            cells,
-            max_new_tokens=work.new_tokens,
-            progress=None,
-        )
-        ended = time.time()
-        rows = sum(1 for _ in file.open())
+    _, lines = into_a_file(model, batch, cells, new_tokens=work.new_tokens)
+    ended = time.time()
     return {
         "device": jax.devices()[0].device_kind,
         "imported_s": ready - started,
         "loaded_and_compiled_s": loaded - ready,
         "sweep_s": ended - loaded,
         "seconds": ended - started,
-        "rows": rows,
+        "rows": len(lines),
         "compilations": compilations.count,
         "compile_s": compilations.seconds,
         "peak_GB": peak_GB(),

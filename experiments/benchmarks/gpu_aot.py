@@ -9,7 +9,7 @@ is tuned, so this says nothing of speed. One JSON line a program. Asserted, for 
 
     nothing in the loop writes a layer's keys or values anew
     cuDNN's kernel for decoding attends, and only on a long prompt that rows share the one whose
-    parts are merged (`llama.copies_prompts`)
+    parts are merged (`llama.should_copy_prompts`)
     the formula of `jaxsteer.plan` is no less than what the compiler counts
 """
 

@@ -129,24 +129,24 @@ def time_steps(
         yield figures | _memory()
 
 
+def into_a_file(
+    model: Model, batch: TokenBatch, cells: list[Cell], *, new_tokens: int
+) -> tuple[float, list[str]]:
+    """Seconds of `sweep_to_file`, and the lines of its file, which is removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        started, file = time.perf_counter(), Path(folder) / "sweep.jsonl"
+        sweep_to_file(file, model, batch, cells, max_new_tokens=new_tokens, progress=None)
+        return time.perf_counter() - started, file.read_text().splitlines()
+
+
 def time_figure(
     model: Model, work: Work, machine: Machine, *, case: str = "figure 3"
 ) -> Iterator[dict[str, Any]]:
     """The whole sweep into a file, from prompts to rows, compilation included."""
     batch, cells = cells_of(work)
     compilations, loops = Compilations(), sweeping._run_cells._cache_size()  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        path = sweep_to_file(
-            Path(folder) / "sweep.jsonl",
-            model,
-            batch,
-            cells,
-            max_new_tokens=work.new_tokens,
-            progress=None,
-        )
-        seconds = time.perf_counter() - started
-        tokens = sum(len(json.loads(line)["tokens"]) for line in path.read_text().splitlines())
+    seconds, lines = into_a_file(model, batch, cells, new_tokens=work.new_tokens)
+    tokens = sum(len(json.loads(line)["tokens"]) for line in lines)
     rows = work.cells * work.prompts
     floor = decode_seconds(
         model, machine, rows=rows, prompt=work.prompt_length, steps=work.new_tokens

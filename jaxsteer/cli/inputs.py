@@ -23,7 +23,7 @@ def load_model(
     warm: Callable[[LanguageModel], Any] | None = None,
 ) -> LanguageModel:
     """Load a model, onto DATAxTENSOR chips if `mesh` says so, and print its notes to stderr."""
-    data, tensor = mesh_sizes(mesh)
+    data, tensor = mesh_shape(mesh)
     chips = None if mesh is None else make_mesh(data=data, tensor=tensor)
     lm = load(model, dtype=dtype, revision=revision, mesh=chips, warm=warm)
     for note in lm.notes:
@@ -31,10 +31,10 @@ def load_model(
     return lm
 
 
-def mesh_sizes(mesh: str | None) -> tuple[int, int]:
+def mesh_shape(mesh: str | None) -> tuple[int, int]:
     """The sizes in DATAxTENSOR, by default of one device.
 
-    >>> mesh_sizes("2x4"), mesh_sizes(None)
+    >>> mesh_shape("2x4"), mesh_shape(None)
     ((2, 4), (1, 1))
     """
     data, tensor = (mesh or "1x1").split("x")

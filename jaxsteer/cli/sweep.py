@@ -18,7 +18,7 @@ from jaxsteer.cli.inputs import (
     choose_directions,
     load_model,
     measures_of,
-    mesh_sizes,
+    mesh_shape,
     read_prompts,
 )
 from jaxsteer.cli.options import (
@@ -199,7 +199,7 @@ def amounts_of(
         config = read_config(model)
     except (OSError, ValueError):
         return amounts | {"seconds": None, "bytes": None}
-    sizes = mesh_sizes(mesh)
+    sizes = mesh_shape(mesh)
     machine = replace(this_machine(), chips=math.prod(sizes))
     made = plan(config, machine, work, dtype=dtype or "bfloat16", mesh=sizes)
     return amounts | {"seconds": made.seconds(), "bytes": made.memory.total}

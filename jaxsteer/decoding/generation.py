@@ -48,7 +48,6 @@ from jaxsteer.llama import (
     TokenBatch,
     TokenRows,
     cached_by_head,
-    copies_prompts,
     copy_prompts,
     forward,
     lengthen,
@@ -56,6 +55,7 @@ from jaxsteer.llama import (
     rows_after,
     run_prompts,
     share_prompts,
+    should_copy_prompts,
     spread_rows,
 )
 from jaxsteer.runtime import hosts
@@ -150,22 +150,20 @@ def begin_shared(
     max_new_tokens: int | None = None,
     new_slots: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
-    copy: bool | None = None,
+    may_copy: bool = True,
 ) -> DecodeState:
     """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
 
     All tokens of a prompt but the last run once, unsteered and without captures; the last runs with
     the first step, and there steering may begin (`reaches_prefix`). Rows share the keys and values
-    of what was run, or with `copy`, by default as `copies_prompts` says, copy them. The state holds
+    of what was run, or, if they may, copy them (`should_copy_prompts`). The state holds
     `max_new_tokens` tokens of a row, by default the request's; the cache `new_slots`, or all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)
-    if copy is None:
-        (P, T), (data, _) = batch.tokens.shape, mesh_sizes(model)
-        on_each_device = B == P or P % data == 0  # of a mesh: copies lie where their prompt does
-        copy = on_each_device and copies_prompts(model.attention, prompt_length=T, new_tokens=G)
-    if copy:
+    (P, T), (data, _) = batch.tokens.shape, mesh_sizes(model)
+    may_copy &= B == P or P % data == 0  # on a mesh copies lie where their prompt does
+    if may_copy and should_copy_prompts(model.attention, prompt_length=T, new_tokens=G):
         cache = copy_prompts(model, batch, rows=B, capacity=capacity)
     else:
         prefix = share_prompts(model, batch, block_tokens=block_tokens)

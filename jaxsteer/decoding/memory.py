@@ -27,9 +27,9 @@ from jaxsteer.llama import (
     BLOCK_TOKENS,
     Model,
     cached_by_head,
-    copies_prompts,
     is_abstract,
     mesh_sizes,
+    should_copy_prompts,
     suits_kernel,
     tpu_attention,
     xla_attention,
@@ -156,7 +156,7 @@ def sweep_bytes(
 def _are_shared(model: Model, prompt_length: int, new_tokens: int) -> bool:
     """Whether rows of one prompt hold it once, not a copy each."""
     sizes = {"prompt_length": prompt_length, "new_tokens": new_tokens}
-    return not copies_prompts(model.attention, **sizes)
+    return not should_copy_prompts(model.attention, **sizes)
 
 
 def rows_that_fit(

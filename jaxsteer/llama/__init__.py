@@ -8,9 +8,9 @@ Uses `runtime`, `config`, `steering`.
 
 from jaxsteer.llama.attention import (
     cached_by_head,
-    copies_prompts,
     cudnn_attention,
     default_attention,
+    should_copy_prompts,
     xla_attention,
 )
 from jaxsteer.llama.attention_splash import suits_kernel, tpu_attention
@@ -89,7 +89,6 @@ __all__ = [
     "cached_by_head",
     "check_batch",
     "check_tensor",
-    "copies_prompts",
     "copy_prompts",
     "count_blocks",
     "cudnn_attention",
@@ -122,6 +121,7 @@ __all__ = [
     "shard_model",
     "sharding_of",
     "share_prompts",
+    "should_copy_prompts",
     "spread_rows",
     "suits_kernel",
     "tpu_attention",

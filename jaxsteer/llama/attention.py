@@ -49,7 +49,7 @@ def cached_by_head(attention: AttentionFn) -> bool:
     return compiled_for_cpu(attention)
 
 
-def copies_prompts(attention: AttentionFn, *, prompt_length: int, new_tokens: int) -> bool:
+def should_copy_prompts(attention: AttentionFn, *, prompt_length: int, new_tokens: int) -> bool:
     """Whether rows of one prompt keep copies of its keys and values, though they could share them.
 
     On NVIDIA GPUs, behind prompts at most half as long as what follows: cuDNN's kernel whose parts

@@ -6,7 +6,6 @@ Each tensor is read, converted and sent to its devices while the next ones are r
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from jaxsteer.runtime import hosts
 from jaxsteer.tokenizers import difference, prompt_facts
 
 _UNDER_WAY_BYTES = 1 << 29  # that may be on their way to devices, and are in memory until then
+_Beside = Callable[[Model], Loaded]  # puts what was read beside the weights to a model
 _PLACERS = 4  # threads that turn arrays and send them to devices, a core each
 
 
@@ -107,51 +107,34 @@ def _check_is_model(path: Path) -> None:
         raise ValueError(f"{path}: is no model, but its folder checkpoint is one")
 
 
-@dataclass(frozen=True)
-class _Companions:
-    """What came with the weights."""
-
-    tokenizer: Any
-    end_tokens: tuple[int, ...]
-    provenance: dict[str, Any]
-    notes: tuple[str, ...]
-
-
 def _together(
-    read_companions: Callable[[], _Companions],
-    read_weights: Callable[[Future[_Companions]], Model],
+    read_companions: Callable[[], _Beside],
+    read_weights: Callable[[Future[_Beside]], Model],
     shapes: Callable[[], Model],
     warm: Callable[[Loaded], Any] | None,
 ) -> Loaded:
     """Read weights and companions beside each other, and run `warm` on shapes meanwhile."""
-
-    def loaded(model: Model) -> Loaded:
-        came = companions.result()
-        return Loaded(model, came.tokenizer, came.end_tokens, came.provenance, came.notes)
-
     with ThreadPoolExecutor(2) as pool:
         # Importing what makes a tokenizer takes seconds, in which weights can be read.
-        companions = pool.submit(read_companions)
-        warmed = None if warm is None else pool.submit(lambda: warm(loaded(shapes())))
-        model = read_weights(companions)
+        beside = pool.submit(read_companions)
+        warmed = None if warm is None else pool.submit(lambda: warm(beside.result()(shapes())))
+        model = read_weights(beside)
         if warmed is not None:
             warmed.result()
-    return loaded(model)
+    return beside.result()(model)
 
 
 def _from_checkpoint(path: Path, dtype: Any, mesh: Any, sharding: Any, warm: Any) -> Loaded:
     manifest = checkpoint.read_manifest(path)
     stored = manifest.dtype if dtype is None else checkpoint.dtype_name(dtype)
 
-    def companions() -> _Companions:
+    def companions() -> _Beside:
         about = {"path": str(path), **manifest.provenance}
         tokenizer = checkpoint.load_tokenizer(path)
-        try:
-            return _Companions(tokenizer, tuple(end_tokens(path, tokenizer)), about, ())
-        except ValueError as error:
-            return _Companions(tokenizer, (), about, (str(error),))
+        ends, notes = _ends_or_note(lambda: end_tokens(path, tokenizer))
+        return lambda model: Loaded(model, tokenizer, ends, about, notes)
 
-    def weights(_: Future[_Companions]) -> Model:
+    def weights(_: Future[_Beside]) -> Model:
         return checkpoint.load_weights(path, dtype=dtype, mesh=mesh, sharding=sharding)
 
     def shapes() -> Model:
@@ -168,11 +151,11 @@ def _from_files(
     if mesh is not None:
         sharding = params_sharding(config, mesh)
 
-    def companions() -> _Companions:
+    def companions() -> _Beside:
         return _companions(opened, source, proved_tokenizer(opened), target)
 
-    def weights(companions: Future[_Companions]) -> Model:
-        placed = _place(_leaves(opened, target, companions), sharding)
+    def weights(beside: Future[_Beside]) -> Model:
+        placed = _place(_leaves(opened, target, beside), sharding)
         in_order = ((path, placed[path]) for path, _ in flatten(abstract_params(config)))
         model = from_params(nest(in_order), config)
         return model if mesh is None else shard_model(model, mesh)
@@ -183,9 +166,7 @@ def _from_files(
     return _together(companions, weights, shapes, warm)
 
 
-def _companions(
-    opened: Folder | GgufModel, source: Source, tokenizer: Any, dtype: str
-) -> _Companions:
+def _companions(opened: Folder | GgufModel, source: Source, tokenizer: Any, dtype: str) -> _Beside:
     """End tokens and provenance from the files, and notes of what is unusual in them."""
     told: dict[str, Any] = {
         "path": str(opened.path),
@@ -203,22 +184,27 @@ def _companions(
     else:
         told |= prompt_facts(files, tokenizer, vocab_size=vocab_size)
         notes += filter(None, [difference(told["special_tokens"])])
+    ends, note = _ends_or_note(lambda: named_ends(files, tokenizer, vocab_size=vocab_size))
+    return lambda model: Loaded(model, tokenizer, ends, told, (*notes, *note))
+
+
+def _ends_or_note(read: Callable[[], list[int]]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """End tokens; or none, and a note that says why."""
     try:
-        ends = tuple(named_ends(files, tokenizer, vocab_size=vocab_size))
+        return tuple(read()), ()
     except ValueError as error:
-        ends, notes = (), [*notes, str(error)]
-    return _Companions(tokenizer, ends, told, tuple(notes))
+        return (), (str(error),)
 
 
 def _leaves(
-    opened: Folder | GgufModel, dtype: str, companions: Future[_Companions]
+    opened: Folder | GgufModel, dtype: str, beside: Future[_Beside]
 ) -> Iterable[tuple[ParamPath, np.ndarray]]:
     """All tensors in our layout; raises at once for companions that fail their checks."""
     opened.check_tied()
     infinite = []
     for tensor, x, finite in tensors_as_ours(opened, dtype, contiguous=False):
-        if companions.done():
-            companions.result()
+        if beside.done():
+            beside.result()
         if not finite:
             infinite.append(f"{tensor.name} ({dotted(tensor.path)})")
         yield tensor.path, x

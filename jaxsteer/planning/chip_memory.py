@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsteer.config import LlamaConfig
 from jaxsteer.decoding import cache_bytes, program_bytes, sweep_bytes
-from jaxsteer.llama import Model, copies_prompts, flatten, mesh_sizes
+from jaxsteer.llama import Model, flatten, mesh_sizes, should_copy_prompts
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ def footprint(model: Model, work: Work) -> Bytes:
     """Weights, cache and temporaries of work that runs at once; captures count as temporaries."""
     asked: dict[str, Any] = {"prompt_length": work.prompt, "new_tokens": work.new}
     cache = cache_bytes(model, rows=work.rows, **asked)
-    if work.prompts is not None and work.shared and not copies_prompts(model.attention, **asked):
+    if (
+        work.prompts is not None
+        and work.shared
+        and not should_copy_prompts(model.attention, **asked)
+    ):
         data, _ = mesh_sizes(model)
         once = work.prompts * (1 if work.prompts % data == 0 else data)
         cache = cache_bytes(model, rows=work.rows, prompt_length=1, new_tokens=work.new)

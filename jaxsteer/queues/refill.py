@@ -50,8 +50,8 @@ from jaxsteer.llama import (
     Model,
     TokenBatch,
     TokenRows,
-    copies_prompts,
     mesh_sizes,
+    should_copy_prompts,
     spread_rows,
 )
 from jaxsteer.queues.shared_queue import count_groups, run_shared_queue
@@ -115,7 +115,7 @@ def generate_queue(
         occupancy: counts what the slots are spent on, if given.
         **asked: in place of a request, the keywords of `make_request`; `max_tokens` may differ
             from row to row. With `samples` rows share their prompts (`shared_queue`), unless each
-            runs its own faster (`copies_prompts`).
+            runs its own faster (`should_copy_prompts`).
 
     Raises:
         ValueError: for input that does not fit the model, before any work starts.
@@ -125,7 +125,7 @@ def generate_queue(
         raise ValueError(f"slots: got {slots}, expected at least 1")
     length, rows = batch.tokens.shape[1], request.max_tokens.shape[0]
     new_tokens = request.max_new_tokens
-    if copies_prompts(model.attention, prompt_length=length, new_tokens=new_tokens):
+    if should_copy_prompts(model.attention, prompt_length=length, new_tokens=new_tokens):
         batch = repeat_prompts(batch, rows)
     prompts = batch.tokens.shape[0]
     slots, (data, _) = min(slots, rows), mesh_sizes(model)

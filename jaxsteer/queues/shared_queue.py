@@ -47,7 +47,7 @@ def count_groups(slots: int, prompts: int, samples: int, data: int = 1) -> int:
 
 def begin(model: Model, batch: TokenBatch, request: Request) -> DecodeState:
     """Like `begin_shared`, with one cursor per row and nothing copied, for `restart`; pure."""
-    return with_cursors(begin_shared(model, batch, request, copy=False))
+    return with_cursors(begin_shared(model, batch, request, may_copy=False))
 
 
 def restart(

@@ -15,7 +15,7 @@ from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
 from jaxsteer.decoding.stops import stop_strings
 from jaxsteer.decoding.streaming import stream
-from jaxsteer.llama import copies_prompts, cudnn_attention, xla_attention
+from jaxsteer.llama import cudnn_attention, should_copy_prompts, xla_attention
 from jaxsteer.llama.model import forward
 from jaxsteer.llama.tokens import left_pad
 from jaxsteer.queues import refill
@@ -60,7 +60,7 @@ def test_steered_rows_are_those_with_private_caches(shallow, where):
 @pytest.fixture
 def copying(monkeypatch):
     """Rows copy the keys and values of their prompt, as on a GPU behind short prompts."""
-    monkeypatch.setattr(generation, "copies_prompts", lambda *_, **__: True)
+    monkeypatch.setattr(generation, "should_copy_prompts", lambda *_, **__: True)
     jax.clear_caches()  # of programs that share
     yield
     jax.clear_caches()
@@ -82,11 +82,11 @@ def test_rows_that_copy_their_prompt_are_those_with_private_caches(shallow, copy
 def test_prompts_are_copied_on_gpus_where_they_are_short():
     sizes = [(128, 1500), (1536, 512), (750, 1500), (751, 1500), (1, 100)]
     copied = [
-        copies_prompts(cudnn_attention, prompt_length=prompt, new_tokens=new)
+        should_copy_prompts(cudnn_attention, prompt_length=prompt, new_tokens=new)
         for prompt, new in sizes
     ]
     assert copied == [True, False, True, False, False]
-    assert not copies_prompts(xla_attention, prompt_length=128, new_tokens=1500)
+    assert not should_copy_prompts(xla_attention, prompt_length=128, new_tokens=1500)
 
 
 def test_sampled_rows_are_those_with_private_caches(shallow):
@@ -230,7 +230,7 @@ def test_a_queue_of_rows_that_share_prompts_gives_the_rows_of_generate(
     With `copies` each row runs its own prompt, as on a GPU behind short prompts. Rows that all end
     at once are all replaced before the next step.
     """
-    monkeypatch.setattr(refill, "copies_prompts", lambda *_, **__: copies)
+    monkeypatch.setattr(refill, "should_copy_prompts", lambda *_, **__: copies)
     random = np.random.default_rng(4)
     few = random_rows((7, 1, 4, 3, 5, 2)[:prompts], SHALLOW.vocab_size)
     rows = prompts * 10

@@ -232,7 +232,7 @@ def run_samples(model: Model, batch: TokenBatch) -> Found:
     tokens = []
     for count, copy in ((2, False), (1, False), (2, True)):
         few = jax.tree.map(lambda x, count=count: np.asarray(x)[1 : 1 + count], batch)
-        with mock.patch.object(generating, "copies_prompts", return_value=copy):
+        with mock.patch.object(generating, "should_copy_prompts", return_value=copy):
             jax.clear_caches()  # of programs that share, or copy
             steps = jaxsteer.stream(
                 model,

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.benchmarks import gpu_aot, hlo, tpu_aot
 from jaxsteer.config.shape import LlamaConfig
-from jaxsteer.llama import copies_prompts, cudnn_attention
+from jaxsteer.llama import cudnn_attention, should_copy_prompts
 from jaxsteer.planning import tpu_programs as aot
 from jaxsteer.planning.chips import find_topology
 from jaxsteer.planning.mesh_plan import Work, plan
@@ -108,7 +108,9 @@ def test_a_program_that_is_too_large_is_a_problem(monkeypatch):
 def test_kernels_of_a_gpu_are_those_that_the_rule_for_copies_asks_for():
     """`gpu_aot`, whose compiler is not installed here; and how kernels are told in a loop."""
     for case in gpu_aot.CASES:
-        copies = copies_prompts(cudnn_attention, prompt_length=case.prompt, new_tokens=case.new)
+        copies = should_copy_prompts(
+            cudnn_attention, prompt_length=case.prompt, new_tokens=case.new
+        )
         decodes = copies or case.cells == 1
         assert case.kernels == {gpu_aot.DECODING if decodes else gpu_aot.MERGED}
     call = 'custom-call(%updated), custom_call_target="__cudnn$fmhaSoftmax", api_version=2'

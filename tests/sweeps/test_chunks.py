@@ -98,7 +98,7 @@ def test_a_cell_is_the_cell_alone(shallow, batch, cells, whole):
 
 def test_cells_that_copy_their_prompts_change_nothing(shallow, batch, cells, whole, monkeypatch):
     """As on a GPU, behind short prompts; log-probabilities up to the order of float32 sums."""
-    monkeypatch.setattr(generation, "copies_prompts", lambda *_, **__: True)
+    monkeypatch.setattr(generation, "should_copy_prompts", lambda *_, **__: True)
     jax.clear_caches()  # of programs that share
     found, _ = collect(shallow, batch, cells, sampling_params=SETTINGS)
     jax.clear_caches()
