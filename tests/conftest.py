@@ -1,6 +1,7 @@
 """Products in full float32, and the small model and prompts that most tests share."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def optimised(request: pytest.FixtureRequest) -> None:
     if jax.config.values[QUICK] != quick or memory_maps() > MOST_MAPS:
         jax.clear_caches()  # of what other files compiled
         jax.config.update(QUICK, quick)
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """Names of the programs compiled while a test runs, of which none is there from other tests."""
+    names: list[str] = []
+
+    def listen(event: str, _: float, **about: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(str(about.get("fun_name", "")))
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def memory_maps() -> int:

@@ -73,16 +73,11 @@ def compile_ahead(lm: jaxsteer.LanguageModel, **sizes: Any) -> None:
     jaxsteer.compile_generate(lm.model, **sizes)
 
 
-def test_the_program_that_is_compiled_beside_loading_is_the_one_that_runs(folders, tmp_path):
+def test_the_program_that_is_compiled_beside_loading_is_the_one_that_runs(
+    folders, tmp_path, compiled
+):
     """Of a folder and of a checkpoint; what `warm` raises is raised by `load`."""
     jaxsteer.convert(folders["float32"], tmp_path / "ckpt")
-    compiled = []
-
-    def listen(event: str, _: float, **about: object) -> None:
-        if event.endswith("backend_compile_duration"):
-            compiled.append(about.get("fun_name", ""))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     for source, rows in ((folders["float32"], 2), (tmp_path / "ckpt", 3)):
         sizes = {"rows": rows, "prompt_length": 5}
         lm = jaxsteer.load(source, warm=partial(compile_ahead, **sizes, max_new_tokens=3))

@@ -41,13 +41,11 @@ def vector(lm: js.LanguageModel) -> np.ndarray:
     return np.random.default_rng(0).normal(size=lm.model.config.d_model).astype(np.float32) * 20
 
 
-def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path, vector) -> None:
+def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(
+    tmp_path, vector, compiled
+) -> None:
     """The sweep's program and the passes for a direction and for lengths, once each; no file."""
-    compiled, file = [], tmp_path / "texts.jsonl"
-
-    def listen(event: str, _: float, **about: object) -> None:
-        if event.endswith("backend_compile_duration"):
-            compiled.append(about.get("fun_name", ""))
+    file = tmp_path / "texts.jsonl"
 
     def work(lm: js.LanguageModel) -> js.Table:
         found = js.direction(lm, PROMPTS, PROMPTS[::-1] * 2)
@@ -64,7 +62,6 @@ def test_a_call_that_load_is_given_to_warm_compiles_what_it_runs_later(tmp_path,
         assert (len(table.texts), len(table.lines), file.exists()) == (0, 0, False)
         assert programs() == [1, 2]  # lengths of the stream, and its last tokens
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
     lm = js.load(SMALL_PAIR / "reasoning", dtype="float32", warm=ahead)
     assert len(work(lm).texts) == 2 * 3
     assert programs() == [1, 2]
