@@ -62,7 +62,6 @@ from jaxsteer.decoding import (
     DecodeState,
     Request,
     StopStrings,
-    append,
     choose_and_append,
     compile_generate,
     decode_step,
@@ -76,7 +75,6 @@ from jaxsteer.decoding import (
     stop_strings,
     stream,
     think_tokens,
-    token_bytes,
     unfinished,
 )
 from jaxsteer.directions import Direction, cosine, load_directions, save_directions
@@ -133,7 +131,7 @@ from jaxsteer.texts import (
     perplexity,
     words,
 )
-from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning
+from jaxsteer.tokenizers import EncodedPrompt, encode, text_beginning, token_bytes
 
 __version__ = VERSION
 
@@ -202,7 +200,6 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "TokenBatch",
     "unpack",
     # decoding
-    "append",  # the older name of `choose_and_append`
     "choose_and_append",
     "decode_step",
     "DecodeState",
@@ -218,7 +215,6 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "StopStrings",
     "stream",
     "think_tokens",
-    "token_bytes",
     "unfinished",
     # queues
     "generate_queue",
@@ -226,6 +222,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order above
     "encode",
     "EncodedPrompt",
     "text_beginning",
+    "token_bytes",
     # checkpoints
     "end_tokens",
     "save",

@@ -36,9 +36,9 @@ from experiments.pipeline.tables import csv_text
 from experiments.stages import derive, groups
 from experiments.stages.groups import ROLES, Groups
 from jaxsteer.analysis import LENSES, Lens, keyword_tokens, lens
-from jaxsteer.decoding import token_bytes
 from jaxsteer.directions import load_directions, random_directions
 from jaxsteer.llama import Model
+from jaxsteer.tokenizers import token_bytes
 
 STEM = "figure5"
 TOP = 10

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.decoding import token_bytes
 from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
 from jaxsteer.steering import Vectors, as_arrays, int32s
+from jaxsteer.tokenizers import token_bytes
 
 LENSES = ("normed", "plain")
 

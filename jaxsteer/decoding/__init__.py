@@ -2,21 +2,23 @@
 
 Start with `generation`: `prefill`, `decode_step`, the loop and `generate`. What rows ask for is in
 `request`, how a token is chosen in `samplers`, ends of rows in `stops`, activations of generated
-tokens in `captured`, the memory that rows take in `memory`.
+tokens in `captured`, the memory that rows take in `memory`, rows in parts on the cores of a CPU in
+`cores`.
 
 Uses `runtime`, `config`, `steering`, `llama`.
 """
 
 from jaxsteer.decoding.captured import Captured, capture_bytes
+from jaxsteer.decoding.cores import Part, count_parts, run_parts
 from jaxsteer.decoding.generation import (
     DecodeState,
     Loop,
     Step,
-    append,
     begin_shared,
     choose_and_append,
     decode_step,
     generate,
+    is_plain,
     loop_with_growing_cache,
     new_state,
     outcome,
@@ -68,7 +70,6 @@ from jaxsteer.decoding.shared_prompts import reaches_prefix, repeat_prompts
 from jaxsteer.decoding.stops import StopStrings, stop_strings
 from jaxsteer.decoding.streaming import stream
 from jaxsteer.decoding.thinking import think_tokens, thinking_in
-from jaxsteer.decoding.token_text import byte_alphabet, token_bytes
 from jaxsteer.decoding.warming import compile_generate
 
 __all__ = [
@@ -80,15 +81,14 @@ __all__ = [
     "Generation",
     "Loop",
     "Outcome",
+    "Part",
     "Request",
     "Sampler",
     "Sampling",
     "Step",
     "StopStrings",
-    "append",
     "as_request",
     "begin_shared",
-    "byte_alphabet",
     "cache_bytes",
     "capture_bytes",
     "check_activations_kept",
@@ -97,12 +97,14 @@ __all__ = [
     "choose_and_append",
     "choose_sampler",
     "compile_generate",
+    "count_parts",
     "decode_step",
     "generate",
     "generated_row",
     "greedy",
     "has_room",
     "is_out_of_memory",
+    "is_plain",
     "keys",
     "loop_with_growing_cache",
     "make_request",
@@ -118,6 +120,7 @@ __all__ = [
     "room_for_another",
     "rows_that_fit",
     "run",
+    "run_parts",
     "sample",
     "sampling",
     "slots_by_loop",
@@ -126,7 +129,6 @@ __all__ = [
     "sweep_bytes",
     "think_tokens",
     "thinking_in",
-    "token_bytes",
     "unfinished",
     "usable_bytes",
     "warn_not_finite",

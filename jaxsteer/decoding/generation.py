@@ -34,6 +34,7 @@ from jaxsteer.decoding.captured import (
     write_prompt,
     write_step,
 )
+from jaxsteer.decoding.cores import row_parts, run_parts
 from jaxsteer.decoding.memory import check_capture_fits
 from jaxsteer.decoding.request import Asked, Request, as_request
 from jaxsteer.decoding.results import Generation, Outcome, check_activations_kept, warn_not_finite
@@ -58,7 +59,6 @@ from jaxsteer.llama import (
     should_copy_prompts,
     spread_rows,
 )
-from jaxsteer.runtime import hosts
 
 _LOGITS = 64  # logits that are looked at: all of them 0 means that the norm overflowed
 _GROWTH = 512  # new tokens by which a cache grows at least
@@ -266,9 +266,6 @@ def choose_and_append(
     )
 
 
-append = choose_and_append  # the older name
-
-
 def unfinished(state: DecodeState) -> jax.Array:
     """Whether another step is needed: some row is not settled, and steps are left.
 
@@ -346,6 +343,11 @@ def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: An
 _run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
 
 
+def is_plain(sampler: Sampler | None, step: Step, loop: Loop) -> bool:
+    """Whether nothing is swapped in that might look at several rows at once."""
+    return sampler is None and step is decode_step and loop is jax.lax.while_loop
+
+
 def prepare(
     model: Model,
     batch: TokenBatch | TokenRows,
@@ -393,6 +395,7 @@ def generate(
     Raises:
         ValueError: for input that does not fit the model, before anything is compiled.
     """
+    plain = is_plain(sampler, step, loop)
     batch, request, sampler = prepare(model, batch, request, sampler, asked)
     check_capture_fits(
         model,
@@ -402,8 +405,8 @@ def generate(
         new_tokens=request.max_new_tokens,
         captured=capture_bytes(request.capture, model),
     )
-    batch, request = spread_rows((batch, request), model)
-    made = hosts.gather(_run(model, batch, request, sampler=sampler, step=step, loop=loop))
+    parts = row_parts(model, *spread_rows((batch, request), model), plain=plain)
+    made = run_parts(_run, model, parts, sampler=sampler, step=step, loop=loop)
     warn_not_finite(int(np.sum(~made.finite)), len(made.finite))
     captured = None
     if request.capture is not None:

@@ -10,6 +10,7 @@ from typing import Unpack
 
 import jax
 
+from jaxsteer.decoding.cores import row_parts
 from jaxsteer.decoding.generation import _run, decode_step
 from jaxsteer.decoding.request import Asked, as_request
 from jaxsteer.decoding.samplers import Sampler, choose_sampler
@@ -36,9 +37,8 @@ def compile_generate(
     """
     prompts = [[0] * prompt_length] * rows
     batch, request = as_request(model, prompts, None, asked)
-    sampler = sampler or choose_sampler(request.sampling)
-    batch, request = spread_rows((batch, request), model)
-    lowered = _run.lower(
-        model, batch, request, sampler=sampler, step=decode_step, loop=jax.lax.while_loop
-    )
-    lowered.compile()
+    plain = sampler is None
+    part, *_ = row_parts(model, *spread_rows((batch, request), model), plain=plain)
+    options = {"step": decode_step, "loop": jax.lax.while_loop}
+    options["sampler"] = sampler or choose_sampler(request.sampling)
+    _run.lower(model, *part, **options).compile()

@@ -8,6 +8,7 @@ Uses `runtime`, `config`, `steering`.
 
 from jaxsteer.llama.attention import (
     cached_by_head,
+    compiled_for_cpu,
     cudnn_attention,
     default_attention,
     should_copy_prompts,
@@ -89,6 +90,7 @@ __all__ = [
     "cached_by_head",
     "check_batch",
     "check_tensor",
+    "compiled_for_cpu",
     "copy_prompts",
     "count_blocks",
     "cudnn_attention",

@@ -18,6 +18,7 @@ from jaxsteer.decoding import (
     Captured,
     Loop,
     Outcome,
+    Part,
     Request,
     Sampler,
     Step,
@@ -25,19 +26,22 @@ from jaxsteer.decoding import (
     capture_bytes,
     check_activations_kept,
     check_capture_fits,
-    check_think_tokens,
     choose_sampler,
+    count_parts,
     decode_step,
     generated_row,
+    is_plain,
     map_rows,
     outcome,
     reaches_prefix,
+    run_parts,
     warn_not_finite,
 )
 from jaxsteer.llama import Model, TokenBatch, TokenRows, mesh_sizes, spread_rows
 from jaxsteer.runtime import hosts
-from jaxsteer.steering import Steering, as_tuple
-from jaxsteer.sweeps.cells import Cell, check_cells, stack_cells
+from jaxsteer.steering import Steering
+from jaxsteer.sweeps.cells import Cell, stack_cells
+from jaxsteer.sweeps.checks import check_sweep
 from jaxsteer.sweeps.chunk_sizes import (
     NoRoom,
     agree_on_room,
@@ -79,6 +83,7 @@ class _Plan:
     request: Request  # without steering
     steering: tuple[Steering, ...]  # of all cells, [C, …]
     options: dict[str, Any]  # what `run_cells` takes beside
+    plain: bool  # see `is_plain`
     shape: tuple[int, int]  # cells and prompts of a chunk
 
 
@@ -129,23 +134,6 @@ def sweep(
     return _chunks(_planned(model, batch, cells, request, rows_per_chunk, options, asked), done)
 
 
-def check_sweep(
-    model: Model, cells: Sequence[Cell], request: Request, *, rows_per_chunk: int | None
-) -> None:
-    """Check the cells, and the request against them.
-
-    Raises:
-        ValueError: naming what does not fit.
-    """
-    check_cells(cells, model.config)
-    if rows_per_chunk is not None and rows_per_chunk < 1:
-        raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected at least 1")
-    if request.steering:
-        raise ValueError("steering: got one for all cells, expected it in each cell")
-    scopes = [one.scope for cell in cells for one in as_tuple(cell.steering)]
-    check_think_tokens(hosts.gather(request.think_tokens), scopes)
-
-
 def _planned(
     model: Model,
     batch: TokenBatch | TokenRows,
@@ -180,8 +168,9 @@ def _planned(
     C, B = chunk_shape(len(cells), prompts, fits, data)
     shared = B if C > 1 and not steer_prompt else None
     check_capture_fits(model, rows=C * B, prompts=shared, **sizes)
+    plain = is_plain(**options)
     options = {**options, "steer_prompt": steer_prompt, "sampler": sampler}
-    return _Plan(model, cells, given, request, steering, options, shape=(C, B))
+    return _Plan(model, cells, given, request, steering, options, plain, shape=(C, B))
 
 
 def _chunk_inputs(plan: _Plan, c: np.ndarray, p: np.ndarray) -> tuple[TokenBatch, Request]:
@@ -200,14 +189,23 @@ def _chunk_inputs(plan: _Plan, c: np.ndarray, p: np.ndarray) -> tuple[TokenBatch
     return batch, replace(request, steering=steering)
 
 
+def chunk_parts(plan: _Plan, c: np.ndarray, p: np.ndarray) -> tuple[list[Part], int]:
+    """A chunk's inputs in parts that run at once, and the axis of rows along which it is cut."""
+    axis, index = (0, c) if len(p) == 1 else (1, p)
+    sizes = {"rows": len(c) * len(p), "prompt_length": plan.batch.tokens.shape[1]}
+    count = count_parts(plan.model, plan.request, divides=len(index), plain=plan.plain, **sizes)
+    pieces = [(c, part) if axis else (part, p) for part in np.split(index, count)]
+    return [_chunk_inputs(plan, *piece) for piece in pieces], axis
+
+
 def _run_chunk(plan: _Plan, c: np.ndarray, p: np.ndarray, tried: set[tuple[int, int]]) -> Outcome:
     """The cells `c` on the prompts `p`; all hosts have memory for chunks of the shapes `tried`."""
-    model, (batch, request) = plan.model, _chunk_inputs(plan, c, p)
+    model, (parts, axis) = plan.model, chunk_parts(plan, c, p)
     if hosts.several() and (len(c), len(p)) not in tried:
-        agree_on_room(lambda: _run_cells.lower(model, batch, request, **plan.options), model)
+        agree_on_room(lambda: _run_cells.lower(model, *parts[0], **plan.options), model)
         tried.add((len(c), len(p)))
     with hosts.losing_hosts():
-        made = hosts.gather(_run_cells(model, batch, request, **plan.options))
+        made = run_parts(_run_cells, model, parts, axis=axis, **plan.options)
     check_activations_kept(made)
     return made
 

@@ -10,7 +10,7 @@ from jaxsteer.decoding import Asked, Loop, Request, Sampler, Step, decode_step
 from jaxsteer.llama import Model, TokenBatch, TokenRows
 from jaxsteer.runtime import hosts
 from jaxsteer.sweeps.cells import Cell
-from jaxsteer.sweeps.chunks import _chunk_inputs, _planned, _run_cells
+from jaxsteer.sweeps.chunks import _planned, _run_cells, chunk_parts
 
 
 def compile_sweep(
@@ -38,5 +38,5 @@ def compile_sweep(
     options = {"sampler": sampler, "step": step, "loop": loop}
     plan = _planned(model, batch, cells, request, rows_per_chunk, options, asked)
     C, B = plan.shape
-    inputs = _chunk_inputs(plan, np.zeros(C, int), np.zeros(B, int))
-    _run_cells.lower(model, *inputs, **plan.options).compile()
+    parts, _ = chunk_parts(plan, np.zeros(C, int), np.zeros(B, int))
+    _run_cells.lower(model, *parts[0], **plan.options).compile()

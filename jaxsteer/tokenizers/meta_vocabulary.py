@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxsteer.decoding import byte_alphabet
 from jaxsteer.files import as_path
+from jaxsteer.tokenizers.token_text import byte_alphabet
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

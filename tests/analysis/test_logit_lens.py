@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from jaxsteer.analysis.logit_lens import keyword_tokens, lens
-from jaxsteer.decoding.token_text import byte_alphabet
 from jaxsteer.llama.packing import pack
+from jaxsteer.tokenizers.token_text import byte_alphabet
 
 TOKENS = [5, 0, 60]
 

@@ -324,7 +324,7 @@ def test_a_step_that_keeps_nothing_is_told(shallow, batch):
     def forgets(model, state, request, *, sampler):
         out = forward(model, state.token[:, None], cache=state.cache, prompt_length=batch.lengths)
         state = replace(state, cache=out.cache)
-        return jaxsteer.append(state, out.logits[:, 0], request, sampler)
+        return jaxsteer.choose_and_append(state, out.logits[:, 0], request, sampler)
 
     with pytest.raises(ValueError, match="step: got one that keeps no activations"):
         jaxsteer.generate(shallow, batch, max_new_tokens=3, capture=Capture(), step=forgets)

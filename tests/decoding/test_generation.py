@@ -17,7 +17,13 @@ import settings_worker
 from oracle import SHALLOW, alone, last_logits, random_model, random_rows, steps
 from quick_compile import xla_flags
 
-from jaxsteer.decoding.generation import append, decode_step, generate, run, slots_by_loop
+from jaxsteer.decoding.generation import (
+    choose_and_append,
+    decode_step,
+    generate,
+    run,
+    slots_by_loop,
+)
 from jaxsteer.decoding.request import Asked, make_request
 from jaxsteer.decoding.samplers import greedy, sampling
 from jaxsteer.decoding.stops import stop_strings
@@ -217,7 +223,7 @@ def remembering(model, state, request, *, sampler):
     )
     seen = jnp.max(out.captured["resid_post"][0, :, 0], axis=-1)
     state = replace(state, cache=out.cache, extra=jnp.maximum(state.extra, seen))
-    return append(state, out.logits[:, 0], request, sampler)
+    return choose_and_append(state, out.logits[:, 0], request, sampler)
 
 
 def test_a_step_of_ones_own_may_carry_something(shallow, batch, steering):

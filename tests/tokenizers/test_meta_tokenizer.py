@@ -14,8 +14,8 @@ from experiments.pipeline.formats import unseen_tokens
 from experiments.pipeline.text import Prompt, encode_prompts
 from experiments.replication import check_tokens, main
 from jaxsteer.analysis.sentences import split_sentences, token_spans
-from jaxsteer.decoding.token_text import token_bytes
 from jaxsteer.tokenizers.meta_vocabulary import R1_NAMED, meta_tokenizer, special_names
+from jaxsteer.tokenizers.token_text import token_bytes
 
 MODEL = Path(meta.__file__).parent / "tokenizer.model"
 EXCERPT = Path(__file__).parents[1] / "data" / "replication"

@@ -1,4 +1,4 @@
-"""jaxsteer.decoding.token_text: the bytes of tokens put together are what the tokenizer decodes."""
+"""The bytes of tokens put together are what the tokenizer decodes."""
 
 import json
 
@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxsteer.decoding.results import Generation
-from jaxsteer.decoding.token_text import token_bytes
+from jaxsteer.tokenizers.token_text import token_bytes
 from weights.small_language.tokenizer import save_tokenizer
 
 TEXT = "Hello, wörld! 你好 🙂\n\n\tx = 3;  two  spaces\u00a0\x00end"
