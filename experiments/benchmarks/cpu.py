@@ -6,8 +6,9 @@ Greedy decoding of the small pair's reasoning model in float32, both steered at 
 same vector from the first generated token on. Both engines take turns, the best of several runs
 counts, compilation is not timed; the tokens must be the same. Prints one JSON line a batch size
 (`floor_ms` is what the multiplications alone take at the machine's rate, which no engine can beat),
-and one that compares sampling with top-p to greedy decoding at a vocabulary of 49,152, random
-weights otherwise of the same shape. Exits with 1 if a token differs. Needs PyTorch.
+one that compares sampling with top-p to greedy decoding at a vocabulary of 49,152, random weights
+otherwise of the same shape, and some that compare rows in parts, one on each core, with all rows
+together, also at the shape of SmolLM2-135M. Exits with 1 if a token differs. Needs PyTorch.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,14 @@ import transformers
 
 from jaxsteer.checkpoints import checkpoint
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import generate, sampling
+from jaxsteer.decoding import (
+    Generation,
+    cache_bytes,
+    cores,
+    generate,
+    sampling,
+    weight_bytes,
+)
 from jaxsteer.files import as_path
 from jaxsteer.llama import Model, init, left_pad
 from jaxsteer.models import convert
@@ -38,6 +48,10 @@ from jaxsteer.steering import add, from_last_prompt_token
 
 SMALL = Path(__file__).parents[2] / "weights" / "small" / "reasoning"
 LAYER, COEFF = 4, 4.0  # of the small pair: half-way up, strong enough to change tokens
+SMOLLM2_135M = LlamaConfig(
+    vocab_size=49_152, d_model=576, d_mlp=1536, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64,
+    rope_theta=1e5, tie_embeddings=True,
+)  # fmt: skip
 
 
 def load_both(source: Path) -> tuple[Model, Any]:
@@ -119,14 +133,14 @@ def compare_sampling(
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, (rows, prompt))
     batch = left_pad(tokens.tolist(), length=prompt)
     top_p = sampling(rows, temperature=0.6, top_p=0.95)
-    times: dict[str, list[float]] = {"greedy": [], "top_p": []}
-    for turn in range(1 + repeats):
-        for name, params in (("greedy", None), ("top_p", top_p)):
-            started = time.perf_counter()
-            generate(model, batch, max_new_tokens=steps, sampling_params=params)
-            if turn:  # the first compiles
-                times[name].append(time.perf_counter() - started)
-    best = {f"{name}_ms": min(spent) / steps * 1e3 for name, spent in times.items()}
+    best = least_in_turns(
+        {
+            "greedy": lambda: generate(model, batch, max_new_tokens=steps),
+            "top_p": lambda: generate(model, batch, max_new_tokens=steps, sampling_params=top_p),
+        },
+        steps=steps,
+        repeats=repeats,
+    )
     return {
         "vocabulary": config.vocab_size,
         "rows": rows,
@@ -134,6 +148,44 @@ def compare_sampling(
         "steps": steps,
         **best,
         "times_greedy": best["top_p_ms"] / best["greedy_ms"],
+    }
+
+
+def least_in_turns(
+    works: dict[str, Callable[[], Any]], *, steps: int, repeats: int
+) -> dict[str, float]:
+    """The shortest time of each work in milliseconds a step; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(1 + repeats):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if turn:  # the first compiles
+                times[name].append(time.perf_counter() - started)
+    return {f"{name}_ms": min(spent) / steps * 1e3 for name, spent in times.items()}
+
+
+def compare_parts(
+    model: Model, *, rows: int, prompt: int, steps: int, repeats: int
+) -> dict[str, Any]:
+    """Rows in as many parts as there are cores against all rows together, greedy."""
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, (rows, prompt))
+    batch = left_pad(tokens.tolist(), length=prompt)
+
+    def run(cache_share: float) -> Generation:
+        with mock.patch.object(cores, "CACHE_SHARE", cache_share):
+            return generate(model, batch, max_new_tokens=steps)
+
+    works = {"together": lambda: run(math.inf), "in_parts": lambda: run(1e-9)}
+    best = least_in_turns(works, steps=steps, repeats=repeats)
+    sizes = {"rows": rows, "prompt_length": prompt, "new_tokens": steps}
+    return {
+        "weights_MB": round(weight_bytes(model) / 1e6),
+        "caches_MB": round(cache_bytes(model, **sizes) / 1e6),
+        "rows": rows,
+        **best,
+        "times_faster": best["together_ms"] / best["in_parts_ms"],
+        "same_tokens": bool(np.array_equal(run(math.inf).tokens, run(1e-9).tokens)),
     }
 
 
@@ -164,6 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     steps = max(1, args.steps // 4)
     sizes = {"rows": max(args.rows), "prompt": args.prompt, "steps": steps}
     print(json.dumps(compare_sampling(large, repeats=args.repeats, **sizes)), flush=True)
+    for one, counts in ((model, (4, 8, 32, 128)), (init(SMOLLM2_135M), (8, 32, 128))):
+        for rows in counts:
+            figures = compare_parts(one, rows=rows, prompt=args.prompt, steps=steps, repeats=2)
+            print(json.dumps(figures), flush=True)
+            same &= figures["same_tokens"]
     return 0 if same else 1
 
 

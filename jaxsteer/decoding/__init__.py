@@ -41,6 +41,7 @@ from jaxsteer.decoding.memory import (
     rows_that_fit,
     sweep_bytes,
     usable_bytes,
+    weight_bytes,
 )
 from jaxsteer.decoding.request import (
     Asked,
@@ -132,4 +133,5 @@ __all__ = [
     "unfinished",
     "usable_bytes",
     "warn_not_finite",
+    "weight_bytes",
 ]

@@ -13,16 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsteer.decoding.memory import cache_bytes
+from jaxsteer.decoding.memory import cache_bytes, weight_bytes
 from jaxsteer.decoding.request import Request, map_rows
 from jaxsteer.llama import Model, TokenBatch, compiled_for_cpu, mesh_of
 from jaxsteer.runtime import hosts
 
 Part = tuple[TokenBatch, Request]
 
-# Every part reads all weights. Caches of this share of the weights make up for one more part:
-# measured at 27 and at 540 MB of weights, see `experiments/benchmarks/RESULTS.md`.
-_CACHE_SHARE = 0.25
+# Every part reads all weights. Caches of this share of the weights make up for one more part
+# (`experiments/benchmarks/RESULTS.md`: measured at 25 and 540 MB of weights, on two cores).
+CACHE_SHARE = 0.25
 
 
 def count_parts(
@@ -38,8 +38,7 @@ def count_parts(
         return 1
     new = request.max_new_tokens
     cached = cache_bytes(model, rows=rows, prompt_length=prompt_length, new_tokens=new)
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.params))
-    most = min(_cores(), 1 + int(cached / (_CACHE_SHARE * weights)))
+    most = min(_cores(), 1 + int(cached / (CACHE_SHARE * weight_bytes(model))))
     return max(n for n in range(1, most + 1) if divides % n == 0)
 
 

@@ -252,7 +252,7 @@ def _free_bytes(model: Model) -> int | None:
     all_stats = [d.memory_stats() for d in devices if d.process_index == this_process]
     known = [stats for stats in all_stats if stats and "bytes_limit" in stats]
     if abstract:
-        known = [{**stats, "bytes_in_use": _bytes_on_a_device(model)} for stats in known]
+        known = [{**stats, "bytes_in_use": weight_bytes(model)} for stats in known]
     return min((s["bytes_limit"] - s["bytes_in_use"] for s in known), default=None)
 
 
@@ -267,11 +267,12 @@ def room_for_another(models: Sequence[Model]) -> bool:
     leaf = jax.tree.leaves(models[0].params)[0]
     device = leaf.addressable_shards[0].device
     limit = (device.memory_stats() or {}).get("bytes_limit", CPU_BYTES)
-    sizes = [_bytes_on_a_device(model) for model in models]
+    sizes = [weight_bytes(model) for model in models]
     return 3 * (sum(sizes) + max(sizes)) <= limit
 
 
-def _bytes_on_a_device(model: Model) -> int:
+def weight_bytes(model: Model) -> int:
+    """Bytes of the weights on one device; `model` may be one of shapes."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(model.params)

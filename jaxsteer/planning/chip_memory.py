@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsteer.config import LlamaConfig
-from jaxsteer.decoding import cache_bytes, program_bytes, sweep_bytes
-from jaxsteer.llama import Model, flatten, mesh_sizes, should_copy_prompts
+from jaxsteer.decoding import cache_bytes, program_bytes, sweep_bytes, weight_bytes
+from jaxsteer.llama import Model, mesh_sizes, should_copy_prompts
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,6 @@ class Bytes:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.cache + self.temporaries
-
-
-def weight_bytes(model: Model) -> int:
-    """Weights on one chip; `model` is one of shapes that are split over a mesh, or of arrays."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for _, x in flatten(model.params)
-    )
 
 
 def capture_bytes(

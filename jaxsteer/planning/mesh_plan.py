@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxsteer.config import PRESETS, LlamaConfig
-from jaxsteer.decoding import USABLE
+from jaxsteer.decoding import USABLE, weight_bytes
 from jaxsteer.files import as_path, read_json_object
 from jaxsteer.llama import DATA, TENSOR, Model, check_tensor, cudnn_attention, xla_attention
 from jaxsteer.planning import tpu_programs as aot
-from jaxsteer.planning.chip_memory import Bytes, Work, capture_bytes, footprint, weight_bytes
+from jaxsteer.planning.chip_memory import Bytes, Work, capture_bytes, footprint
 from jaxsteer.planning.chips import HERE, TOPOLOGIES, Chip, Topology, find_topology
 from jaxsteer.planning.roofline import decode_seconds, prefill_operations, step_seconds
 from jaxsteer.runtime import compile_cache, guarded

@@ -18,7 +18,7 @@ def use(monkeypatch):
 
     def set_cores(count: int) -> None:
         monkeypatch.setattr(cores, "_cores", lambda: count)
-        monkeypatch.setattr(cores, "_CACHE_SHARE", 1e-6)
+        monkeypatch.setattr(cores, "CACHE_SHARE", 1e-6)
 
     return set_cores
 
@@ -107,7 +107,7 @@ def test_parts_are_as_many_as_pay_and_as_divide(small, monkeypatch):
 
     def count(available: int, share: float, divides: int = 8, plain: bool = True) -> int:
         monkeypatch.setattr(cores, "_cores", lambda: available)
-        monkeypatch.setattr(cores, "_CACHE_SHARE", share)
+        monkeypatch.setattr(cores, "CACHE_SHARE", share)
         sizes = {"rows": 8, "prompt_length": 2, "divides": divides}
         return cores.count_parts(small, request, plain=plain, **sizes)
 
