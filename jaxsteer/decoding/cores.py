@@ -20,9 +20,9 @@ from jaxsteer.runtime import hosts
 
 Part = tuple[TokenBatch, Request]
 
-# Every part reads all weights. Caches of this share of the weights make up for one more part
-# (`experiments/benchmarks/RESULTS.md`: measured at 25 and 540 MB of weights, on two cores).
-CACHE_SHARE = 0.25
+# Every part reads all weights. Caches of this share of the weights make up for one part more
+# (`experiments/benchmarks/RESULTS.md`: measured at 24 and 538 MB of weights, on two cores).
+CACHE_SHARE = 0.5
 
 
 def count_parts(
