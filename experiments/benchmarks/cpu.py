@@ -173,7 +173,7 @@ def compare_parts(
     batch = left_pad(tokens.tolist(), length=prompt)
 
     def run(cache_share: float) -> Generation:
-        with mock.patch.object(cores, "CACHE_SHARE", cache_share):
+        with mock.patch.multiple(cores, CACHE_SHARE=cache_share, LEAST_ROWS=1):
             return generate(model, batch, max_new_tokens=steps)
 
     works = {"together": lambda: run(math.inf), "in_parts": lambda: run(1e-9)}

@@ -23,6 +23,7 @@ Part = tuple[TokenBatch, Request]
 # Every part reads all weights. Caches of this share of the weights make up for one part more
 # (`experiments/benchmarks/RESULTS.md`: measured at 24 and 538 MB of weights, on two cores).
 CACHE_SHARE = 0.5
+LEAST_ROWS = 16  # of a part: with fewer, products slow down; and a container may have fewer cores
 
 
 def count_parts(
@@ -38,7 +39,8 @@ def count_parts(
         return 1
     new = request.max_new_tokens
     cached = cache_bytes(model, rows=rows, prompt_length=prompt_length, new_tokens=new)
-    most = min(_cores(), 1 + int(cached / (CACHE_SHARE * weight_bytes(model))))
+    pays = 1 + int(cached / (CACHE_SHARE * weight_bytes(model)))
+    most = max(1, min(_cores(), rows // LEAST_ROWS, pays))
     return max(n for n in range(1, most + 1) if divides % n == 0)
 
 

@@ -19,6 +19,7 @@ def use(monkeypatch):
     def set_cores(count: int) -> None:
         monkeypatch.setattr(cores, "_cores", lambda: count)
         monkeypatch.setattr(cores, "CACHE_SHARE", 1e-6)
+        monkeypatch.setattr(cores, "LEAST_ROWS", 1)
 
     return set_cores
 
@@ -111,6 +112,8 @@ def test_parts_are_as_many_as_pay_and_as_divide(small, monkeypatch):
         sizes = {"rows": 8, "prompt_length": 2, "divides": divides}
         return cores.count_parts(small, request, plain=plain, **sizes)
 
+    assert count(4, 1e-6) == 1  # fewer than 16 rows a part
+    monkeypatch.setattr(cores, "LEAST_ROWS", 1)
     assert [count(n, 1e-6) for n in (1, 2, 3, 4, 16)] == [1, 2, 2, 4, 8]
     assert count(4, 1e-6, divides=6) == 3
     assert count(4, 1e-6, divides=7) == 1
