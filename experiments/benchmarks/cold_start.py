@@ -26,7 +26,7 @@ from experiments.benchmarks.machine import Compilations, peak_GB, say
 from experiments.benchmarks.sweep import SIZES, cells_of, into_a_file
 from experiments.benchmarks.sweep_work import Work
 from jaxsteer.files import as_path
-from jaxsteer.runtime import guarded, run
+from jaxsteer.runtime import guarded, run, seconds_by_part
 from jaxsteer.runtime.compile_cache import VARIABLE
 
 
@@ -41,12 +41,16 @@ def run_once(path: Path, preset: str, started: float) -> dict[str, Any]:
     compilations = Compilations()
     ready = time.time()
 
+    compiled = []
+
     def compile_ahead(lm: jaxsteer.LanguageModel) -> None:
         model = jaxsteer.arrange(lm.model)
         jaxsteer.compile_sweep(model, batch, cells, max_new_tokens=work.new_tokens)
+        compiled.append(time.time())
 
-    lm = jaxsteer.load(path, warm=compile_ahead)
-    jax.block_until_ready(lm.model.params)
+    with seconds_by_part() as parts:
+        lm = jaxsteer.load(path, warm=compile_ahead)
+        jax.block_until_ready(lm.model.params)
     loaded = time.time()
     model = jaxsteer.arrange(lm.model, donate=True)
     _, lines = into_a_file(model, batch, cells, new_tokens=work.new_tokens)
@@ -55,12 +59,16 @@ def run_once(path: Path, preset: str, started: float) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "imported_s": ready - started,
         "loaded_and_compiled_s": loaded - ready,
+        "of_that_until_compiled_s": compiled[0] - ready,
         "sweep_s": ended - loaded,
         "seconds": ended - started,
         "rows": len(lines),
         "compilations": compilations.count,
         "compile_s": compilations.seconds,
         "peak_GB": peak_GB(),
+        "loading_parts_s": {
+            name: round(x, 2) for name, x in sorted(parts.items()) if not name.startswith("/")
+        },
     }
 
 

@@ -3,7 +3,6 @@
 Each tensor is read, converted and sent to its devices while the next ones are read.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,12 +35,10 @@ from jaxsteer.llama import (
 )
 from jaxsteer.models.conversion import proved_tokenizer, target_dtype
 from jaxsteer.models.loaded_model import Loaded
-from jaxsteer.runtime import hosts
+from jaxsteer.models.placement import place_all
 from jaxsteer.tokenizers import difference, prompt_facts
 
-_UNDER_WAY_BYTES = 1 << 29  # that may be on their way to devices, and are in memory until then
 _Beside = Callable[[Model], Loaded]  # puts what was read beside the weights to a model
-_PLACERS = 4  # threads that turn arrays and send them to devices, a core each
 
 
 def load(
@@ -155,7 +152,7 @@ def _from_files(
         return _companions(opened, source, proved_tokenizer(opened), target)
 
     def weights(beside: Future[_Beside]) -> Model:
-        placed = _place(_leaves(opened, target, beside), sharding)
+        placed = place_all(_leaves(opened, target, beside), sharding)
         in_order = ((path, placed[path]) for path, _ in flatten(abstract_params(config)))
         model = from_params(nest(in_order), config)
         return model if mesh is None else shard_model(model, mesh)
@@ -213,25 +210,3 @@ def _leaves(
             f"{opened.path}: NaN or infinite as {dtype} (convert it with allow_nonfinite=True):\n  "
             + "\n  ".join(infinite)
         )
-
-
-def _place(leaves: Iterable[tuple[ParamPath, np.ndarray]], sharding: Any) -> dict[ParamPath, Any]:
-    """Send each array to its devices as it comes; few are in memory at a time."""
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    one_for_all = isinstance(sharding, jax.sharding.Sharding)
-    places = {} if one_for_all else dict(flatten(sharding))
-    placed: dict[ParamPath, Future[jax.Array]] = {}
-    under_way: deque[tuple[int, Future[jax.Array]]] = deque()
-
-    def place(x: np.ndarray, where: Any) -> jax.Array:
-        return jax.block_until_ready(hosts.place(x, where))
-
-    with ThreadPoolExecutor(_PLACERS) as pool:
-        for path, x in leaves:
-            placed[path] = pool.submit(place, x, sharding if one_for_all else places[path])
-            under_way.append((x.nbytes, placed[path]))
-            del x
-            while sum(size for size, _ in under_way) > _UNDER_WAY_BYTES:
-                under_way.popleft()[1].result()
-    return {path: future.result() for path, future in placed.items()}

@@ -48,6 +48,7 @@ from jaxsteer.llama.sharding import (
     shard_model,
 )
 from jaxsteer.llama.tokens import TokenBatch
+from jaxsteer.models import placement
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.scope import Scope
 from jaxsteer.sweeps import chunks as sweeping
@@ -369,11 +370,13 @@ def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
 def on_mesh(name: str, mesh: Mesh, checkpoints: Path, layout: Any) -> dict[str, Found]:
     model, _ = jaxsteer.load(checkpoints / "plain", mesh=mesh)
     layout["weights"] = {dotted(path): part(x) for path, x in flatten(model.params)}
-    folder, _ = jaxsteer.load(checkpoints / "folder", mesh=mesh)
-    layout["folder_is_the_same"] = all(
-        a.sharding == b.sharding and bool((a == b).all())
-        for a, b in zip(jax.tree.leaves(folder), jax.tree.leaves(model), strict=True)
-    )
+    for label, place in (("folder", placement.place), ("turned", placement.place_as_it_lies)):
+        with mock.patch.object(placement, "place", place):  # CPUs turn nothing on their own
+            folder, _ = jaxsteer.load(checkpoints / "folder", mesh=mesh)
+        layout[f"{label}_is_the_same"] = all(
+            a.sharding == b.sharding and bool((a == b).all())
+            for a, b in zip(jax.tree.leaves(folder), jax.tree.leaves(model), strict=True)
+        )
     batch = shard_batch(prompts(model), mesh)
     found = {
         "forward": run_forward(model, batch),

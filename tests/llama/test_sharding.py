@@ -152,6 +152,7 @@ def test_a_checkpoint_is_loaded_in_parts(layout, mesh):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_hugging_face_folder_goes_to_the_same_places(layout, mesh):
     assert layout[mesh]["folder_is_the_same"]
+    assert layout[mesh]["turned_is_the_same"]
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_quantised_weights_are_unpacked(folders, tmp_path, kind):
 def test_strips_of_a_head_are_put_back_alike(folders, tmp_path, monkeypatch):
     write_gguf(tmp_path / "m.gguf", folders["float32"])
     whole, _ = jaxsteer.load(tmp_path / "m.gguf")
-    monkeypatch.setattr("jaxsteer.huggingface.stream._STRIP_BYTES", 3 * 32 * 4)  # 3 rows, of 8
+    monkeypatch.setattr("jaxsteer.huggingface.stream._READ_BYTES", 3 * 32 * 4)  # 3 rows, of 8
     assert_same(jaxsteer.load(tmp_path / "m.gguf").model, whole)
 
 
