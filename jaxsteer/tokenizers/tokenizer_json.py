@@ -58,15 +58,17 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def _read(file: Path, about: Mapping[str, Any]) -> Any:
     """Vocabulary and rules, without the names of special tokens."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # the import takes a second
-
     if file.name == "vocab.json":
+        from transformers import AutoTokenizer  # which imports PyTorch where that is installed
+
         return AutoTokenizer.from_pretrained(str(file.parent), trust_remote_code=False)
     if file.name == "tokenizer.model":
         if is_meta_vocabulary(file):
             return meta_tokenizer(file, renamed=_renamed(about))
         return _from_sentencepiece(file, about)
     _check_growth(json.loads(file.read_bytes()))
+    from transformers import PreTrainedTokenizerFast  # the import takes a second
+
     # Without a path for `name_or_path`, which this release asks the hub about.
     # A pad token that padding in the file names would be added to the vocabulary.
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=None)

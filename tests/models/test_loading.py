@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,18 @@ def test_quantised_weights_are_unpacked(folders, tmp_path, kind):
     half, _ = jaxsteer.load(tmp_path / "m", dtype="bfloat16")
     for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(model), strict=True):
         assert np.array_equal(x, y.astype(jnp.bfloat16))
+
+
+def test_pytorch_is_not_imported_though_it_is_installed(folders):
+    """Where it is, importing it takes longer than all else of loading a small model."""
+    work = (
+        "import importlib.util, sys, jaxsteer as js\n"
+        f"lm = js.load({str(folders['words'])!r})\n"
+        "lm.generate('Wait .', max_new_tokens=2)\n"
+        "assert importlib.util.find_spec('torch') and 'torch' not in sys.modules, 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_strips_of_a_head_are_put_back_alike(folders, tmp_path, monkeypatch):
