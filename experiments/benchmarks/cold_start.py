@@ -44,16 +44,14 @@ def run_once(path: Path, preset: str, started: float) -> dict[str, Any]:
     compiled = []
 
     def compile_ahead(lm: jaxsteer.LanguageModel) -> None:
-        model = jaxsteer.arrange(lm.model)
-        jaxsteer.compile_sweep(model, batch, cells, max_new_tokens=work.new_tokens)
+        jaxsteer.compile_sweep(lm.model, batch, cells, max_new_tokens=work.new_tokens)
         compiled.append(time.time())
 
     with seconds_by_part() as parts:
         lm = jaxsteer.load(path, warm=compile_ahead)
         jax.block_until_ready(lm.model.params)
     loaded = time.time()
-    model = jaxsteer.arrange(lm.model, donate=True)
-    _, lines = into_a_file(model, batch, cells, new_tokens=work.new_tokens)
+    _, lines = into_a_file(lm.model, batch, cells, new_tokens=work.new_tokens)
     ended = time.time()
     return {
         "device": jax.devices()[0].device_kind,

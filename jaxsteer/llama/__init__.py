@@ -25,7 +25,7 @@ from jaxsteer.llama.model import (
     init,
     is_packed,
 )
-from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
+from jaxsteer.llama.packing import arrange, heads_first, pack, unpack, unpack_layer
 from jaxsteer.llama.parameters import (
     ParamPath,
     Row,
@@ -128,6 +128,7 @@ __all__ = [
     "suits_kernel",
     "tpu_attention",
     "unpack",
+    "unpack_layer",
     "without_padding",
     "write",
     "xla_attention",

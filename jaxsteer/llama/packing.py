@@ -129,17 +129,24 @@ def unpack(model: Model, *, donate: bool = False) -> Model:
         return model
     layers = {}
     for i, layer in model.params["layers"].items():
-        attn, mlp = dict(layer["attn"]), dict(layer["mlp"])
-        joined = {name: attn.pop(name) for name in _QKV if name in attn}
-        both = mlp.pop("gate_up_proj")
-        qkv, gate_up = _part(joined, both)
-        for name, parts in qkv.items():
-            attn |= dict(zip(_QKV[name], parts, strict=True))
-        mlp |= dict(zip(("gate_proj", "up_proj"), gate_up, strict=True))
-        layers[i] = layer | {"attn": attn, "mlp": mlp}
+        layers[i] = unpack_layer(layer)
         if donate:
-            _free([*joined.values(), both], after=layers[i])
+            joined = [layer["attn"][name] for name in _QKV if name in layer["attn"]]
+            _free([*joined, layer["mlp"]["gate_up_proj"]], after=layers[i])
     return replace(model, params=model.params | {"layers": layers})
+
+
+def unpack_layer(layer: Params) -> Params:
+    """The weights of one layer with separate projections; pure."""
+    if "gate_up_proj" not in layer["mlp"]:
+        return layer
+    attn, mlp = dict(layer["attn"]), dict(layer["mlp"])
+    joined = {name: attn.pop(name) for name in _QKV if name in attn}
+    qkv, gate_up = _part(joined, mlp.pop("gate_up_proj"))
+    for name, parts in qkv.items():
+        attn |= dict(zip(_QKV[name], parts, strict=True))
+    mlp |= dict(zip(("gate_proj", "up_proj"), gate_up, strict=True))
+    return layer | {"attn": attn, "mlp": mlp}
 
 
 @jax.jit

@@ -6,7 +6,7 @@ Each tensor is read, converted and sent to its devices while the next ones are r
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jaxsteer.llama import (
     ParamPath,
     abstract_model,
     abstract_params,
+    arrange,
     dotted,
     flatten,
     from_params,
@@ -41,6 +42,14 @@ from jaxsteer.tokenizers import difference, prompt_facts
 _Beside = Callable[[Model], Loaded]  # puts what was read beside the weights to a model
 
 
+class _Parts(NamedTuple):
+    """How to read a model: what lies beside the weights, the weights, and their shapes alone."""
+
+    companions: Callable[[], _Beside]
+    weights: Callable[[Future[_Beside]], Model]
+    shapes: Callable[[], Model]
+
+
 def load(
     source: str | Path,
     *,
@@ -49,6 +58,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     strict: bool = False,
+    arranged: bool = True,
     warm: Callable[[Loaded], Any] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer.
@@ -64,6 +74,9 @@ def load(
             unpacked to float32.
         revision: branch, tag or commit on the hub.
         strict: refuse unusual fields and files instead of noting them.
+        arranged: lay the weights out as this backend decodes fastest (`jaxsteer.arrange`): on GPUs
+            some projections are joined. Without it, and with a `sharding`, they have the names and
+            shapes of a checkpoint, as on CPUs. `jaxsteer.unpack` goes back.
         warm: called, while weights are read, with what will be returned, but its model is one of
             shapes: to compile what will be run (`jaxsteer.compile_generate`, `compile_sweep`). What
             it raises is raised when the weights are there.
@@ -87,10 +100,12 @@ def load(
         find_source(source)  # says what is expected
     path = as_path(source)
     if is_remote(source) or (path / checkpoint.MANIFEST).is_file():
-        return _from_checkpoint(path, dtype, mesh, sharding, warm)
-    _check_is_model(path)
-    opened, origin = open_source(source, revision=revision, strict=strict)
-    return _from_files(opened, origin, dtype, mesh, sharding, warm)
+        parts = _from_checkpoint(path, dtype, mesh, sharding)
+    else:
+        _check_is_model(path)
+        opened, origin = open_source(source, revision=revision, strict=strict)
+        parts = _from_files(opened, origin, dtype, mesh, sharding)
+    return _together(parts, warm, arranged=arranged and sharding is None)
 
 
 def _check_is_model(path: Path) -> None:
@@ -104,24 +119,26 @@ def _check_is_model(path: Path) -> None:
         raise ValueError(f"{path}: is no model, but its folder checkpoint is one")
 
 
-def _together(
-    read_companions: Callable[[], _Beside],
-    read_weights: Callable[[Future[_Beside]], Model],
-    shapes: Callable[[], Model],
-    warm: Callable[[Loaded], Any] | None,
-) -> Loaded:
+def _together(parts: _Parts, warm: Callable[[Loaded], Any] | None, *, arranged: bool) -> Loaded:
     """Read weights and companions beside each other, and run `warm` on shapes meanwhile."""
+
+    def lay_out(model: Model) -> Model:
+        return arrange(model, donate=True) if arranged else model
+
+    def ahead(warm: Callable[[Loaded], Any]) -> None:
+        warm(beside.result()(lay_out(parts.shapes())))
+
     with ThreadPoolExecutor(2) as pool:
         # Importing what makes a tokenizer takes seconds, in which weights can be read.
-        beside = pool.submit(read_companions)
-        warmed = None if warm is None else pool.submit(lambda: warm(beside.result()(shapes())))
-        model = read_weights(beside)
+        beside = pool.submit(parts.companions)
+        warmed = None if warm is None else pool.submit(ahead, warm)
+        model = lay_out(parts.weights(beside))
         if warmed is not None:
             warmed.result()
     return beside.result()(model)
 
 
-def _from_checkpoint(path: Path, dtype: Any, mesh: Any, sharding: Any, warm: Any) -> Loaded:
+def _from_checkpoint(path: Path, dtype: Any, mesh: Any, sharding: Any) -> _Parts:
     manifest = checkpoint.read_manifest(path)
     stored = manifest.dtype if dtype is None else checkpoint.dtype_name(dtype)
 
@@ -137,12 +154,12 @@ def _from_checkpoint(path: Path, dtype: Any, mesh: Any, sharding: Any, warm: Any
     def shapes() -> Model:
         return abstract_model(manifest.config, dtype=stored, mesh=mesh)
 
-    return _together(companions, weights, shapes, warm)
+    return _Parts(companions, weights, shapes)
 
 
 def _from_files(
-    opened: Folder | GgufModel, source: Source, dtype: Any, mesh: Any, sharding: Any, warm: Any
-) -> Loaded:
+    opened: Folder | GgufModel, source: Source, dtype: Any, mesh: Any, sharding: Any
+) -> _Parts:
     config = opened.config
     target = target_dtype(opened, "keep" if dtype is None else checkpoint.dtype_name(dtype))
     if mesh is not None:
@@ -160,7 +177,7 @@ def _from_files(
     def shapes() -> Model:
         return abstract_model(config, dtype=target, mesh=mesh)
 
-    return _together(companions, weights, shapes, warm)
+    return _Parts(companions, weights, shapes)
 
 
 def _companions(opened: Folder | GgufModel, source: Source, tokenizer: Any, dtype: str) -> _Beside:

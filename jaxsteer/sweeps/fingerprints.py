@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsteer.llama import Model, without_padding
+from jaxsteer.llama import Model, unpack, unpack_layer, without_padding
 from jaxsteer.runtime import hosts
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -19,9 +19,13 @@ def weights_fingerprint(model: Model) -> str:
     """A fingerprint of the weights, computed on their devices in the time it takes to read them.
 
     It hashes a sum over all weights, weighted by position: it tells models apart, not forgeries.
+    Weights that a backend keeps packed or padded have the print of those in their checkpoint.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(without_padding(model).params)
-    sums = hosts.gather([_sums(leaf) for _, leaf in leaves])
+    model = without_padding(model)
+    parts = {name: _sums_of(x) for name, x in model.params.items() if name != "layers"}
+    layers = {i: _sums_of_layer(layer) for i, layer in model.params["layers"].items()}
+    sums = jax.tree.leaves(hosts.gather(parts | {"layers": layers}))
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(unpack, model).params)
     named = [
         [jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape), leaf_sums.tolist()]
         for (path, leaf), leaf_sums in zip(leaves, sums, strict=True)
@@ -30,6 +34,15 @@ def weights_fingerprint(model: Model) -> str:
 
 
 @jax.jit
+def _sums_of(tree: Any) -> Any:
+    return jax.tree.map(_sums, tree)
+
+
+@jax.jit
+def _sums_of_layer(layer: Any) -> Any:
+    return jax.tree.map(_sums, unpack_layer(layer))
+
+
 def _sums(x: jax.Array) -> jax.Array:
     """Two sums modulo 2³² over the bits of `x`, weighted by their positions."""
     bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)

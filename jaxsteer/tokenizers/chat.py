@@ -1,6 +1,7 @@
 """Conversations as text, by a model's chat template, in bounded time and memory."""
 
 import atexit
+import contextlib
 import datetime
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 SECONDS = 10.0  # for one text; a template takes less than a millisecond
 _START_SECONDS = 120.0  # importing what renders takes one on a machine that is not busy
-_WORKER = Path(__file__).with_name("chat_worker.py")
+_PROGRAM = Path(__file__).with_name("chat_worker.py")
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1")
 
 _ANSWER = "where does an answer end?"
@@ -30,6 +31,7 @@ _CHAT: tuple[Message, ...] = (
 
 _lock = threading.Lock()
 _running: dict[int, subprocess.Popen[bytes]] = {}  # one at most, by the process that started it
+_silent: set[int] = set()  # ids of those whose first line was not read yet
 
 
 def render(
@@ -41,7 +43,7 @@ def render(
 ) -> str:
     """What a tokenizer's chat template makes of a conversation, as in `apply_chat_template`.
 
-    It is rendered in another process, which is started by the first call and kept.
+    It is rendered in another process, which the first call starts, or `begin`, and which is kept.
 
     Args:
         tokenizer: of transformers.
@@ -115,12 +117,28 @@ def template_marks(tokenizer: Any) -> dict[str, int]:
     return marks
 
 
+def begin() -> None:
+    """Start the process that renders, if there is none, and do not wait until it is ready.
+
+    It imports what this process imports to make a tokenizer, and can do so at the same time.
+    """
+    with _lock, contextlib.suppress(OSError):  # which a first text will meet again, and tell
+        _worker()
+
+
+def _worker() -> subprocess.Popen[bytes]:
+    """The process that renders."""
+    worker = _running.get(os.getpid())
+    return _start() if worker is None or worker.poll() is not None else worker
+
+
 def _ask(line: bytes) -> dict[str, str]:
     """The worker's answer; one that is late or has died is started anew for the next."""
     try:
-        worker = _running.get(os.getpid())
-        if worker is None or worker.poll() is not None:
-            worker = _start()
+        worker = _worker()
+        if worker.pid in _silent:
+            _read_line(worker, _START_SECONDS)
+            _silent.discard(worker.pid)
         assert worker.stdin is not None
         worker.stdin.write(line)
         worker.stdin.flush()
@@ -135,7 +153,7 @@ def _ask(line: bytes) -> dict[str, str]:
 
 def _start() -> subprocess.Popen[bytes]:
     worker = subprocess.Popen(
-        [sys.executable, "-P", str(_WORKER)],
+        [sys.executable, "-P", str(_PROGRAM)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -144,7 +162,8 @@ def _start() -> subprocess.Popen[bytes]:
     )
     _running.clear()  # after a fork, the parent's
     _running[os.getpid()] = worker
-    _read_line(worker, _START_SECONDS)
+    _silent.clear()
+    _silent.add(worker.pid)
     return worker
 
 
@@ -166,6 +185,7 @@ def stop() -> None:
     """End the process that renders, if there is one."""
     worker = _running.pop(os.getpid(), None)
     if worker is not None:
+        _silent.discard(worker.pid)
         worker.kill()
         worker.communicate()
 

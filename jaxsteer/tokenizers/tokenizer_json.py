@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxsteer.files import MOST_BYTES, as_path, read_json_object, read_whole
 from jaxsteer.runtime import as_value_error
+from jaxsteer.tokenizers import chat
 from jaxsteer.tokenizers.meta_vocabulary import FIRST, SPECIAL, is_meta_vocabulary, meta_tokenizer
 from jaxsteer.tokenizers.tokenizer_check import TEXTS
 
@@ -49,10 +50,15 @@ def load_tokenizer(folder: str | Path) -> Any:
     if (size := file.stat().st_size) > _MOST_BYTES:
         raise ValueError(f"{file}: has {size:,} bytes, expected {_MOST_BYTES:,} at most")
     about = _about(folder)
+    with as_value_error(folder / _CONFIG, "the tokenizer does not load"):
+        template = _chat_template(folder, about)
+    if template:
+        chat.begin()  # whoever asks how a conversation ends has it sooner
     with as_value_error(file, "the tokenizer does not load"):
         tokenizer = _read(file, about)
     with as_value_error(folder / _CONFIG, "the tokenizer does not load"):
         _name_tokens(tokenizer, about, folder)
+    tokenizer.chat_template = template
     return tokenizer
 
 
@@ -135,7 +141,6 @@ def _name_tokens(tokenizer: Any, about: Mapping[str, Any], folder: Path) -> None
     ]
     tokenizer.padding_side = "right" if about.get("padding_side") == "right" else "left"
     tokenizer.clean_up_tokenization_spaces = False  # it drops spaces before punctuation
-    tokenizer.chat_template = _chat_template(folder, about)
     tokenizer.name_or_path = str(folder)
     if isinstance(about.get("model_max_length"), int):
         tokenizer.model_max_length = about["model_max_length"]

@@ -21,6 +21,8 @@ from tokenizers import decoders
 
 import jaxsteer
 from jaxsteer.huggingface import tensor_names as hf
+from jaxsteer.llama import is_packed, packing
+from jaxsteer.sweeps import weights_fingerprint
 from jaxsteer.tokenizers.gguf_vocabulary import from_pairs
 
 TEXT = "Wait, let me try 12 again .\n"
@@ -245,6 +247,30 @@ def test_quantised_weights_are_unpacked(folders, tmp_path, kind):
     half, _ = jaxsteer.load(tmp_path / "m", dtype="bfloat16")
     for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(model), strict=True):
         assert np.array_equal(x, y.astype(jnp.bfloat16))
+
+
+def test_weights_are_arranged_for_the_backend(folders, tmp_path, monkeypatch):
+    """As on a GPU: joined, also in the shapes that `warm` gets; the numbers are those of a CPU."""
+    src = folders["words"]
+    separate = jaxsteer.load(src, arranged=False)
+    jaxsteer.save(tmp_path / "ours", separate.model)
+    monkeypatch.setattr(packing.jax, "default_backend", lambda: "gpu")
+    shapes = []
+    for source in (src, tmp_path / "ours"):
+        packed = jaxsteer.load(source, warm=lambda lm: shapes.append(lm.model))
+        assert is_packed(packed.model)
+        assert jax.tree.map(shape_of, shapes.pop().params) == jax.tree.map(
+            shape_of, packed.model.params
+        )
+        assert_same(jaxsteer.unpack(packed.model), separate.model)
+        assert weights_fingerprint(packed.model) == weights_fingerprint(separate.model)
+        assert not is_packed(jaxsteer.load(source, arranged=False).model)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        assert not is_packed(jaxsteer.load(source, sharding=here).model)
+
+
+def shape_of(x: Any) -> Any:
+    return x.shape, x.dtype, x.sharding
 
 
 def test_pytorch_is_not_imported_though_it_is_installed(folders):

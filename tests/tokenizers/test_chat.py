@@ -73,3 +73,29 @@ def tokenizer_with(tokenizer: Any, template: str) -> Any:
 def test_one_of_several_templates(tokenizer: Any) -> None:
     tokenizer.chat_template = {"tool_use": "b", "default": "a"}
     assert render(tokenizer, MESSAGES) == "a"
+
+
+def test_loading_begins_what_renders_where_there_is_a_template(tmp_path: Path) -> None:
+    """It imports transformers while this process does."""
+    chat.stop()
+    write_tokenizer(tmp_path, byte_tokenizer())
+    load_tokenizer(tmp_path)
+    assert not chat._running
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[1].content }}")
+    tokenizer = load_tokenizer(tmp_path)
+    (begun,) = chat._running.values()
+    assert render(tokenizer, MESSAGES) == render(tokenizer, MESSAGES) == "seven"
+    assert list(chat._running.values()) == [begun]
+    begun.kill()
+    begun.wait()
+    assert render(tokenizer, MESSAGES) == "seven"  # by another one
+
+
+def test_one_that_cannot_begin_is_told_when_a_text_is_wanted(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.stop()
+    monkeypatch.setattr(chat.sys, "executable", "/no/such/python")
+    chat.begin()
+    with pytest.raises(ValueError, match="the process that renders it has ended"):
+        render(tokenizer_with(tokenizer, GOOD["names"]), MESSAGES)
