@@ -33,7 +33,6 @@ from jaxsteer.decoding import (
     Sampler,
     choose_sampler,
     make_request,
-    outcome,
     run,
     sampling,
 )
@@ -114,7 +113,7 @@ def limited(
     def loop(cond: Callable[..., Any], body: Callable[..., Any], state: Any) -> Any:
         return jax.lax.while_loop(lambda s: cond(s) & (s.step < limit), body, state)
 
-    return outcome(program(model, batch, request, sampler=sampler, loop=loop, **options))
+    return Outcome.of(program(model, batch, request, sampler=sampler, loop=loop, **options))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -103,15 +103,16 @@ def prefill(
     max_new_tokens: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
     capacity: int | None = None,
+    first: bool = True,
 ) -> DecodeState:
     """Run the prompts `[B, T]` and choose each row's first token; pure, for use in `jax.jit`.
 
     The state holds up to `max_new_tokens` tokens of each row, by default the request's. The cache
-    has `capacity` slots, by default T more than that. It is made here, because a program that also
-    contains the loop updates it in place and would copy a donated one. Prompts run in blocks of at
-    most `block_tokens` tokens, which bounds their temporaries.
+    has `capacity` slots, by default T more than that. It is made here: a loop in the same program
+    updates it in place, and would copy a donated one. Prompts run in blocks of at most
+    `block_tokens` tokens, which bounds their temporaries.
 
-    With R rows a prompt, each prompt runs once: see `begin_shared`.
+    With R rows a prompt, each prompt runs once (`begin_shared`), and without `first` no more.
     """
     B, T = batch.tokens.shape
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -120,7 +121,7 @@ def prefill(
         state = begin_shared(
             model, batch, request, max_new_tokens=G, new_slots=new_slots, block_tokens=block_tokens
         )
-        return decode_step(model, state, request, sampler=sampler)
+        return decode_step(model, state, request, sampler=sampler) if first else state
     thinking = thinking_in(batch.tokens, batch.mask, request.think_tokens)
     facts, plan = request.row_facts(thinking), request.capture
     chosen = prompt_tokens(plan, batch.mask, facts) if plan and plan.prompt_slots else None
@@ -155,9 +156,9 @@ def begin_shared(
     """The state of R rows on each of P prompts, before a step chooses their first tokens; pure.
 
     All tokens of a prompt but the last run once, unsteered and without captures; the last runs with
-    the first step, and there steering may begin (`reaches_prefix`). Rows share the keys and values
-    of what was run, or, if they may, copy them (`should_copy_prompts`). The state holds
-    `max_new_tokens` tokens of a row, by default the request's; the cache `new_slots`, or all.
+    the first step, where steering may begin (`reaches_prefix`). Rows share what was run, or copy it
+    (`may_copy`, `should_copy_prompts`). The state holds `max_new_tokens` tokens of a row, by
+    default the request's; the cache `new_slots`, or all.
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     B, capacity = request.max_tokens.shape[0], 1 + (G if new_slots is None else new_slots)
@@ -293,20 +294,19 @@ def run(
     """
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens
     slots = slots_by_loop(model, G, step)
-    capacity = batch.tokens.shape[1] + slots[0]
-    state = prefill(model, batch, request, sampler=sampler, max_new_tokens=G, capacity=capacity)
-    state = replace(state, extra=extra)
+    sizes = {"max_new_tokens": G, "capacity": batch.tokens.shape[1] + slots[0]}
+    first = not begins_in_loop(step, loop)
+    state = prefill(model, batch, request, sampler=sampler, first=first, **sizes)
     return loop_with_growing_cache(
-        loop, lambda s: step(model, s, request, sampler=sampler), state, slots
+        loop, lambda s: step(model, s, request, sampler=sampler), replace(state, extra=extra), slots
     )
 
 
 def slots_by_loop(model: Model, new_tokens: int, step: Step) -> list[int]:
     """The numbers of new tokens that the cache has slots for, in one loop after another.
 
-    The cache grows on CPUs, where a step attends over all slots, used or not. There is one loop
-    only, with a cache of full size, for fewer than 1,024 tokens (each loop compiles the step anew)
-    and for a step of your own, which may write more than one token.
+    The cache grows on CPUs, where a step attends over all slots, used or not; not for fewer than
+    1,024 tokens (each loop compiles the step anew), nor for a step that may write more than one.
     """
     grows = cached_by_head(model.attention) and step is decode_step
     count = min(_MOST_LOOPS, max(1, new_tokens // _GROWTH)) if grows else 1
@@ -330,22 +330,22 @@ def loop_with_growing_cache(
     return loop(unfinished, body, state)
 
 
-def outcome(state: DecodeState) -> Outcome:
-    """What is read of a state at the end."""
-    return Outcome(state.tokens, state.logprobs, state.length, state.finite, state.buffers)
-
-
 def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
     """`run`, and what is read of its state."""
-    return outcome(run(model, batch, request, **options))
+    return Outcome.of(run(model, batch, request, **options))
 
 
 _run = jax.jit(_run_to_end, static_argnames=("sampler", "step", "loop"))
 
 
+def begins_in_loop(step: Step, loop: Loop) -> bool:
+    """Whether rows of a shared prompt choose first tokens in the loop: a pass less to compile."""
+    return step is decode_step and loop is jax.lax.while_loop
+
+
 def is_plain(sampler: Sampler | None, step: Step, loop: Loop) -> bool:
     """Whether nothing is swapped in that might look at several rows at once."""
-    return sampler is None and step is decode_step and loop is jax.lax.while_loop
+    return sampler is None and begins_in_loop(step, loop)
 
 
 def prepare(
@@ -357,8 +357,7 @@ def prepare(
 ) -> tuple[TokenBatch, Request, Sampler]:
     """What calls begin with: a checked request, a batch whose rows fit it, and a sampler.
 
-    Raises:
-        ValueError: for input that does not fit the model.
+    Raises `ValueError` for input that does not fit the model.
     """
     batch, request = as_request(model, batch, request, asked)
     batch = shared_or_repeated(model, batch, request)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +25,11 @@ class Outcome:
     length: jax.Array
     finite: jax.Array
     buffers: CaptureBuffers | None
+
+    @classmethod
+    def of(cls, state: Any) -> "Outcome":
+        """That of a `DecodeState`."""
+        return cls(state.tokens, state.logprobs, state.length, state.finite, state.buffers)
 
 
 def generated_row(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxsteer.decoding import (
     Captured,
     DecodeState,
+    Outcome,
     Request,
     Sampler,
     Step,
@@ -17,7 +18,6 @@ from jaxsteer.decoding import (
     decode_step,
     generated_row,
     map_rows,
-    outcome,
 )
 from jaxsteer.llama import Model
 from jaxsteer.runtime import hosts
@@ -131,7 +131,7 @@ def read_rows(
     """The rows in the `ended` slots. Whole buffers are read: a slice of each size would compile."""
     if not ended.any():
         return []
-    made = hosts.gather(outcome(state))
+    made = hosts.gather(Outcome.of(state))
     rows = []
     for slot in np.flatnonzero(ended):
         row = jax.tree.map(lambda x, slot=slot: x[slot], made)

@@ -32,7 +32,6 @@ from jaxsteer.decoding import (
     generated_row,
     is_plain,
     map_rows,
-    outcome,
     reaches_prefix,
     run_parts,
     warn_not_finite,
@@ -67,7 +66,7 @@ class CellResult:
 
 def _run_to_end(model: Model, batch: TokenBatch, request: Request, **options: Any) -> Outcome:
     """`run_cells`, and what is read of its state, `[C, B, …]`."""
-    return outcome(run_cells(model, batch, request, **options))
+    return Outcome.of(run_cells(model, batch, request, **options))
 
 
 _run_cells = jax.jit(_run_to_end, static_argnames=("steer_prompt", "sampler", "step", "loop"))
@@ -109,8 +108,8 @@ def sweep(
     If a chunk runs out of memory, it is halved and runs again; no result is lost.
 
     On many hosts every process calls this with the same arguments and gets all results. If one host
-    lacks memory for a chunk, all hosts halve it before they start it. If a host runs out of memory
-    later, while the others wait for it, it ends with a `MemoryError`, and they end with it.
+    lacks memory for a chunk, all halve it before they start it; one that runs out of memory later
+    ends with a `MemoryError`, and the others, who wait for it, end with it.
 
     Args:
         model: the weights; another model of the same shape runs in the same compiled program.

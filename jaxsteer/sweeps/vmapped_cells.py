@@ -18,6 +18,7 @@ from jaxsteer.decoding import (
     Sampler,
     Step,
     begin_shared,
+    begins_in_loop,
     decode_step,
     loop_with_growing_cache,
     map_rows,
@@ -34,13 +35,15 @@ def prefill_cells(
     *,
     steer_prompt: bool,
     sampler: Sampler,
-    new_slots: int | None = None,
+    new_slots: int,
+    first: bool,
 ) -> DecodeState:
     """The state of C cells after the prompt: arrays gain a leading axis C, scalars are shared.
 
-    The cells of a prompt share its keys and values, which are computed and kept once. They cannot
-    if a scope reaches into the prompt before its last token (`steer_prompt`): then, and for a
-    single cell, the cells run as rows, in blocks of bounded memory.
+    The cells of a prompt share its keys and values, which are computed and kept once; without
+    `first` they leave their first tokens to the loop. They cannot share them if a scope reaches
+    into the prompt before its last token (`steer_prompt`): then, and for a single cell, the cells
+    run as rows, in blocks of bounded memory.
     """
     C, B = request.steering[0].coeff.shape[0], batch.tokens.shape[0]
 
@@ -57,12 +60,12 @@ def prefill_cells(
         state = begin_shared(model, batch, request, new_slots=new_slots)
         prefix = state.cache.prefix
         state = jax.tree.map(copies, replace(state, cache=replace(state.cache, prefix=None)))
-        cache = replace(in_order(state.cache, model), prefix=prefix)
-        return _over_cells(decode_step, model, replace(state, cache=cache), request, sampler)
+        state = replace(state, cache=replace(in_order(state.cache, model), prefix=prefix))
+        return _over_cells(decode_step, model, state, request, sampler) if first else state
     rows = map_rows(lambda x: flat(x[None]), replace(request, steering=()))
     rows = replace(rows, steering=jax.tree.map(flat, request.steering))
     batch = jax.tree.map(lambda x: flat(x[None]), batch)
-    capacity = None if new_slots is None else batch.tokens.shape[1] + new_slots
+    capacity = batch.tokens.shape[1] + new_slots
     state = prefill(model, batch, rows, sampler=sampler, capacity=capacity)
     return jax.tree.map(cells, state)
 
@@ -79,8 +82,9 @@ def run_cells(
 ) -> DecodeState:
     """`decoding.run` for C cells at once; `request.steering` has a leading axis C. Pure."""
     slots = slots_by_loop(model, request.max_new_tokens, step)
-    options: dict[str, Any] = {"steer_prompt": steer_prompt, "sampler": sampler}
-    state = prefill_cells(model, batch, request, new_slots=slots[0], **options)
+    options: Any = {"steer_prompt": steer_prompt, "sampler": sampler, "new_slots": slots[0]}
+    first = not begins_in_loop(step, loop)
+    state = prefill_cells(model, batch, request, first=first, **options)
     over_cells = functools.partial(_over_cells, step, model, request=request, sampler=sampler)
     return loop_with_growing_cache(loop, over_cells, state, slots)
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import SHALLOW, last_logits, random_rows
@@ -25,6 +26,7 @@ from jaxsteer.queues.slots import Occupancy
 from jaxsteer.steering import scope
 from jaxsteer.steering.capture import Capture
 from jaxsteer.steering.interventions import add, noise
+from jaxsteer.sweeps import grid, sweep
 
 R, G = 4, 8
 # Log-probabilities of two programs that sum in other orders: float32, of magnitude 10.
@@ -137,6 +139,29 @@ def test_a_loop_and_a_step_of_ones_own_get_it_without_asking(shallow):
     np.testing.assert_array_equal(state.tokens, expected.tokens)
     streamed = list(stream(shallow, batch, request))
     np.testing.assert_array_equal(np.stack(streamed, axis=1), expected.tokens)
+
+
+@pytest.mark.parametrize("loop", [jax.lax.while_loop, lambda *args: jax.lax.while_loop(*args)])
+def test_first_tokens_are_chosen_in_the_loop_unless_it_is_ones_own(shallow, loop):
+    """So a program has one pass through the model for them and all others."""
+    seen = []
+
+    def sampler(logits, keys, params):
+        seen.append(logits.shape)
+        return jnp.argmax(logits, axis=-1)
+
+    batch = left_pad(PREFIXES, length=9)
+    options = {"max_new_tokens": G, "sampler": sampler, "loop": loop}
+    out = generate(shallow, batch, samples=R, **options)
+    passes = 1 if loop is jax.lax.while_loop else 2
+    assert len(seen) == passes
+    expected = generate(shallow, PREFIXES, samples=R, max_new_tokens=G)
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    seen.clear()
+    generated = scope.generated()
+    cells = grid({"v": np.ones(SHALLOW.d_model)}, layers=[0], coeffs=[0.0, 1.0], scope=generated)
+    list(sweep(shallow, batch, cells, **options))
+    assert len(seen) == passes
 
 
 def test_several_tokens_at_once_behind_a_prefix_and_what_is_captured(shallow):

@@ -24,8 +24,8 @@ import jaxsteer
 from jaxsteer.analysis.derivatives import sensitivity
 from jaxsteer.analysis.logit_lens import lens
 from jaxsteer.analysis.projections import project
+from jaxsteer.decoding import Outcome
 from jaxsteer.decoding import generation as generating
-from jaxsteer.decoding import outcome
 from jaxsteer.decoding.samplers import Sampling, greedy, sampling
 from jaxsteer.directions.activations import Trace, activation_moments
 from jaxsteer.directions.learned import learn_directions, logprobs_under
@@ -362,7 +362,7 @@ def recording(module: Any, name: str, layout: dict[str, Any]) -> Any:
     def record(*args: Any, **options: Any) -> Any:
         state = jax.jit(whole, static_argnames=tuple(options))(*args, **options)
         layout[name] = part(state.cache.k[0])
-        return outcome(state)
+        return Outcome.of(state)
 
     return mock.patch.object(module, name, record)
 
