@@ -57,9 +57,14 @@ def place_all(
 
 
 def place(x: np.ndarray, where: Sharding) -> jax.Array:
-    """`x` on the devices of `where`; a view is turned there, unless they are CPUs."""
+    """`x` on the devices of `where`; a view is turned there, unless they are CPUs.
+
+    Nor is it where there are other hosts: all would have to turn arrays in the same order, and
+    threads keep none.
+    """
     device: Any = next(iter(where.device_set))
-    return _send(x, where) if device.platform == "cpu" else place_as_it_lies(x, where)
+    on_host = device.platform == "cpu" or hosts.several()
+    return _send(x, where) if on_host else place_as_it_lies(x, where)
 
 
 def place_as_it_lies(x: np.ndarray, where: Sharding) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -48,6 +49,18 @@ def test_any_other_array_comes_as_it_is(x):
     x = np.asarray(x)
     placed = placement.place_as_it_lies(x, SingleDeviceSharding(jax.devices()[0]))
     assert np.array_equal(placed, x)
+
+
+@pytest.mark.parametrize(
+    ("platform", "several", "turned"),
+    [("cpu", False, False), ("gpu", False, True), ("tpu", False, True), ("tpu", True, False)],
+)
+def test_where_a_view_is_turned(platform, several, turned, monkeypatch):
+    where = SimpleNamespace(device_set=[SimpleNamespace(platform=platform)])
+    monkeypatch.setattr(placement.hosts, "several", lambda: several)
+    monkeypatch.setattr(placement, "_send", lambda *_: False)
+    monkeypatch.setattr(placement, "place_as_it_lies", lambda *_: True)
+    assert placement.place(np.zeros((2, 3)).T, where) is turned
 
 
 def test_what_is_sent_is_as_it_lies(monkeypatch):
