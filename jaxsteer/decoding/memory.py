@@ -38,7 +38,6 @@ from jaxsteer.runtime import hosts
 
 # Share of the free memory that may be used; the allocator loses the rest between its blocks.
 USABLE = 0.9
-_TPU_SLOTS = 128  # a TPU pads the slots of a cache to a multiple of its lanes
 # On a CPU, where memory is shared with everybody, this much stands for what is free.
 CPU_BYTES = 2**31
 
@@ -54,13 +53,7 @@ def row_bytes(
     config, (_, tensor) = model.config, mesh_sizes(model)
     width = jnp.dtype(model.dtype).itemsize
     slots = prompt_length + new_tokens
-    own = 1 + new_tokens if shared else slots
-    if model.attention is tpu_attention:
-        own += -own % _TPU_SLOTS
-    cache = own * _token_cache_bytes(model)
-    if model.attention is tpu_attention and shared:
-        # What merging two parts of attention holds, fitted to one program compiled for a v5e-8.
-        cache += cache // 10
+    cache = (1 + new_tokens if shared else slots) * _token_cache_bytes(model)
     if model.attention is tpu_attention:
         # Its compiler keeps the rest on the chip: logits as they are carried, made and chosen from.
         return captured + cache + 3 * 4 * config.vocab_size // tensor
@@ -148,8 +141,13 @@ def sweep_bytes(
     if cells == 1 or steer_prompt:
         run = cells * prompts if steer_prompt else prompts * copies
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
-    shared = _are_shared(model, prompt_length, new_tokens)
-    rows, run = cells * prompts, prompts * copies
+    shared, run = _are_shared(model, prompt_length, new_tokens), prompts * copies
+    each = run // data  # prompts of a device
+    if model.attention is tpu_attention and not 8 < each < 16:
+        # Its compiler lays a slot's prompts side by side, in eights; found so for 8 and 20 of them,
+        # and not for 10, which would be padded most.
+        each += -each % 8 if each > 8 else 0
+    rows = -(-cells // copies) * each * data
     return program_bytes(model, rows=rows, prompt_rows=run, shared=shared, **asked)
 
 
