@@ -92,7 +92,10 @@ def _check_alike(into: Model, source: Model) -> None:
         raise ValueError(f"source: got another config than `into`: {', '.join(differing)}")
     if is_packed(into) != is_packed(source):
         one = "packed" if is_packed(source) else "not packed"
-        raise ValueError(f"source: got a model that is {one}, expected both packed or neither")
+        raise ValueError(
+            f"source: got a model that is {one}, expected both packed or neither "
+            "(jaxsteer.unpack, or load(…, arranged=False))"
+        )
     theirs: dict[ParamPath, Any] = dict(flatten(source.params))
     for path, leaf in flatten(into.params):
         if theirs[path].dtype != leaf.dtype:

@@ -47,7 +47,7 @@ from jaxsteer.llama import (
     nest,
     params_sharding,
     shard_model,
-    unpack,
+    unpack_layer,
     without_padding,
 )
 from jaxsteer.runtime import hosts, timed
@@ -115,7 +115,7 @@ def save(
     write(
         path,
         model.config,
-        flatten(without_padding(unpack(model)).params),  # checkpoints have separate projections
+        _separate(without_padding(model).params),
         dtype=model.dtype.name,
         files=files,
         provenance=provenance,
@@ -320,6 +320,16 @@ def companions(path: PathLike) -> tuple[Path, ...]:
     folder = as_path(path) / _HUGGINGFACE
     names = [name for name in COMPANIONS if (folder / name).is_file()]
     return tuple(folder / n if is_remote(path) else inside(folder, n) for n in sorted(names))
+
+
+def _separate(params: dict[Any, Any]) -> Leaves:
+    """The weights with separate projections, as checkpoints have them; one layer at a time."""
+    for name, part in params.items():
+        if name != "layers":
+            yield from flatten({name: part})
+            continue
+        for i, layer in part.items():
+            yield from flatten({name: {i: unpack_layer(layer)}})
 
 
 def _checked(leaves: Leaves, config: LlamaConfig, dtype: str) -> Iterator[tuple[ParamPath, Any]]:

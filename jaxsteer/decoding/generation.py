@@ -112,7 +112,7 @@ def prefill(
     updates it in place, and would copy a donated one. Prompts run in blocks of at most
     `block_tokens` tokens, which bounds their temporaries.
 
-    With R rows a prompt, each prompt runs once (`begin_shared`), and without `first` no more.
+    With R rows a prompt, each prompt runs once (`begin_shared`); without `first` the loop begins.
     """
     B, T = batch.tokens.shape
     G = request.max_new_tokens if max_new_tokens is None else max_new_tokens

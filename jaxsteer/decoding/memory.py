@@ -143,10 +143,10 @@ def sweep_bytes(
         return program_bytes(model, rows=cells * prompts, prompt_rows=run, **asked)
     shared, run = _are_shared(model, prompt_length, new_tokens), prompts * copies
     each = run // data  # prompts of a device
-    if model.attention is tpu_attention and not 8 < each < 16:
-        # Its compiler lays a slot's prompts side by side, in eights; found so for 8 and 20 of them,
-        # and not for 10, which would be padded most.
-        each += -each % 8 if each > 8 else 0
+    if model.attention is tpu_attention and each >= 16:
+        # Its compiler lays a slot's prompts side by side, in eights; found so for 18 and 20 of
+        # them, and not for 10 and 12, which would be padded more.
+        each += -each % 8
     rows = -(-cells // copies) * each * data
     return program_bytes(model, rows=rows, prompt_rows=run, shared=shared, **asked)
 

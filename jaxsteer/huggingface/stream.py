@@ -19,7 +19,7 @@ from jaxsteer.huggingface.gguf_model import GgufModel
 from jaxsteer.runtime import timed
 
 _STRIP_BYTES = 1 << 22  # stays in the cache from reading to transposing
-_READ_BYTES = 1 << 24  # of one that is only read: each takes the interpreter's lock some times
+_READ_BYTES = 1 << 24  # of one that is only read: few strips, as each takes the interpreter's lock
 _AHEAD_BYTES = 1 << 28  # of tensors that are begun; a larger one is alone
 _THREADS = max(4, min(16, os.cpu_count() or 1))
 

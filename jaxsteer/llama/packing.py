@@ -1,4 +1,4 @@
-"""Weights laid out as a kind of device decodes fastest: `arrange`, after loading.
+"""Weights laid out as a kind of device decodes fastest: `arrange`, which `jaxsteer.load` calls.
 
 GPUs: projections that read the same input lie side by side in one weight (`pack`). A decode step
 is a chain of matrix products that each read their weights once, and each kernel loses some

@@ -59,8 +59,8 @@ def place_all(
 def place(x: np.ndarray, where: Sharding) -> jax.Array:
     """`x` on the devices of `where`; a view is turned there, unless they are CPUs.
 
-    Nor is it where there are other hosts: all would have to turn arrays in the same order, and
-    threads keep none.
+    Nor is it where there are other hosts: all would have to turn arrays in one order, and threads
+    keep no common order.
     """
     device: Any = next(iter(where.device_set))
     on_host = device.platform == "cpu" or hosts.several()

@@ -1,4 +1,4 @@
-"""Render chat templates, one per line of JSON, until there are no more: run by `chat.render`.
+"""Render chat templates, one per line of JSON, until there are no more: started by `chat`.
 
 A template is a program that came with a model. Here it has its own process, which may not grow by
 more than a gigabyte and is killed by its parent when it takes too long.

@@ -53,7 +53,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     with as_value_error(folder / _CONFIG, "the tokenizer does not load"):
         template = _chat_template(folder, about)
     if template:
-        chat.begin()  # whoever asks how a conversation ends has it sooner
+        chat.begin()  # it starts while transformers is imported here
     with as_value_error(file, "the tokenizer does not load"):
         tokenizer = _read(file, about)
     with as_value_error(folder / _CONFIG, "the tokenizer does not load"):

@@ -17,10 +17,11 @@ from jaxsteer.decoding.memory import (
     prompt_token_bytes,
     row_bytes,
     rows_that_fit,
+    sweep_bytes,
 )
 from jaxsteer.decoding.request import make_request
 from jaxsteer.decoding.samplers import greedy
-from jaxsteer.llama.attention import cudnn_attention
+from jaxsteer.llama.attention import cudnn_attention, tpu_attention
 from jaxsteer.llama.model import init
 from jaxsteer.llama.sharding import abstract_model
 from jaxsteer.llama.tokens import left_pad
@@ -152,3 +153,16 @@ def test_models_stay_while_they_take_a_third_of_the_memory(shallow, monkeypatch)
     assert not memory.room_for_another([shallow, shallow])
     monkeypatch.setattr(memory, "CPU_BYTES", 6 * size - 1)
     assert not memory.room_for_another([shallow])
+
+
+def test_a_tpu_lays_the_prompts_of_a_sweep_out_in_eights():
+    """As compiled for TPUs: 18 and 20 prompts, but not 8, 10 or 12."""
+    model = init(CONFIG, dtype=jnp.bfloat16).with_attention(tpu_attention)
+    row = row_bytes(model, prompt_length=16, new_tokens=100, shared=True)
+
+    def cells_alone(prompts: int) -> int:
+        asked = {"prompts": prompts, "prompt_length": 16, "new_tokens": 100}
+        return sweep_bytes(model, cells=5, **asked) - sweep_bytes(model, cells=3, **asked)
+
+    for prompts, laid_out in ((1, 1), (8, 8), (10, 10), (12, 12), (18, 24), (20, 24)):
+        assert cells_alone(prompts) == 2 * laid_out * row
