@@ -41,7 +41,7 @@ def place_all(
     placed: dict[ParamPath, Future[jax.Array]] = {}
     under_way: deque[tuple[int, Future[jax.Array]]] = deque()
 
-    def timed_place(x: np.ndarray, where: Sharding) -> jax.Array:
+    def timed_place(x: np.ndarray, where: Any) -> jax.Array:
         with timed("load/threads/send"):
             return jax.block_until_ready(place(x, where))
 
@@ -56,39 +56,44 @@ def place_all(
     return {path: future.result() for path, future in placed.items()}
 
 
-def place(x: np.ndarray, where: Sharding) -> jax.Array:
-    """`x` on the devices of `where`; a view is turned there, unless they are CPUs.
+def place(x: np.ndarray, where: Any) -> jax.Array:
+    """`x` where `jax.device_put` would put it; a view is turned there if `can_turn`."""
+    return place_as_it_lies(x, where) if can_turn(where) else _send(x, where)
 
-    Nor is it where there are other hosts: all would have to turn arrays in one order, and threads
-    keep no common order.
+
+def can_turn(where: Any) -> bool:
+    """Whether arrays may be turned on the devices of `where`, in their own memory.
+
+    Not on CPUs, which are the host. And not where there are other hosts: all would have to turn
+    arrays in one order, and threads keep no common order.
     """
+    if not isinstance(where, NamedSharding | SingleDeviceSharding) or hosts.several():
+        return False
     device: Any = next(iter(where.device_set))
-    on_host = device.platform == "cpu" or hosts.several()
-    return _send(x, where) if on_host else place_as_it_lies(x, where)
+    return device.platform != "cpu" and where.memory_kind in (None, device.default_memory().kind)
 
 
-def place_as_it_lies(x: np.ndarray, where: Sharding) -> jax.Array:
+def place_as_it_lies(x: np.ndarray, where: NamedSharding | SingleDeviceSharding) -> jax.Array:
     """`x` on the devices of `where`: sent in the order of its memory, and its axes moved there."""
     order = tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
     lying = x.transpose(order)
-    sent_to = _with_axes(where, order)
-    if order == tuple(range(x.ndim)) or not lying.flags.c_contiguous or sent_to is None:
+    if order == tuple(range(x.ndim)) or not lying.flags.c_contiguous:
         return _send(x, where)
     back = tuple(order.index(axis) for axis in range(x.ndim))
-    return _turn(back, where)(_send(lying, sent_to))
+    return _turn(back, where)(_send(lying, _with_axes(where, order)))
 
 
-def _send(x: np.ndarray, where: Sharding) -> jax.Array:
+def _send(x: np.ndarray, where: Any) -> jax.Array:
     sent: Any = hosts.place(x, where)
     return sent
 
 
-def _with_axes(where: Sharding, order: tuple[int, ...]) -> Sharding | None:
-    """The sharding of an array whose axes are in another order; None if it cannot be told."""
+def _with_axes(
+    where: NamedSharding | SingleDeviceSharding, order: tuple[int, ...]
+) -> NamedSharding | SingleDeviceSharding:
+    """The sharding of the same array with its axes in another order."""
     if isinstance(where, SingleDeviceSharding):
         return where
-    if not isinstance(where, NamedSharding):
-        return None
     spec = (*where.spec, *[None] * (len(order) - len(where.spec)))
     return NamedSharding(
         where.mesh, P(*(spec[axis] for axis in order)), memory_kind=where.memory_kind

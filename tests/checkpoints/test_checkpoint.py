@@ -443,20 +443,3 @@ def test_a_moved_checkpoint_loads(saved, tmp_path, config):
     shutil.move(saved, tmp_path / "elsewhere")
     loaded, _ = checkpoint.load(tmp_path / "elsewhere")
     assert same(loaded.params, make(config).params)
-
-
-def test_packed_weights_are_parted_a_layer_at_a_time(config, monkeypatch):
-    """All separate ones would not fit beside the packed ones."""
-    packed = packing.pack(model.init(config))
-    parted = []
-    monkeypatch.setattr(
-        checkpoint, "unpack_layer", lambda x: parted.append(x) or packing.unpack_layer(x)
-    )
-    found, then = {}, {}
-    for path, x in checkpoint._separate(packed.params):
-        found[path] = x
-        then[path[:2]] = len(parted)
-    expected = dict(flatten(packing.unpack(packed).params))
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[path], expected[path]) for path in found)
-    assert [then["layers", i] for i in range(config.n_layers)] == [*range(1, config.n_layers + 1)]

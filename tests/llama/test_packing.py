@@ -7,9 +7,11 @@ import numpy as np
 import oracle
 import pytest
 
+from jaxsteer.checkpoints import checkpoint
 from jaxsteer.decoding.generation import generate
 from jaxsteer.llama import packing
-from jaxsteer.llama.packing import arrange, heads_first, pack, unpack
+from jaxsteer.llama.packing import arrange, heads_first, pack, unpack, unpack_layer
+from jaxsteer.llama.parameters import flatten
 from jaxsteer.llama.tokens import left_pad
 
 
@@ -68,6 +70,18 @@ def test_donated_weights_are_given_up():
     packed = pack(model, donate=True)
     assert jnp.isfinite(packed.params["layers"][0]["attn"]["qkv_proj"]).all()
     assert {name for name, x in attn.items() if not x.is_deleted()} == {"o_proj"}
+
+
+def test_saving_parts_packed_weights_a_layer_at_a_time(model, monkeypatch):
+    """All separate ones would not fit beside the packed ones."""
+    parted, found, then = [], {}, {}
+    monkeypatch.setattr(
+        checkpoint, "unpack_layer", lambda layer: parted.append(layer) or unpack_layer(layer)
+    )
+    for path, x in checkpoint._separate(pack(model).params):
+        found[path], then[path[:2]] = x, len(parted)
+    chex.assert_trees_all_equal(found, dict(flatten(model.params)))
+    assert [then["layers", i] for i in range(model.config.n_layers)] == [1, 2]
 
 
 def test_heads_first_moves_bytes_only(model):

@@ -3,10 +3,12 @@
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from oracle import random_model
@@ -52,15 +54,30 @@ def test_any_other_array_comes_as_it_is(x):
 
 
 @pytest.mark.parametrize(
-    ("platform", "several", "turned"),
-    [("cpu", False, False), ("gpu", False, True), ("tpu", False, True), ("tpu", True, False)],
+    ("platform", "memory", "several", "turned"),
+    [
+        ("cpu", "device", False, False),
+        ("gpu", "device", False, True),
+        ("gpu", None, False, True),
+        ("gpu", "pinned_host", False, False),
+        ("tpu", "device", False, True),
+        ("tpu", "device", True, False),
+    ],
 )
-def test_where_a_view_is_turned(platform, several, turned, monkeypatch):
-    where = SimpleNamespace(device_set=[SimpleNamespace(platform=platform)])
+def test_where_a_view_is_turned(platform, memory, several, turned, monkeypatch):
+    own = SimpleNamespace(kind="device")
+    device = SimpleNamespace(platform=platform, default_memory=lambda: own)
+    where = Mock(spec=SingleDeviceSharding, device_set=[device], memory_kind=memory)
     monkeypatch.setattr(placement.hosts, "several", lambda: several)
-    monkeypatch.setattr(placement, "_send", lambda *_: False)
-    monkeypatch.setattr(placement, "place_as_it_lies", lambda *_: True)
-    assert placement.place(np.zeros((2, 3)).T, where) is turned
+    assert placement.can_turn(where) is turned
+
+
+def test_a_place_that_is_no_sharding_is_left_to_jax():
+    x = np.arange(6.0, dtype=np.float32).reshape(2, 3).T
+    here = SingleDeviceSharding(jax.devices()[0])
+    for where in (jax.devices()[0], Format(Layout((1, 0)), here)):
+        assert not placement.can_turn(where)
+        assert np.array_equal(placement.place(x, where), x)
 
 
 def test_what_is_sent_is_as_it_lies(monkeypatch):
